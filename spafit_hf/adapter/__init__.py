@@ -1,0 +1,38 @@
+"""An adapter folder: write it, check it, load it, turn it into something else. See `folder` for its format."""
+
+from __future__ import annotations
+
+from spafit_hf.adapter.convert import export_adapter, merge_adapter
+from spafit_hf.adapter.fetch import FetchedAdapter, fetch_adapter
+from spafit_hf.adapter.folder import (
+    CONFIG_FILE,
+    SIDECAR_FILE,
+    WEIGHTS_FILE,
+    AdapterError,
+    BaseFacts,
+    Sidecar,
+    base_facts,
+)
+from spafit_hf.adapter.load import load_adapter, load_base
+from spafit_hf.adapter.verify import VerifiedAdapter, verify_adapter
+from spafit_hf.adapter.write import portable_obstacle, save_adapter
+
+__all__ = [
+    "CONFIG_FILE",
+    "SIDECAR_FILE",
+    "WEIGHTS_FILE",
+    "AdapterError",
+    "BaseFacts",
+    "FetchedAdapter",
+    "Sidecar",
+    "VerifiedAdapter",
+    "base_facts",
+    "export_adapter",
+    "fetch_adapter",
+    "load_adapter",
+    "load_base",
+    "merge_adapter",
+    "portable_obstacle",
+    "save_adapter",
+    "verify_adapter",
+]

@@ -1,0 +1,85 @@
+"""Turn an adapter folder into another kind of folder: a plain model, or the same adapter in another form."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from spafit_hf.adapter.folder import AdapterError
+from spafit_hf.adapter.load import load_adapter
+from spafit_hf.adapter.write import save_adapter
+
+
+def merge_adapter(
+    base: nn.Module | str | os.PathLike[str] | None,
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+) -> PreTrainedModel:
+    """Write a plain transformers folder: base, adapter and head in one, which loads without PEFT.
+
+    The head has the adapter's number of outputs and label names, and a tokenizer in the adapter's folder or the base's
+    goes along, so that `pipeline(output)` works.
+
+    Args:
+        base: a model, a Hub id or folder, or None for the base that the adapter names.
+        folder: the adapter's folder or repository.
+        output: the folder to write. It must not exist or be empty.
+
+    Returns:
+        The merged model.
+
+    Raises:
+        AdapterError: if the adapter cannot be loaded, or the output folder is not empty.
+        ValueError: if a delta meets a module without a bias, which a saved model could not hold.
+    """
+    target = _empty(output)
+    model = load_adapter(base, folder)
+    name_or_path = model.peft_config["default"].base_model_name_or_path
+    merged: Any = model.merge_and_unload(safe_merge=True)
+    merged.config._name_or_path = name_or_path or ""
+    merged.save_pretrained(target)
+    _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else os.fspath(base), target)
+    return merged
+
+
+def export_adapter(
+    base: nn.Module | str | os.PathLike[str] | None,
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    form: str,
+) -> str:
+    """Write the same adapter in another form: "peft" (plain PEFT reads it) or "native" (the deltas as they are).
+
+    Arguments as in `merge_adapter`; the forms as in `save_adapter`.
+
+    Returns:
+        The form written: "absolute", "lora-bias" or "native".
+
+    Raises:
+        AdapterError: if the adapter cannot be loaded, or not be held by the form.
+    """
+    target = _empty(output)
+    model = load_adapter(base, folder)
+    written = save_adapter(model, target, form=form)
+    name_or_path = model.peft_config["default"].base_model_name_or_path
+    _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else os.fspath(base), target)
+    return written
+
+
+def _empty(output: str | os.PathLike[str]) -> Path:
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise AdapterError(f"{target} exists and is not an empty folder; choose another output, or empty it first.")
+    return target
+
+
+def _copy_tokenizer(folder: str | os.PathLike[str], base: str | None, target: Path) -> None:
+    for source in (os.fspath(folder), base):
+        if source is None or not Path(source).is_dir() or not (Path(source) / "tokenizer_config.json").exists():
+            continue
+        AutoTokenizer.from_pretrained(source).save_pretrained(target)
+        return

@@ -1,0 +1,247 @@
+"""An adapter folder: three files, and what each tensor name in it means.
+
+    adapter_config.json         PEFT's: type, rank, which modules           read by plain PEFT and by this package
+    adapter_model.safetensors   LoRA, biases, head
+    spafit_config.json          the sidecar: strategy, base, labels, task   read by this package alone
+
+Tensor names are PEFT's: `base_model.model.<module>.<part>`. A trained bias is stored in one of three forms:
+
+    absolute    `<module>.bias`            base bias + delta; plain PEFT sets it in place   every module has a bias
+    lora-bias   `<module>.lora_B.bias`     delta / scaling; plain PEFT adds it after LoRA B   no norm has a delta
+    native      `<module>.lora_delta`      the delta itself; only this package reads it     always possible
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+SIDECAR_FILE = "spafit_config.json"
+
+KEY_PREFIX = "base_model.model."
+SIDECAR_FORMAT = 1
+
+#: Endings of tensor names that belong to an adapter, longest first where one ends another.
+PARTS = (
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_B.bias",
+    "lora_magnitude_vector",
+    "lora_delta",
+    "base_layer.bias",
+    "bias",
+)
+
+FORMS = ("absolute", "lora-bias", "native")
+
+
+class AdapterError(ValueError):
+    """An adapter folder that cannot be written, read, or used on this base; the message says why."""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """Which base an adapter belongs to: its name, and what identifies it whatever its name."""
+
+    name_or_path: str | None = None
+    revision: str | None = None
+    model_type: str | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    vocab_size: int | None = None
+    #: dtype name -> SHA-256 of the base's vectors (biases, norm weights) inside its layers, cast to that dtype.
+    vectors: dict[str, str] = field(default_factory=dict)
+
+    def difference(self, other: BaseFacts) -> str | None:
+        """What tells this base (an adapter's) from another (the loaded one) apart, as a sentence; None if nothing."""
+        for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None and theirs is not None and mine != theirs:
+                return f"its {name} is {theirs}, the adapter was trained on a base with {mine}"
+        if self.vectors and other.vectors and not set(self.vectors.values()) & set(other.vectors.values()):
+            return "its biases and norm weights are not those that the adapter was trained on"
+        return None
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What `spafit_config.json` holds: the facts that PEFT's own configuration has no place for."""
+
+    form: str
+    strategy: dict[str, Any] | None = None
+    lora_modules: tuple[str, ...] = ()
+    bias_modules: tuple[str, ...] = ()
+    labels: dict[str, Any] | None = None
+    base: BaseFacts = field(default_factory=BaseFacts)
+    task: dict[str, Any] = field(default_factory=dict)
+    spafit_hf_version: str = ""
+    format: int = SIDECAR_FORMAT
+
+    def to_json(self) -> str:
+        """The file's text. Equal facts give equal bytes."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Sidecar:
+        """Inverse of `to_json`, parsed.
+
+        Raises:
+            AdapterError: for a sidecar of another format, or with fields missing, unknown or of the wrong type.
+        """
+        if not isinstance(data, dict) or data.get("format") != SIDECAR_FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise AdapterError(
+                f"{SIDECAR_FILE} has format {found!r}; this version reads format {SIDECAR_FORMAT}. "
+                "Upgrade spafit-hf, or delete the file and read the folder without it."
+            )
+        types = {
+            "form": str,
+            "strategy": (dict, type(None)),
+            "lora_modules": list,
+            "bias_modules": list,
+            "labels": (dict, type(None)),
+            "base": dict,
+            "task": dict,
+            "spafit_hf_version": str,
+            "format": int,
+        }
+        if set(data) != set(types):
+            raise AdapterError(
+                f"{SIDECAR_FILE} has the fields {sorted(data)}; expected are {sorted(types)}. Save the adapter again."
+            )
+        for name, allowed in types.items():
+            if not isinstance(data[name], allowed):  # type: ignore[arg-type]
+                raise AdapterError(f"{SIDECAR_FILE}: {name} is a {type(data[name]).__name__}. Save the adapter again.")
+        if data["form"] not in FORMS:
+            raise AdapterError(f"{SIDECAR_FILE}: form is {data['form']!r}; allowed are {list(FORMS)}.")
+        if not all(isinstance(name, str) for name in data["lora_modules"] + data["bias_modules"]):
+            raise AdapterError(f"{SIDECAR_FILE}: lora_modules and bias_modules must be lists of module names.")
+        base = data["base"]
+        if set(base) != set(asdict(BaseFacts())) or not isinstance(base["vectors"], dict):
+            raise AdapterError(f"{SIDECAR_FILE}: base has the fields {sorted(base)}. Save the adapter again.")
+        check_labels(data["labels"])
+        return cls(
+            **{
+                **data,
+                "lora_modules": tuple(data["lora_modules"]),
+                "bias_modules": tuple(data["bias_modules"]),
+                "base": BaseFacts(**base),
+            }
+        )
+
+
+def check_labels(labels: Any) -> None:
+    """Check the shape of a sidecar's labels: at most 10,000 outputs with a string name each.
+
+    Raises:
+        AdapterError: if they are not of the form `SpafitConfig.labels` has.
+    """
+    if labels is None:
+        return
+    good = (
+        isinstance(labels, dict)
+        and set(labels) == {"num_labels", "id2label", "problem_type"}
+        and isinstance(labels["id2label"], dict)
+        and 0 < len(labels["id2label"]) <= 10_000
+        and set(labels["id2label"]) == {str(index) for index in range(len(labels["id2label"]))}
+        and all(isinstance(name, str) for name in labels["id2label"].values())
+        and labels["num_labels"] == len(labels["id2label"])
+        and labels["problem_type"] in (None, "regression", "single_label_classification", "multi_label_classification")
+    )
+    if not good:
+        raise AdapterError(
+            f"{SIDECAR_FILE}: labels must hold num_labels, id2label and problem_type; got {labels!r:.200}"
+        )
+
+
+@dataclass(frozen=True)
+class TensorName:
+    """A tensor's name in an adapter file, taken apart."""
+
+    module: str
+    part: str
+
+    def __str__(self) -> str:
+        return f"{KEY_PREFIX}{self.module}.{self.part}"
+
+    @classmethod
+    def parse(cls, key: str) -> TensorName | None:
+        """The module and the part of it that a key names; None if it names no part of an adapter."""
+        if not key.startswith(KEY_PREFIX):
+            return None
+        path = key.removeprefix(KEY_PREFIX)
+        for part in PARTS:
+            if path.endswith(f".{part}"):
+                return cls(path.removesuffix(f".{part}"), part)
+        return None
+
+
+def base_facts(base: nn.Module) -> BaseFacts:
+    """What identifies a loaded base, from its plain model (unmerged, wrapped or not).
+
+    The digest covers the one-dimensional parameters inside numbered layers: few bytes, yet no two pretrained models
+    share them. It is taken in three dtypes, so that a base loaded in half precision is still recognized.
+    """
+    config = getattr(base, "config", None)
+    return BaseFacts(
+        name_or_path=getattr(config, "_name_or_path", None) or None,
+        revision=getattr(config, "_commit_hash", None),
+        model_type=getattr(config, "model_type", None),
+        hidden_size=getattr(config, "hidden_size", None),
+        num_hidden_layers=getattr(config, "num_hidden_layers", None),
+        vocab_size=getattr(config, "vocab_size", None),
+        vectors=_digests(base),
+    )
+
+
+def _digests(base: nn.Module) -> dict[str, str]:
+    vectors = [
+        parameter.detach()
+        for name, parameter in base.named_parameters()
+        if parameter.dim() == 1
+        and parameter.is_floating_point()
+        and re.search(r"\.\d+\.", f".{name}")
+        and "lora_" not in name
+        and "modules_to_save" not in name
+    ]
+    if not vectors or any(vector.is_meta for vector in vectors):
+        return {}
+    # A base loaded in a narrow dtype cannot tell what it was before, so wider digests than its own mean nothing.
+    widths = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+    loaded = vectors[0].dtype
+    dtypes = [loaded] if loaded in (torch.float16, torch.bfloat16) else list(widths)
+    digests = {}
+    for dtype in dtypes:
+        digest = hashlib.sha256()
+        for vector in vectors:
+            # Through int16/int32: numpy has no bfloat16, and the bits are what is compared.
+            cast = vector.to(device="cpu", dtype=dtype).contiguous()
+            digest.update(cast.view(torch.int32 if dtype == torch.float32 else torch.int16).numpy().tobytes())
+        digests[widths[dtype]] = digest.hexdigest()
+    return digests
+
+
+def read_json(path: Path, max_bytes: int) -> Any:
+    """Parse a small JSON file.
+
+    Raises:
+        AdapterError: if it is missing, larger than `max_bytes`, or no JSON.
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise AdapterError(f"{path.name} has {size:,} bytes; more than {max_bytes:,} cannot be right for it.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise AdapterError(f"{path.name} is not valid JSON: {error}.") from error

@@ -1,0 +1,272 @@
+"""Write an adapter folder, in the form that plain PEFT reads wherever the model allows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+import spafit_hf
+from spafit_hf.adapter.folder import (
+    CONFIG_FILE,
+    SIDECAR_FILE,
+    WEIGHTS_FILE,
+    AdapterError,
+    Sidecar,
+    TensorName,
+    base_facts,
+)
+from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType
+from spafit_hf.tuner.layer import Norm
+
+
+def save_adapter(
+    model: PeftModel,
+    folder: str | os.PathLike[str],
+    adapter_name: str = "default",
+    *,
+    form: str = "auto",
+    task: dict[str, Any] | None = None,
+) -> str:
+    """Write one adapter of a model as a folder.
+
+    The files appear together or not at all: they are written beside the folder first and then moved into it.
+
+    Args:
+        model: a PEFT model whose adapter is of this package's method. Nothing may be merged.
+        folder: created if it is not there. Other files in it are left alone.
+        adapter_name: which adapter.
+        form: "peft" for one that plain PEFT reads with equal logits, "native" for the deltas as they are, "auto" for
+            the first where the model allows it and the second where not.
+        task: facts for the sidecar, JSON types only; for GLUE {"name": "mrpc", ...}.
+
+    Returns:
+        The form written: "absolute", "lora-bias" or "native" (`spafit_hf.adapter.folder`).
+
+    Raises:
+        AdapterError: if an adapter is merged, the name is unknown, or `form="peft"` cannot hold this adapter.
+    """
+    config = _config_of(model, adapter_name)
+    layers = _delta_layers(model, adapter_name)
+    if form == "auto":
+        obstacle = portable_obstacle(config, layers)
+        form = "native" if obstacle else "peft"
+    if form not in ("peft", "native"):
+        raise AdapterError(f"form is {form!r}; allowed are 'auto', 'peft' and 'native'.")
+
+    tensors = get_peft_model_state_dict(
+        model, adapter_name=adapter_name, save_embedding_layers=_embeddings_were_resized(model)
+    )
+    lora_modules = _lora_modules(tensors)
+    if form == "native":
+        written, peft_config = "native", config
+    else:
+        written, peft_config, tensors = _portable(config, layers, tensors)
+    sidecar = Sidecar(
+        form=written,
+        strategy=_strategy_dict(config),
+        lora_modules=tuple(lora_modules),
+        bias_modules=tuple(sorted(layers)),
+        labels=config.labels,
+        base=base_facts(model.get_base_model()),
+        task=task or {},
+        spafit_hf_version=spafit_hf.__version__,
+    )
+    _write(Path(folder), _config_json(peft_config, model, sidecar), tensors, sidecar)
+    return written
+
+
+def portable_obstacle(config: SpafitConfig, layers: dict[str, DeltaLayer]) -> str | None:
+    """Why plain PEFT could not read this adapter with equal logits, as a clause; None if it can."""
+    if any("use_dora" in own and own["use_dora"] != config.use_dora for own in config.module_settings.values()):
+        return "some strata use DoRA and others do not, which plain PEFT cannot mix"
+    if config.target_parameters or config.trainable_token_indices:
+        return "it has parts (target_parameters, trainable_token_indices) beside LoRA, deltas and head"
+    without_bias = [name for name, layer in layers.items() if layer.get_base_layer().bias is None]
+    if not without_bias:
+        return None
+    norms = [name for name, layer in layers.items() if isinstance(layer, Norm)]
+    if norms:
+        return (
+            f"it has deltas on norms (such as {norms[0]}) and on modules without a bias (such as {without_bias[0]}), "
+            "and plain PEFT takes one or the other"
+        )
+    if config.use_dora:
+        return f"it has DoRA and deltas on modules without a bias (such as {without_bias[0]})"
+    return None
+
+
+def _config_of(model: PeftModel, adapter_name: str) -> SpafitConfig:
+    if not isinstance(model, PeftModel):
+        raise AdapterError(
+            f"save_adapter takes a PEFT model, got {type(model).__name__}; wrap it with get_spafit_model first, "
+            "or save a fully fine-tuned model with model.save_pretrained(folder)."
+        )
+    if adapter_name not in model.peft_config:
+        raise AdapterError(f"no adapter {adapter_name!r} in the model; it has {sorted(model.peft_config)}.")
+    config = model.peft_config[adapter_name]
+    if not isinstance(config, SpafitConfig):
+        raise AdapterError(
+            f"adapter {adapter_name!r} is of PEFT type {config.peft_type}; save it with model.save_pretrained(folder)."
+        )
+    merged = sorted(
+        {name for layer in model.modules() if isinstance(layer, DeltaLayer) for name in layer.merged_adapters}
+    )
+    if merged:
+        raise AdapterError(f"{merged} are merged into the base; call model.unmerge_adapter() before saving.")
+    return config
+
+
+def _delta_layers(model: PeftModel, adapter_name: str) -> dict[str, DeltaLayer]:
+    return {
+        name: layer
+        for name, layer in model.get_base_model().named_modules()
+        if isinstance(layer, DeltaLayer) and adapter_name in layer.lora_delta
+    }
+
+
+def _portable(
+    config: SpafitConfig, layers: dict[str, DeltaLayer], tensors: dict[str, torch.Tensor]
+) -> tuple[str, LoraConfig, dict[str, torch.Tensor]]:
+    """The adapter as a LORA one: its form, PEFT's configuration of it, its tensors."""
+    obstacle = portable_obstacle(config, layers)
+    if obstacle:
+        raise AdapterError(f"plain PEFT cannot read this adapter: {obstacle}. Save it with form='native'.")
+    names = {key: TensorName.parse(key) for key in tensors}
+    lora_modules = _lora_modules(tensors)
+    deltas = {name.module: tensors[key] for key, name in names.items() if name and name.part == "lora_delta"}
+    rest = {key: tensor for key, tensor in tensors.items() if not key.endswith(".lora_delta")}
+    fields = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(LoraConfig)
+        if field.init and field.name not in ("peft_type", "runtime_config")
+    }
+    fields["target_modules"] = lora_modules or DUMMY_TARGET_MODULES
+    fields["layers_to_transform"] = fields["layers_pattern"] = None  # the modules are named one by one now
+    fields["rank_pattern"] = _pattern(config.rank_pattern, config.r, lora_modules)
+    fields["alpha_pattern"] = _alphas(config, fields["rank_pattern"], lora_modules)
+    if not deltas:
+        return "absolute", LoraConfig(**fields), rest
+    if all(layer.get_base_layer().bias is not None for layer in layers.values()):
+        for module, delta in deltas.items():
+            part = "base_layer.bias" if module in lora_modules else "bias"
+            bias = layers[module].get_base_layer().bias.detach()
+            # fp32, whatever the base's dtype: a delta of 1e-3 is lost in a bfloat16 sum
+            rest[str(TensorName(module, part))] = bias.float() + delta.to(bias.device)
+        return "absolute", LoraConfig(**{**fields, "bias": "all"}), rest
+    return "lora-bias", *_as_lora_bias(fields, layers, deltas, rest)
+
+
+def _as_lora_bias(
+    fields: dict[str, Any],
+    layers: dict[str, DeltaLayer],
+    deltas: dict[str, torch.Tensor],
+    tensors: dict[str, torch.Tensor],
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Deltas as the bias of LoRA B. PEFT wants LoRA wherever one is: rank 1 and zero where the adapter has none."""
+    lora_modules = [] if fields["target_modules"] == DUMMY_TARGET_MODULES else list(fields["target_modules"])
+    rank, alpha = dict(fields["rank_pattern"]), dict(fields["alpha_pattern"])
+    for module in sorted(set(deltas) - set(lora_modules)):
+        layer = layers[module]
+        rank[module], alpha[module] = 1, 1.0
+        tensors[str(TensorName(module, "lora_A.weight"))] = torch.zeros(1, layer.in_features)
+        tensors[str(TensorName(module, "lora_B.weight"))] = torch.zeros(layer.out_features, 1)
+    for module in sorted({*lora_modules, *deltas}):
+        weight = tensors[str(TensorName(module, "lora_B.weight"))]
+        delta = deltas.get(module, torch.zeros(weight.shape[0]))
+        r, a = rank.get(module, fields["r"]), alpha.get(module, fields["lora_alpha"])
+        scaling = a / math.sqrt(r) if fields["use_rslora"] else a / r
+        tensors[str(TensorName(module, "lora_B.bias"))] = delta.float() / scaling
+    fields = {
+        **fields,
+        "target_modules": sorted({*lora_modules, *deltas}),
+        "rank_pattern": rank,
+        "alpha_pattern": alpha,
+        "lora_bias": True,
+        "init_lora_weights": True,  # PEFT allows lora_bias with no other, and nothing is initialized any more
+    }
+    return LoraConfig(**fields), tensors
+
+
+def _lora_modules(tensors: dict[str, torch.Tensor]) -> list[str]:
+    names = (TensorName.parse(key) for key in tensors)
+    return sorted(name.module for name in names if name and name.part == "lora_A.weight")
+
+
+def _pattern(pattern: dict[str, Any], default: Any, modules: list[str]) -> dict[str, Any]:
+    """A pattern of PEFT's, written out: full module names, only where the value is not the default."""
+    values = {module: pattern.get(get_pattern_key(list(pattern), module), default) for module in modules}
+    return {module: value for module, value in values.items() if value != default}
+
+
+def _alphas(config: SpafitConfig, ranks: dict[str, int], modules: list[str]) -> dict[str, float]:
+    """Alpha per module, such that PEFT's one `use_rslora` for all modules gives each its own scaling."""
+    alphas = _pattern(config.alpha_pattern, config.lora_alpha, modules)
+    for module in modules:
+        own = config.module_settings.get(get_pattern_key(list(config.module_settings), module), {})
+        if own.get("use_rslora", config.use_rslora) != config.use_rslora:
+            root = math.sqrt(ranks.get(module, config.r))
+            factor = root if not config.use_rslora else 1 / root
+            alphas[module] = alphas.get(module, config.lora_alpha) * factor
+    return alphas
+
+
+def _strategy_dict(config: SpafitConfig) -> dict[str, Any] | None:
+    strategy = config.to_dict()["strategy"]
+    return spafit_hf.Strategy.coerce(strategy).to_dict() if strategy is not None else None
+
+
+def _embeddings_were_resized(model: PeftModel) -> bool:
+    # PEFT's own test asks the Hub at every save, even for a run that never pushes; the cache knows as well.
+    config = model.get_base_model().config if hasattr(model.get_base_model(), "config") else None
+    if not isinstance(config, PretrainedConfig) or not config._name_or_path:
+        return False
+    try:
+        original = AutoConfig.from_pretrained(config._name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return getattr(original, "vocab_size", None) != getattr(config, "vocab_size", None)
+
+
+def _config_json(config: LoraConfig, model: nn.Module, sidecar: Sidecar) -> str:
+    data = config.to_dict()
+    data["peft_type"] = SpafitPeftType.SPAFIT.value if isinstance(config, SpafitConfig) else "LORA"
+    data["base_model_name_or_path"] = data["base_model_name_or_path"] or sidecar.base.name_or_path
+    data["inference_mode"] = True
+    if data["task_type"] is None:
+        # so that PEFT's Auto classes find the class of a model that has no task type of PEFT's
+        base = model.get_base_model()  # type: ignore[operator]
+        data["auto_mapping"] = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+    return json.dumps(data, indent=2, sort_keys=True, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, frozenset, tuple)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} does not belong into {CONFIG_FILE}")
+
+
+def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor], sidecar: Sidecar) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        staged = Path(scratch)
+        ordered = {key: tensors[key].detach().to("cpu").contiguous().clone() for key in sorted(tensors)}
+        save_file(ordered, staged / WEIGHTS_FILE, metadata={"format": "pt"})
+        (staged / CONFIG_FILE).write_text(config, encoding="utf-8")
+        (staged / SIDECAR_FILE).write_text(sidecar.to_json(), encoding="utf-8")
+        # The configuration last: a folder without one is no adapter to anybody.
+        for name in (WEIGHTS_FILE, SIDECAR_FILE, CONFIG_FILE):
+            shutil.move(staged / name, folder / name)

@@ -1,0 +1,92 @@
+"""The PEFT method: `SpafitConfig` describes an adapter, `SpafitModel` puts it into a model.
+
+Importing this package makes the method known to PEFT, so that `get_peft_model`, `PeftModel.from_pretrained` and
+transformers' `load_adapter` take it like any of their own.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+from peft import PeftModel, TaskType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from torch import nn
+
+from spafit_hf.planner import Plan, plan
+from spafit_hf.strategy import Strategy
+from spafit_hf.tuner.config import SpafitConfig, SpafitPeftType
+from spafit_hf.tuner.layer import DeltaLayer
+from spafit_hf.tuner.model import SpafitModel, apply_labels, labels_of
+
+__all__ = [
+    "DeltaLayer",
+    "SpafitConfig",
+    "SpafitModel",
+    "SpafitPeftType",
+    "apply_labels",
+    "get_spafit_model",
+    "labels_of",
+    "task_type_of",
+]
+
+# `peft.utils.register_peft_method` takes only members of its own closed enum, hence the three mappings.
+PEFT_TYPE_TO_CONFIG_MAPPING[SpafitPeftType.SPAFIT] = SpafitConfig  # type: ignore[index]
+PEFT_TYPE_TO_TUNER_MAPPING[SpafitPeftType.SPAFIT] = SpafitModel  # type: ignore[index]
+# LoRA's prefix: the loaders of PEFT and transformers find adapter tensors by it, and ours are all named lora_*.
+PEFT_TYPE_TO_PREFIX_MAPPING[SpafitPeftType.SPAFIT] = "lora_"  # type: ignore[index]
+
+#: Endings of transformers' class names -> the PEFT task they stand for.
+TASK_TYPES = {
+    "ForSequenceClassification": TaskType.SEQ_CLS,
+    "ForTokenClassification": TaskType.TOKEN_CLS,
+    "ForQuestionAnswering": TaskType.QUESTION_ANS,
+    "ForCausalLM": TaskType.CAUSAL_LM,
+    "LMHeadModel": TaskType.CAUSAL_LM,
+    "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
+}
+
+
+def task_type_of(model: nn.Module) -> TaskType | None:
+    """PEFT's task type of a model, from the name of its class; None for classes that PEFT wraps plainly."""
+    name = type(model).__name__
+    return next((task for ending, task in TASK_TYPES.items() if name.endswith(ending)), None)
+
+
+def get_spafit_model(
+    model: nn.Module, strategy: str | dict[str, Any] | Strategy, adapter_name: str = "default", **lora_kwargs: Any
+) -> PeftModel:
+    """Wrap a transformers model for training in strata.
+
+    Before the first step the wrapped model computes exactly what `model` does (LoRA B and deltas are zero), and
+    the base's tensors are never written to.
+
+    Args:
+        model: a plain transformers model of any task. It is modified in place, as by `peft.get_peft_model`.
+        strategy: a method's name ("spafit-4-9-II", "bitfit", ...), a dict, a YAML or JSON file, or a `Strategy`.
+        adapter_name: the adapter's name on this base.
+        **lora_kwargs: further fields of `peft.LoraConfig`, such as `init_lora_weights` or `task_type`.
+
+    Returns:
+        A `PeftModel` of the model's task, with the adapter and the head trainable. Its
+        `print_trainable_parameters` adds the table of strata to PEFT's line.
+
+    Raises:
+        ValueError: for a strategy that does not fit the model, and for "full", which has no adapter.
+    """
+    the_plan = plan(model, Strategy.coerce(strategy))
+    lora_kwargs.setdefault("task_type", task_type_of(model))
+    if lora_kwargs["task_type"] in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
+        lora_kwargs.setdefault("labels", labels_of(model))
+    wrapped = get_peft_model(model, SpafitConfig.from_plan(the_plan, **lora_kwargs), adapter_name=adapter_name)
+    return _with_table(wrapped, the_plan)
+
+
+def _with_table(model: PeftModel, the_plan: Plan) -> PeftModel:
+    def print_trainable_parameters(self: PeftModel) -> None:
+        """PEFT's line, and the table of strata."""
+        type(self).print_trainable_parameters(self)
+        print(the_plan)
+
+    model.print_trainable_parameters = types.MethodType(print_trainable_parameters, model)
+    return model

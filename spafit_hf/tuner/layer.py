@@ -1,0 +1,265 @@
+"""One wrapped module, many adapters: each with LoRA, a bias delta, both or neither.
+
+               x ----------------------------+
+               |                             |
+      base module (frozen)               LoRA A, LoRA B     PEFT's, per adapter
+        weight, bias + delta                 |
+               |                             |
+               +------------- + -------------+              delta: one vector per adapter
+
+There is one such layer per module and never one inside another: adapter A may want a delta where adapter B wants
+LoRA, and with nesting the names in a checkpoint would depend on which was loaded first.
+
+A delta is added to the bias before the matmul, not to its result: this is bit for bit what a model computes whose
+bias was trained in place, and what the merged model computes. Where the base's tensors cannot be read outside its own
+forward (quantized, sharded by ZeRO-3, or under an accelerate hook), the delta is added to the result instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners import lora
+from peft.tuners.lora.layer import VARIANT_KWARG_KEYS, LoraLayer
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+DELTA_INIT_STD = 0.02  # for init_lora_weights=False only, where an adapter must not start as the identity
+
+
+class DeltaLayer(LoraLayer):
+    """A LoRA layer of PEFT that also holds bias deltas. Mixed in before one of PEFT's layer classes.
+
+    Attributes:
+        lora_delta: adapter name -> delta, fp32 vector of the module's output width.
+    """
+
+    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_delta")
+    lora_delta: nn.ParameterDict
+
+    # ---- an adapter's part in this module, and its removal (`delete_adapter`, inherited) ----
+
+    def add_delta(self, adapter_name: str, *, zero: bool, inference_mode: bool = False) -> None:
+        """Give an adapter a bias delta on this module.
+
+        Args:
+            zero: start at zero, so that the model still computes what its base does; else small random values.
+            inference_mode: the delta does not train.
+        """
+        base = self.get_base_layer()
+        reference = next(base.parameters())
+        delta = torch.zeros(self.out_features, dtype=torch.float32, device=reference.device)
+        if not zero:
+            delta.normal_(std=DELTA_INIT_STD)
+        self.lora_delta[adapter_name] = nn.Parameter(delta)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def has_lora(self, adapter_name: str) -> bool:
+        """Whether the adapter has LoRA factors on this module."""
+        return adapter_name in self.scaling
+
+    # ---- forward ----
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The base module with the active adapters' LoRA and deltas; `adapter_names` gives each row its own."""
+        self._check_forward_args(x, *args, **kwargs)
+        if kwargs.get("adapter_names") is not None:
+            return self._mixed_batch_forward(x, *args, **kwargs)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        plain = self.disable_adapters or self.merged
+        if not plain and any(self.has_lora(name) for name in self.active_adapters):
+            result = super().forward(x, *args, **kwargs)
+            delta = self._active_delta()
+            return result if delta is None else result + delta.to(result.dtype)
+
+        kwargs.pop("adapter_names", None)
+        for key in VARIANT_KWARG_KEYS:
+            kwargs.pop(key, None)
+        delta = None if plain else self._active_delta()
+        if delta is None:
+            return self.base_layer(x, *args, **kwargs)
+        if _is_readable(self.base_layer):
+            return _forward_with_delta(self.base_layer, x, delta)
+        result = self.base_layer(x, *args, **kwargs)
+        return result + delta.to(result.dtype)
+
+    def _active_delta(self) -> torch.Tensor | None:
+        deltas = [self.lora_delta[name] for name in self.active_adapters if name in self.lora_delta]
+        if not deltas:
+            return None
+        return deltas[0] if len(deltas) == 1 else torch.stack(deltas).sum(0)
+
+    def _mixed_batch_forward(
+        self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+    ) -> torch.Tensor:
+        result = super()._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
+        for name in dict.fromkeys(adapter_names):
+            if name in self.lora_delta:
+                rows = [row for row, owner in enumerate(adapter_names) if owner == name]
+                result[rows] += self.lora_delta[name].to(result.dtype)
+        return result
+
+    # ---- merge, and its inverse ----
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write adapters into the base module. The tensors they replace are kept for `unmerge`.
+
+        Raises:
+            ValueError: if a delta meets a module without a bias, or (safe_merge) the result is not finite.
+        """
+        names = check_adapters_to_merge(self, adapter_names)
+        with_lora = [name for name in names if self.has_lora(name)]
+        with_delta = [name for name in names if name in self.lora_delta]
+        if not with_lora and not with_delta:
+            return
+        base = self.get_base_layer()
+        if with_delta and base.bias is None:
+            raise ValueError(missing_bias_message(type(base).__name__, with_delta))
+        if not self.merged:
+            self._keep_originals()
+        if with_lora:
+            super().merge(safe_merge=safe_merge, adapter_names=with_lora)
+        for name in with_delta:
+            bias = (base.bias + self.lora_delta[name].to(base.bias.device)).to(base.bias.dtype).detach()
+            if safe_merge and not torch.isfinite(bias).all():
+                raise ValueError(f"NaNs detected in the merged bias. The adapter {name} seems to be broken")
+            base.bias.data = bias
+            if name not in self.merged_adapters:
+                self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Put back the tensors that `merge` replaced: the very same ones, so bit for bit."""
+        if any(self.has_lora(name) for name in self.merged_adapters) or not self.merged:
+            super().unmerge()  # also drops what PEFT's variants remember; warns when nothing is merged
+        self.merged_adapters.clear()
+        for name, tensor in self._originals.items():
+            self.get_base_layer().get_parameter(name).data = tensor
+        self._originals.clear()
+
+    @property
+    def _originals(self) -> dict[str, torch.Tensor]:
+        return self._caches.setdefault("originals", {})
+
+    def _keep_originals(self) -> None:
+        base = self.get_base_layer()
+        if isinstance(base, nn.MultiheadAttention):
+            return  # PEFT replaces its parameters on merging and builds new ones on unmerging
+        # So it does with quantized weights, which are subclasses of Parameter.
+        for name, parameter in base.named_parameters():
+            if type(parameter) is nn.Parameter:
+                self._originals[name] = parameter.data
+                parameter.data = parameter.data.clone()  # PEFT merges in place: into the copy
+
+
+def missing_bias_message(module: str, adapters: list[str]) -> str:
+    """Why a delta cannot be merged into a module without a bias, and what to do instead."""
+    return (
+        f"{module} has no bias, so the bias delta of {adapters} cannot be merged into it: a bias that the model's "
+        "configuration does not know would be lost when the merged model is saved. Nothing was merged. Serve the "
+        "model with the adapter unmerged, or write it with save_adapter(model, folder) and load that."
+    )
+
+
+class Linear(DeltaLayer, lora.Linear):
+    """A dense module (`nn.Linear` or transformers' `Conv1D`) with LoRA, deltas or both."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        # Not lora.Linear's own: that one creates LoRA factors at once, and this module may only need a delta.
+        nn.Module.__init__(self)
+        LoraLayer.__init__(self, base_layer)
+        self.lora_delta = nn.ParameterDict()
+        self.fan_in_fan_out = isinstance(base_layer, Conv1D)
+        self.is_target_conv_1d_layer = self.fan_in_fan_out
+
+
+class Norm(nn.Module, DeltaLayer):
+    """A normalization with a bias. It has no matrix, so it can only have deltas."""
+
+    # nn.Module stands first for the same reason as in PEFT's layers: its __init__ must not reach LoraLayer's.
+    forward = DeltaLayer.forward
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        nn.Module.__init__(self)
+        LoraLayer.__init__(self, base_layer)
+        self.lora_delta = nn.ParameterDict()
+
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        width = module.get_parameter("bias").numel()
+        return width, width
+
+    def __repr__(self) -> str:
+        return "spafit." + nn.Module.__repr__(self)
+
+
+def is_dense(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix over its last dimension (quantized forms of `nn.Linear` included)."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalization over its last dimension that has a bias to add a delta to."""
+    if isinstance(module, nn.LayerNorm):
+        return module.bias is not None
+    bias = module._parameters.get("bias")
+    return type(module).__name__.endswith(("LayerNorm", "RMSNorm")) and bias is not None and bias.dim() == 1
+
+
+def wrap(module: nn.Module) -> Linear | Norm:
+    """A delta layer around a plain module, for an adapter that wants no LoRA there.
+
+    Raises:
+        ValueError: if the module is of a kind whose bias cannot have a delta.
+    """
+    if is_dense(module):
+        return Linear(module)
+    if is_norm(module):
+        return Norm(module)
+    raise ValueError(
+        f"a bias delta was asked for {type(module).__name__}; allowed are Linear, Conv1D, and LayerNorm with a bias. "
+        "Take the module out of bias_modules."
+    )
+
+
+_ADOPTED: dict[type[LoraLayer], type[DeltaLayer]] = {lora.Linear: Linear}
+
+
+def adopt(layer: LoraLayer) -> DeltaLayer:
+    """Make a layer that PEFT built (dense, quantized, embedding, convolution) one that can hold deltas as well.
+
+    PEFT chooses the class after the kind of the base module; its methods stay, ours come before them.
+    """
+    cls = type(layer)
+    if cls not in _ADOPTED:
+        _ADOPTED[cls] = type(f"Delta{cls.__name__}", (DeltaLayer, cls), {"__doc__": cls.__doc__})
+    # A module's whole state is its __dict__; `__class__` itself cannot be assigned between these bases.
+    adopted = _ADOPTED[cls].__new__(_ADOPTED[cls])
+    adopted.__dict__.update(layer.__dict__)
+    adopted.lora_delta = nn.ParameterDict()
+    return adopted
+
+
+def _is_readable(base: nn.Module) -> bool:
+    """Whether the base's tensors may be read here, outside its own forward."""
+    return type(base) in (nn.Linear, Conv1D, nn.LayerNorm) and not (
+        hasattr(base, "_hf_hook")  # accelerate moves the weights in this hook
+        or hasattr(base.weight, "ds_id")  # ZeRO-3 gathers them in one of its own
+        or base._forward_hooks
+        or base._forward_pre_hooks
+        or base._backward_hooks
+    )
+
+
+def _forward_with_delta(base: nn.Module, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """What a module of `_is_readable`'s kinds computes with `delta` (fp32) added to its bias."""
+    dtype = base.weight.dtype
+    bias = (delta if base.bias is None else base.bias + delta).to(dtype)
+    if isinstance(base, nn.Linear):
+        return F.linear(x, base.weight, bias)
+    if isinstance(base, nn.LayerNorm):
+        return F.layer_norm(x, base.normalized_shape, base.weight, bias, base.eps)
+    flat = torch.addmm(bias, x.view(-1, x.size(-1)), base.weight)
+    return flat.view(*x.size()[:-1], bias.numel())

@@ -1,0 +1,354 @@
+"""The tuner: PEFT's LoRA model, with bias deltas beside LoRA and strata in place of one rule for all layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.model import LoraModel, _adapter_names_pre_forward_hook, _get_encoder
+from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, task_arithmetic, ties
+from peft.utils.other import get_pattern_key
+from torch import nn
+from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from spafit_hf.planner import plan
+from spafit_hf.tuner.config import SpafitConfig
+from spafit_hf.tuner.layer import DeltaLayer, adopt, is_dense, is_norm, missing_bias_message, wrap
+
+BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
+
+
+class SpafitModel(LoraModel):
+    """Wraps the modules of a model that a `SpafitConfig` names. Created by PEFT, one per base model.
+
+    Overrides what LoRA's tuner decides by LoRA factors alone: which modules to wrap, which adapter names a mixed batch
+    may use, whether a merge can succeed, and how deltas combine in `add_weighted_adapter`.
+    """
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        self._base_labels = labels_of(model)
+        super().__init__(model, *args, **kwargs)
+        self._name_outputs()
+
+    # ---- from strategy to modules ----
+
+    def _prepare_adapter_config(self, peft_config: SpafitConfig, model_config: dict[str, Any]) -> SpafitConfig:
+        if not peft_config.is_planned:
+            the_plan = plan(self.model, peft_config.strategy)
+            planned = SpafitConfig.from_plan(the_plan)  # refuses full fine-tuning, which has no adapter
+            peft_config.strategy = planned.strategy
+            peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head)
+        elif peft_config.target_modules is None and peft_config.bias_modules is not None:
+            peft_config.target_modules = set()  # deltas alone
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: SpafitConfig, key: str) -> Any:
+        found = check_target_module_exists(peft_config, key)
+        if found or isinstance(found, _ExcludedModule):
+            return found
+        return _wants_delta(peft_config, key)
+
+    def _create_and_replace(
+        self,
+        lora_config: SpafitConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        *,
+        parameter_name: str | None = None,
+    ) -> None:
+        base = target.get_base_layer() if isinstance(target, LoraLayer) else target
+        lora_wanted = parameter_name is not None or bool(check_target_module_exists(lora_config, current_key))
+        delta_wanted = parameter_name is None and _wants_delta(lora_config, current_key)
+        if lora_wanted and is_norm(base):
+            lora_wanted, delta_wanted = False, True
+        if is_dense(base):
+            lora_config.fan_in_fan_out = isinstance(base, Conv1D)
+        if lora_wanted:
+            settings = self._settings_of(lora_config, current_key)
+            super()._create_and_replace(
+                settings, adapter_name, target, target_name, parent, current_key, parameter_name=parameter_name
+            )
+        if delta_wanted:
+            layer = parent.get_submodule(target_name)
+            if not isinstance(layer, DeltaLayer):
+                layer = wrap(layer)
+                layer._active_adapter = adapter_name
+                self._replace_module(parent, target_name, layer, target)
+            layer.add_delta(
+                adapter_name,
+                zero=lora_config.init_lora_weights is not False,
+                inference_mode=lora_config.inference_mode,
+            )
+            if adapter_name not in self.active_adapters:
+                layer.lora_delta[adapter_name].requires_grad_(False)
+
+    @staticmethod
+    def _create_new_module(
+        lora_config: SpafitConfig, adapter_name: str, target: nn.Module, **kwargs: Any
+    ) -> nn.Module:
+        layer = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
+        # A wrapped nn.Parameter (target_parameters) has no bias of its own and stays PEFT's.
+        return layer if kwargs.get("parameter_name") is not None else adopt(layer)
+
+    @staticmethod
+    def _settings_of(config: SpafitConfig, key: str) -> SpafitConfig:
+        """The configuration as one module sees it. A shallow copy: PEFT reads plain fields from it."""
+        own = config.module_settings.get(get_pattern_key(list(config.module_settings), key))
+        if not own:
+            return config
+        settings = copy.copy(config)
+        for name, value in own.items():
+            setattr(settings, name, value)
+        return settings
+
+    # ---- the names of the head's outputs ----
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters. The model's configuration names the outputs of the (first) active adapter's head."""
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self._name_outputs()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter; where it was active, another one becomes active."""
+        super().delete_adapter(adapter_name)
+        self._name_outputs()
+
+    def _name_outputs(self) -> None:
+        active = [self.peft_config[name] for name in self.active_adapters if name in self.peft_config]
+        labels = next((config.labels for config in active if getattr(config, "labels", None)), None)
+        apply_labels(self.model, labels or self._base_labels)
+
+    # ---- batches that mix adapters ----
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # LoRA's own version knows an adapter by its lora_A, so that one of deltas alone would be "non-existing".
+        names = kwargs.get("adapter_names")
+        if names is None or kwargs.get("alora_offsets") is not None:
+            with super()._enable_peft_forward_hooks(*args, **kwargs):
+                yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        unknown = sorted({name for name in names if name != BASE} - set(self.peft_config))
+        if unknown:
+            raise ValueError(
+                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. "
+                f"Loaded are: {', '.join(sorted(self.peft_config))}."
+            )
+        self._check_heads_stack(names)
+        beams = kwargs.get("num_beams") or 1
+        if beams > 1 and not isinstance(names, (list, tuple)):
+            raise TypeError(f"Got adapter names of type {type(names)}, expected a list of str.")
+        # generate() repeats the inputs once per beam, except in the encoder of an encoder-decoder model.
+        repeated = [name for name in names for _ in range(beams)]
+        encoder = _get_encoder(self.model) if beams > 1 else None
+        in_encoder = set(encoder.modules()) if encoder is not None else set()
+        handles = [
+            module.register_forward_pre_hook(
+                partial(_adapter_names_pre_forward_hook, adapter_names=names if module in in_encoder else repeated),
+                with_kwargs=True,
+            )
+            for module in self.modules()
+            if isinstance(module, (LoraLayer, AuxiliaryTrainingWrapper))
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_heads_stack(self, names: list[str]) -> None:
+        sizes = {name: len(labels["id2label"]) for name in names if (labels := self._labels_of_adapter(name))}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name}: {size}" for name, size in sorted(sizes.items()))
+            raise ValueError(
+                f"the heads of these adapters have different numbers of outputs ({listed}), which do not stack into "
+                "one tensor of logits. Call the model once per number of outputs, or use SpafitPredictor."
+            )
+
+    def _labels_of_adapter(self, name: str) -> dict[str, Any] | None:
+        return self._base_labels if name == BASE else self.peft_config[name].labels
+
+    # ---- merge ----
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters (the active ones by default) into the base; `unmerge_adapter` restores it bit for bit.
+
+        Raises:
+            ValueError: if it cannot succeed in every module. Then no module has been merged.
+        """
+        self._check_deltas_fit(adapter_names)
+        merged_before = {layer: list(layer.merged_adapters) for layer in self._delta_layers()}
+        try:
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        except ValueError:
+            for layer, names in merged_before.items():
+                if layer.merged_adapters != names:
+                    layer.unmerge()
+                    if names:
+                        layer.merge(adapter_names=names)
+            raise
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        apply_labels(self.model, self._base_labels if not merge else None)
+        if not merge:
+            # A base from which nothing is to remain must not keep what an earlier merge wrote into it.
+            for layer in self._delta_layers():
+                if layer.merged:
+                    layer.unmerge()
+            return super()._unload_and_optionally_merge(False, progressbar, safe_merge, adapter_names)
+        self._check_deltas_fit(adapter_names)
+        self._check_finite(adapter_names, safe_merge)
+        return super()._unload_and_optionally_merge(True, progressbar, safe_merge, adapter_names)
+
+    def _delta_layers(self) -> list[DeltaLayer]:
+        return [module for module in self.model.modules() if isinstance(module, DeltaLayer)]
+
+    def _check_deltas_fit(self, adapter_names: list[str] | None) -> None:
+        names = self.active_adapters if adapter_names is None else adapter_names
+        for key, layer in self._named_delta_layers():
+            here = [name for name in names if name in layer.lora_delta]
+            if here and layer.get_base_layer().bias is None:
+                raise ValueError(missing_bias_message(f"{key} ({type(layer.get_base_layer()).__name__})", here))
+
+    def _check_finite(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        # PEFT checks module by module while it unloads, and would leave a half merged model behind.
+        if not safe_merge:
+            return
+        names = self.active_adapters if adapter_names is None else adapter_names
+        for key, parameter in self.model.named_parameters():
+            owner = next((name for name in names if name in key.split(".")), None)
+            if owner is not None and not torch.isfinite(parameter).all():
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {owner} seems to be broken: {key} is not finite. "
+                    "Nothing was merged."
+                )
+
+    # ---- weighted combinations ----
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: int | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+    ) -> None:
+        """Add an adapter that is a weighted combination of others: LoRA as PEFT combines it, deltas likewise.
+
+        Deltas are vectors, so `linear`, `cat` and `svd` all mean their exact weighted sum; the sparsifying types
+        (`ties`, `dare_*`, `magnitude_prune`) apply to them as they do to LoRA.
+        Arguments and errors: see `peft.LoraModel.add_weighted_adapter`.
+        """
+        if adapter_name in self.peft_config:
+            return
+        unknown = sorted(set(adapters) - set(self.peft_config))
+        if unknown:
+            raise ValueError(
+                f"Adapter {unknown[0]} does not exist. Loaded are: {', '.join(sorted(self.peft_config))}."
+            )
+        owners = [self.peft_config[name] for name in adapters]
+        bias_modules = sorted(
+            {key for key, layer in self._named_delta_layers() for name in adapters if name in layer.lora_delta}
+        )
+        super().add_weighted_adapter(
+            adapters,
+            weights,
+            adapter_name,
+            combination_type,
+            svd_rank,
+            svd_clamp,
+            svd_full_matrices,
+            svd_driver,
+            density,
+            majority_sign_method,
+        )
+        config = self.peft_config[adapter_name]
+        config.strategy = None  # a combination carries out no single strategy
+        config.bias_modules = bias_modules or owners[0].bias_modules
+        for layer in self._delta_layers():
+            here = [(name, weight) for name, weight in zip(adapters, weights, strict=True) if name in layer.lora_delta]
+            if not here:
+                continue
+            if adapter_name not in layer.lora_delta:
+                layer.add_delta(adapter_name, zero=True, inference_mode=True)
+            deltas = [layer.lora_delta[name].data for name, _ in here]
+            factors = torch.tensor([weight for _, weight in here], device=deltas[0].device)
+            layer.lora_delta[adapter_name].data = _combine(
+                deltas, factors, combination_type, density, majority_sign_method
+            )
+
+    def _named_delta_layers(self) -> list[tuple[str, DeltaLayer]]:
+        return [(key, module) for key, module in self.model.named_modules() if isinstance(module, DeltaLayer)]
+
+
+def labels_of(model: nn.Module) -> dict[str, Any] | None:
+    """What a model's outputs mean, as `SpafitConfig.labels` holds it; None for a model without a configuration."""
+    config = getattr(model, "config", None)  # PEFT also wraps modules that are no transformers models
+    if not isinstance(config, PretrainedConfig) or config.id2label is None:
+        return None
+    return {
+        "num_labels": len(config.id2label),
+        "id2label": {str(index): str(label) for index, label in config.id2label.items()},
+        "problem_type": config.problem_type,
+    }
+
+
+def apply_labels(model: nn.Module, labels: dict[str, Any] | None) -> None:
+    """Write `labels` into a model's configuration; None changes nothing. Inverse of `labels_of`."""
+    if labels is None:
+        return
+    id2label = {int(index): label for index, label in labels["id2label"].items()}
+    model.config.id2label = id2label
+    model.config.label2id = {label: index for index, label in id2label.items()}
+    model.config.problem_type = labels["problem_type"]
+    if "num_labels" in model.__dict__:  # heads of transformers keep their own copy for the loss
+        model.num_labels = labels["num_labels"]
+
+
+def _wants_delta(config: SpafitConfig, key: str) -> bool:
+    if not config.bias_modules:
+        return False
+    # PEFT's rules for names, name endings, regular expressions, exclusions and layer indices, asked of bias_modules.
+    as_targets = copy.copy(config)
+    as_targets.target_modules = config.bias_modules
+    return bool(check_target_module_exists(as_targets, key))
+
+
+def _combine(
+    deltas: list[torch.Tensor], weights: torch.Tensor, combination_type: str, density: float | None, method: str
+) -> torch.Tensor:
+    kind = combination_type.removesuffix("_svd")
+    if kind == "ties":
+        return ties(deltas, weights, density, method)
+    if kind == "dare_linear":
+        return dare_linear(deltas, weights, density)
+    if kind == "dare_ties":
+        return dare_ties(deltas, weights, density, method)
+    if kind == "magnitude_prune":
+        return magnitude_prune(deltas, weights, density)
+    return task_arithmetic(deltas, weights)

@@ -1,0 +1,31 @@
+"""What every test shares: no network, one thread, a fixed seed, and where real data lies if it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads these once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+GLUE_DIR = Path(os.environ.get("SPAFIT_GLUE_DIR", Path(__file__).parents[2] / "shared" / "glue"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def glue_dir() -> Path:
+    """The folder of real GLUE rows; tests that need it are skipped where it is absent."""
+    if not GLUE_DIR.is_dir():
+        pytest.skip(f"no GLUE rows at {GLUE_DIR} (set SPAFIT_GLUE_DIR to a folder of <task>/train.parquet)")
+    return GLUE_DIR
