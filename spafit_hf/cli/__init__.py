@@ -1,0 +1,47 @@
+"""The command `spafit`: one module per subcommand, each with `add_parser(subparsers)` and `run(args) -> exit status`.
+
+User errors end with status 2 and a sentence on stderr; `SPAFIT_TRACEBACK=1` shows where they came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from spafit_hf import __version__
+from spafit_hf.cli import evaluate, export, merge, plan, quickstart, train
+
+COMMANDS = (plan, train, evaluate, merge, export, quickstart)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand."""
+    parser = argparse.ArgumentParser(
+        prog="spafit", description="Fine-tune transformers in strata: SPAFIT with the Hugging Face Trainer and PEFT."
+    )
+    parser.add_argument("--version", action="version", version=f"spafit-hf {__version__}")
+    parser.set_defaults(takes_more=False)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `spafit` with the given arguments (those of the process by default) and return its exit status."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.takes_more:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        if os.environ.get("SPAFIT_TRACEBACK"):
+            raise
+        print(f"spafit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("spafit: stopped.", file=sys.stderr)
+        return 130

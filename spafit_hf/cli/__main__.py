@@ -1,0 +1,9 @@
+"""`python -m spafit_hf.cli`: the command where no script is installed."""
+
+from __future__ import annotations
+
+import sys
+
+from spafit_hf.cli import main
+
+sys.exit(main())

@@ -1,0 +1,42 @@
+"""spafit export: the same adapter in another form."""
+
+from __future__ import annotations
+
+import argparse
+
+
+# argparse's own name for what add_subparsers returns; it has no public one.
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add `export`; `run` carries it out."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write an adapter in the form that plain PEFT reads, or as bare deltas",
+        description="Write the same adapter in another form.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="adapter folder or repository")
+    parser.add_argument("output", metavar="OUTPUT", help="folder to write; it must not exist or be empty")
+    parser.add_argument(
+        "--to",
+        choices=("peft", "native"),
+        required=True,
+        help="peft: plain PEFT reads it; native: the deltas as they are",
+    )
+    parser.add_argument(
+        "--base", help="the base, if not the one that the adapter names; embedded for the one from PyPI"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and say what was written.
+
+    Returns:
+        0. Errors of the user are raised as ValueError.
+    """
+    from spafit_hf.adapter import export_adapter
+    from spafit_hf.run import resolve_base
+
+    form = export_adapter(resolve_base(args.base) if args.base else None, args.folder, args.output, args.to)
+    print(f"adapter of form {form!r} written to {args.output}")
+    return 0

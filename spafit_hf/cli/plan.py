@@ -1,0 +1,101 @@
+"""spafit plan MODEL [STRATEGY]: what would train, and what it would cost, from the config alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spafit_hf.strategy import Strategy
+
+EPILOG = """\
+examples:
+  spafit plan google-bert/bert-large-cased                          every method of the paper side by side
+  spafit plan google-bert/bert-large-cased spafit-4-9-II --num-labels 3
+  spafit plan ./my-model/config.json my_strategy.yaml --layers
+  spafit plan meta-llama/Llama-3.2-1B --n1 3 --n2 7 --lora-r 16 --json
+"""
+
+
+# argparse's own name for what add_subparsers returns; it has no public one.
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add `plan` to the commands of `spafit`; `run` carries it out."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="what a strategy trains in a model: parameters, file size, memory, FLOPs",
+        description="Show what a strategy trains in a model and what it costs. Only the model's config is read.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="Hub id, folder, or path of a config.json")
+    parser.add_argument(
+        "strategy",
+        metavar="STRATEGY",
+        nargs="?",
+        help="name such as spafit-4-9-II, or a YAML or JSON file; without it all methods of the paper are compared",
+    )
+    parser.add_argument("--num-labels", type=int, metavar="N", help="outputs of a classification head (1: regression)")
+    parser.add_argument(
+        "--n1", type=int, metavar="N", help="last layer of group 1 in the model's own depth, from zero"
+    )
+    parser.add_argument("--n2", type=int, metavar="N", help="last layer of group 2 in the model's own depth")
+    parser.add_argument(
+        "--lora-r", type=int, metavar="R", help="rank of LoRA in every stratum that has it (paper: 64)"
+    )
+    parser.add_argument("--lora-alpha", type=float, metavar="A", help="LoRA is scaled by A / R (paper: 128)")
+    parser.add_argument("--batch", type=int, default=16, metavar="B", help="examples per step (default: 16)")
+    parser.add_argument("--seq", type=int, default=128, metavar="S", help="tokens per example (default: 128)")
+    parser.add_argument("--layers", action="store_true", help="also draw what trains in each layer")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan.
+
+    Returns:
+        0; or 2, with a sentence on stderr, when the model or the strategy is wrong.
+    """
+    # Imported here so that `spafit --help` does not wait for torch.
+    from spafit_hf.planner import comparison_table, plan_each
+
+    try:
+        plans = plan_each(args.model, _strategies(args), args.num_labels)
+        if args.json:
+            facts = [each.to_dict(args.batch, args.seq) for each in plans]
+            text = json.dumps(facts if _compares(args) else facts[0], indent=2)
+        elif _compares(args):
+            text = comparison_table(plans, args.batch, args.seq)
+        else:
+            text = plans[0].table(args.batch, args.seq)
+        if args.layers and not args.json:
+            text = "\n\n".join([text, *(each.layer_table() for each in plans)])
+    except ValueError as error:
+        print(f"spafit plan: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+def _compares(args: argparse.Namespace) -> bool:
+    return args.strategy is None and args.n1 is None and args.n2 is None
+
+
+def _strategies(args: argparse.Namespace) -> tuple[Strategy, ...]:
+    from spafit_hf.strategy import METHODS, Strategy
+
+    if _compares(args):
+        strategies = [Strategy.from_name(name) for name in METHODS]
+    else:
+        strategy = Strategy.coerce(args.strategy or "spafit-4-9-II")
+        if args.n1 is not None or args.n2 is not None:
+            if args.n1 is None or args.n2 is None:
+                raise ValueError("--n1 and --n2 go together: give the last layer of group 1 and that of group 2.")
+            strategy = strategy.with_bounds(args.n1, args.n2)
+        strategies = [strategy]
+    settings = {"r": args.lora_r, "lora_alpha": args.lora_alpha}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return tuple(strategy.with_lora(**given) if given else strategy for strategy in strategies)

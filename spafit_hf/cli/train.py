@@ -1,0 +1,128 @@
+"""spafit train: one command from a task's name to an adapter folder with its results."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+EPILOG = """\
+Data, base and every field of transformers' TrainingArguments are flags; `spafit train --help-all` lists them.
+The defaults are the paper's recipe: learning rate 6e-5, batches of 16, 10 epochs, weight decay 0.01; the epoch with
+the best main figure is kept. A YAML file given first sets flags by name, and flags after it override the file.
+
+examples:
+  spafit train --task mrpc --strategy spafit-4-9-II --output_dir runs/mrpc
+  spafit train --task rte --data_dir ./glue --base embedded --learning_rate 5e-4 --output_dir runs/rte
+  spafit train --train_file reviews.csv --strategy bitfit --output_dir runs/reviews
+  spafit train recipe.yaml --seed 7
+"""
+
+#: The paper's recipe (arXiv:2405.00201, section 4), and what a run of it needs from Trainer.
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 6e-5,
+    "num_train_epochs": 10.0,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "weight_decay": 0.01,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "logging_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+}
+
+
+# argparse's own name for what add_subparsers returns; it has no public one.
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add `train`; its flags are read by `run`, since the list of them needs transformers."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a strategy on a GLUE task, a dataset or files; write an adapter folder",
+        description="Train a strategy on labelled text and write an adapter folder that plain PEFT opens too.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--help-all", action="store_true", help="list every flag and stop")
+    # The flags themselves are unknown here and reach `run` as `args.rest`.
+    parser.usage = "spafit train [-h] [--help-all] [FILE.yaml] [--flag value ...]"
+    parser.set_defaults(run=run, takes_more=True)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and print the results.
+
+    Returns:
+        0. Errors of the user are raised as ValueError.
+    """
+    from transformers import HfArgumentParser
+
+    from spafit_hf.run import BaseArguments, DataArguments, load_data, train
+    from spafit_hf.training_args import SpafitTrainingArguments
+
+    kinds = (DataArguments, BaseArguments, SpafitTrainingArguments)
+    parser = HfArgumentParser(kinds, prog="spafit train")  # type: ignore[arg-type]
+    parser.set_defaults(**DEFAULTS)
+    rest = list(args.rest)
+    if args.help_all:
+        parser.print_help()
+        return 0
+    if rest and rest[0].endswith((".yaml", ".yml", ".json")):
+        parser.set_defaults(**_from_file(Path(rest.pop(0)), {item.name for kind in kinds for item in fields(kind)}))
+    data_args, base_args, training_args = parser.parse_args_into_dataclasses(rest)
+    data = load_data(data_args)
+    if training_args.load_best_model_at_end and training_args.metric_for_best_model in (None, "loss"):
+        training_args.metric_for_best_model = data.main_figure
+        training_args.greater_is_better = True
+    for note in data.text.notes:
+        print(f"note: {note}")
+    asked = _asked(data_args, base_args, training_args)
+    result = train(data, base_args, training_args, asked)
+    print(summary(result, str(training_args.output_dir)))
+    return 0
+
+
+def summary(result: Any, folder: str) -> str:
+    """What a run gave, for the terminal."""
+    lines = [f"{result.strategy} on {result.data}, base {result.base}"]
+    for split, figures in result.metrics.items():
+        values = ", ".join(
+            f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in figures.items()
+        )
+        lines.append(f"  {split}: {values}")
+    share = result.trained_parameters / result.total_parameters
+    lines.append(
+        f"  trained {result.trained_parameters:,} of {result.total_parameters:,} parameters ({share:.2%}) "
+        f"in {result.train_seconds:.0f} s; weights {result.file_bytes:,} bytes"
+    )
+    lines.append(f"  written to {folder}")
+    return "\n".join(lines)
+
+
+def _from_file(path: Path, known: set[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; expected is a mapping of flags to values.")
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{path} sets {unknown[0]!r}, which is no flag; see `spafit train --help-all`.")
+    return values
+
+
+def _asked(data_args: Any, base_args: Any, training_args: Any) -> dict[str, Any]:
+    """What was asked for: without what was left at its default, secrets, and where this machine keeps things."""
+    default = type(training_args)(output_dir=str(training_args.output_dir)).to_sanitized_dict()
+    given = training_args.to_sanitized_dict()
+    hidden = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token", "data_dir"}
+    changed = {key: value for key, value in given.items() if key not in hidden and default.get(key) != value}
+    asked = {**vars(data_args), **vars(base_args)}
+    return {key: value for key, value in asked.items() if value not in ("", 0) and key not in hidden} | changed

@@ -1,0 +1,110 @@
+"""Holding validation rows out of a train split, so that no text is on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spafit_hf.data.labels import LABEL
+from spafit_hf.data.table import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def _key(texts: Sequence[str]) -> str:
+    """What counts as the same text: the same words, whatever their case and punctuation."""
+    return "\x1f".join(" ".join(re.findall(r"\w+", text.lower())) or text.strip() for text in texts)
+
+
+def _texts(dataset: Dataset, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(dataset[column] for column in columns), strict=True))
+
+
+def shared_texts(splits: Mapping[str, Dataset], columns: Sequence[str]) -> dict[str, int]:
+    """For each split but train, how many of its rows have the text of a train row (same words)."""
+    train = set(map(_key, _texts(splits["train"], columns)))
+    return {
+        name: sum(_key(texts) in train for texts in _texts(split, columns))
+        for name, split in splits.items()
+        if name != "train"
+    }
+
+
+def carve_validation(
+    dataset: Dataset,
+    columns: Sequence[str],
+    *,
+    share: float = 0.1,
+    rows: int | None = None,
+    seed: int = 42,
+) -> dict[str, Dataset]:
+    """Split rows in two without leaking a text: rows with the same words stay on one side.
+
+    Rows are chosen by the SHA-256 of seed and text, so the choice depends on neither the order of the rows nor any
+    library's random generator. Each class of a `ClassLabel` column `label` is held out in its own proportion.
+
+    Args:
+        dataset: rows with the text `columns`, and `label` where there is one.
+        columns: the text columns.
+        share: share of rows to hold out, in (0, 1); ignored when `rows` is given.
+        rows: number of rows to hold out; met exactly unless equal texts are in the way.
+        seed: another seed is another split.
+
+    Returns:
+        `{"train": ..., "validation": ...}`, both in the order of `dataset`.
+
+    Raises:
+        DataError: a share outside (0, 1), or too few rows.
+    """
+    from datasets import ClassLabel
+
+    total = dataset.num_rows
+    if rows is None:
+        if not 0 < share < 1:
+            raise DataError(f"The validation share must lie between 0 and 1, got {share}. 0.1 holds out a tenth.")
+        rows = max(1, round(total * share))
+    if not 0 < rows < total:
+        raise DataError(
+            f"Cannot hold {rows} of {total} rows out for validation. Give more rows or a validation split."
+        )
+    stratified = isinstance(dataset.features.get(LABEL), ClassLabel)
+    classes = list(dataset[LABEL]) if stratified else [0] * total
+    groups: dict[str, list[int]] = {}
+    for row, texts in enumerate(_texts(dataset, columns)):
+        groups.setdefault(_key(texts), []).append(row)
+    ordered = [groups[key] for key in sorted(groups, key=lambda key: _rank(seed, key))]
+    quota = _apportion(Counter(classes), rows)
+    left = Counter(classes[group[0]] for group in ordered)  # groups of a class that are still in train
+    held: set[int] = set()
+    for group in ordered:
+        kind = classes[group[0]]
+        if len(group) <= quota[kind] and left[kind] > 1:  # the last group of a class stays in train
+            held.update(group)
+            quota[kind] -= len(group)
+            left[kind] -= 1
+    if not held:
+        raise DataError(
+            f"The {total} rows hold too few different texts per class to carve a validation split from. Give one."
+        )
+    return {
+        "train": dataset.select([row for row in range(total) if row not in held]),
+        "validation": dataset.select(sorted(held)),
+    }
+
+
+def _rank(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}\x1e{key}".encode()).digest()
+
+
+def _apportion(counts: Counter[Any], rows: int) -> dict[Any, int]:
+    """`rows` over classes in proportion to their counts, by largest remainder: the sum is exact."""
+    total = sum(counts.values())
+    shares = {kind: divmod(rows * count, total) for kind, count in counts.items()}
+    quota = {kind: whole for kind, (whole, _) in shares.items()}
+    for kind in sorted(shares, key=lambda kind: (-shares[kind][1], str(kind)))[: rows - sum(quota.values())]:
+        quota[kind] += 1
+    return quota

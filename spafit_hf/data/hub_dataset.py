@@ -1,0 +1,112 @@
+"""A dataset from the Hub or from its cache, without waiting for a network that is not there."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spafit_hf.data.table import DataError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
+
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
+
+
+def offline_variable() -> str | None:
+    """The environment variable that forbids the network (`HF_HUB_OFFLINE` and the like), or None."""
+    for name in OFFLINE_VARIABLES:
+        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return name
+    return None
+
+
+def hub_reachable(timeout: float = 3.0) -> bool:
+    """Whether the Hub answers, asked once per process; never asked when an offline variable is set.
+
+    The clients of the Hub retry for about 20 seconds before they give up. This asks once, through the same proxies.
+
+    Args:
+        timeout: seconds to wait, name resolution included.
+    """
+    if offline_variable():
+        return False
+    from huggingface_hub import constants
+
+    return _answers(constants.ENDPOINT, timeout)
+
+
+@functools.cache
+def _answers(url: str, timeout: float) -> bool:
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+        except urllib.error.HTTPError:
+            pass  # this request was refused, but something answers there
+        except (OSError, ValueError):
+            return
+        answers.append(True)
+
+    # A thread, because `timeout` does not cover name resolution, which can hang for far longer.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(answers)
+
+
+def load_hub_dataset(
+    dataset_id: str,
+    config_name: str | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_hint: str = "Give local files instead.",
+) -> DatasetDict:
+    """Every split of a dataset on the Hub, or of its copy in the datasets cache when the Hub cannot be reached.
+
+    Args:
+        dataset_id: `owner/name` or `name`.
+        config_name: the configuration (subset), where the dataset has several.
+        revision: branch, tag or commit.
+        cache_dir: cache of the datasets library; its default if None.
+        local_hint: what to do without the Hub, the last sentence of the error.
+
+    Raises:
+        DataError: unreachable and not cached, no such dataset, or a configuration that does not exist.
+    """
+    import datasets
+
+    reachable = hub_reachable()
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+    if not reachable and not any(cache.glob(dataset_id.split("/")[0] + "*")):
+        variable = offline_variable()
+        reason = f"{variable} is set" if variable else "the Hugging Face Hub cannot be reached"
+        raise DataError(f"The dataset '{dataset_id}' is not in the cache ({cache}) and {reason}. {local_hint}")
+    if not reachable:
+        logger.info("The Hub cannot be reached: looking for '%s' in the cache %s.", dataset_id, cache)
+    try:
+        loaded = datasets.load_dataset(
+            dataset_id, config_name, revision=revision, cache_dir=None if cache_dir is None else str(cache)
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(
+            f"There is no dataset '{dataset_id}' on the Hub that this login may read. Check the name, accept its "
+            f"terms on the Hub, or log in with `hf auth login`."
+        ) from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise DataError(
+            f"The dataset '{dataset_id}'{f' ({config_name})' if config_name else ''} could not be loaded: "
+            f"{str(error).strip()} {local_hint}"
+        ) from error
+    assert isinstance(loaded, datasets.DatasetDict)  # load_dataset without split=
+    return loaded

