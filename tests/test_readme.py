@@ -1,0 +1,50 @@
+"""The README's Python runs as printed, block after block, and its table of methods is what plan() says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig
+
+from spafit_hf import plan
+from spafit_hf.embedded import EmbeddedError, cached_movie_reviews, embedded_base
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if cached_movie_reviews() is None:
+        pytest.skip("the movie reviews are not in the cache: python -m spafit_hf.embedded --fetch")
+    try:
+        embedded_base()
+    except EmbeddedError as error:
+        pytest.skip(str(error))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)  # the point of the test
+    printed = capsys.readouterr().out
+    assert "trainable params:" in printed
+    assert "{0: 'negative', 1: 'positive'}" in printed
+
+
+def test_the_table_of_methods_is_true() -> None:
+    large = BertConfig(
+        vocab_size=28996,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+    )
+    rows = re.findall(r"^\| `([\w-]+)` \|.*?\| ([\d,]+) \|", README, re.MULTILINE)
+    assert len(rows) == 11
+    for name, parameters in rows:
+        assert plan(large, name, num_labels=3).trainable_parameters == int(parameters.replace(",", ""))
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@" not in re.sub(r"```.*?```", "", README, flags=re.DOTALL)
