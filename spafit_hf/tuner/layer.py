@@ -103,6 +103,10 @@ class DeltaLayer(LoraLayer):
                 result[rows] += self.lora_delta[name].to(result.dtype)
         return result
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether LoRA alone can stand for the adapter on this module: not for a delta."""
+        return adapter_name not in self.lora_delta and super().supports_lora_conversion(adapter_name)
+
     # ---- merge, and its inverse ----
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

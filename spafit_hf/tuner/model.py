@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.model import LoraModel, _adapter_names_pre_forward_hook, _get_encoder
 from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, task_arithmetic, ties
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -22,8 +22,13 @@ from transformers.pytorch_utils import Conv1D
 from spafit_hf.planner import plan
 from spafit_hf.tuner.config import SpafitConfig
 from spafit_hf.tuner.layer import DeltaLayer, adopt, is_dense, is_norm, missing_bias_message, wrap
+from spafit_hf.tuner.plain import plain_view
 
 BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
+
+# Model types that lay the rows of a batch end to end for some of their modules: (rows, length, width) -> (rows * length,
+# width). Only for these is it certain that each row's piece is contiguous there.
+FLATTENING = ("opt",)
 
 
 class SpafitModel(LoraModel):
@@ -42,7 +47,7 @@ class SpafitModel(LoraModel):
 
     def _prepare_adapter_config(self, peft_config: SpafitConfig, model_config: dict[str, Any]) -> SpafitConfig:
         if not peft_config.is_planned:
-            the_plan = plan(self.model, peft_config.strategy)
+            the_plan = plan(plain_view(self.model), peft_config.strategy)
             planned = SpafitConfig.from_plan(the_plan)  # refuses full fine-tuning, which has no adapter
             peft_config.strategy = planned.strategy
             peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head)
@@ -113,6 +118,17 @@ class SpafitModel(LoraModel):
             setattr(settings, name, value)
         return settings
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            return
+        # Deltas are fp32 from the start. Who wants the base's dtype says so, and gets it for them, too.
+        for layer in self._delta_layers():
+            if adapter_name in layer.lora_delta:
+                reference = next(layer.get_base_layer().parameters())
+                if reference.is_floating_point():
+                    layer.lora_delta[adapter_name] = layer.lora_delta[adapter_name].to(reference.dtype)
+
     # ---- the names of the head's outputs ----
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -156,10 +172,11 @@ class SpafitModel(LoraModel):
         repeated = [name for name in names for _ in range(beams)]
         encoder = _get_encoder(self.model) if beams > 1 else None
         in_encoder = set(encoder.modules()) if encoder is not None else set()
+        flattens = self.get_model_config(self.model).get("model_type") in FLATTENING
+        hook = _flat_names_hook if flattens else _adapter_names_pre_forward_hook
         handles = [
             module.register_forward_pre_hook(
-                partial(_adapter_names_pre_forward_hook, adapter_names=names if module in in_encoder else repeated),
-                with_kwargs=True,
+                partial(hook, adapter_names=names if module in in_encoder else repeated), with_kwargs=True
             )
             for module in self.modules()
             if isinstance(module, (LoraLayer, AuxiliaryTrainingWrapper))
@@ -215,6 +232,11 @@ class SpafitModel(LoraModel):
             for layer in self._delta_layers():
                 if layer.merged:
                     layer.unmerge()
+            # PEFT would leave the head of the active adapter in the place of the base's.
+            for key, wrapper in list(self.model.named_modules()):
+                if isinstance(wrapper, ModulesToSaveWrapper):
+                    parent, _, name = key.rpartition(".")
+                    setattr(self.model.get_submodule(parent), name, wrapper.original_module)
             return super()._unload_and_optionally_merge(False, progressbar, safe_merge, adapter_names)
         self._check_deltas_fit(adapter_names)
         self._check_finite(adapter_names, safe_merge)
@@ -239,8 +261,8 @@ class SpafitModel(LoraModel):
             owner = next((name for name in names if name in key.split(".")), None)
             if owner is not None and not torch.isfinite(parameter).all():
                 raise ValueError(
-                    f"NaNs detected in the merged weights. The adapter {owner} seems to be broken: {key} is not finite. "
-                    "Nothing was merged."
+                    f"NaNs detected in the merged weights. The adapter {owner} seems to be broken: {key} is not "
+                    "finite. Nothing was merged."
                 )
 
     # ---- weighted combinations ----
@@ -328,6 +350,14 @@ def apply_labels(model: nn.Module, labels: dict[str, Any] | None) -> None:
     model.config.problem_type = labels["problem_type"]
     if "num_labels" in model.__dict__:  # heads of transformers keep their own copy for the loss
         model.num_labels = labels["num_labels"]
+
+
+def _flat_names_hook(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], adapter_names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """PEFT's hook that tells a module each row's adapter, for models in `FLATTENING`."""
+    length = args[0].shape[0] // len(adapter_names) if args[0].dim() == 2 else 1
+    return args, {**kwargs, "adapter_names": [name for name in adapter_names for _ in range(length)]}
 
 
 def _wants_delta(config: SpafitConfig, key: str) -> bool:

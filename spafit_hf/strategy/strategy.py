@@ -1,14 +1,4 @@
-"""What trains where, as plain data: a model is cut by depth into strata, and each stratum says how its layers are tuned.
-
-    spafit-4-9-II on 24 layers (arXiv:2405.00201, section 3)
-
-    layers  0  1  2  3  4 | 5  6  7  8  9 | 10 11 12 13 14 15 16 17 18 19 20 21 22 23 | head
-            group 1       | group 2       | group 3                                   |
-            frozen        | every bias    | LoRA on attention, feed-forward biases    | trains
-
-A `Stratum` is a range of layers with what trains in it, a `Strategy` is some strata with a name. Layers in no stratum are
-frozen. This module needs no torch: a strategy knows nothing about models until `Strategy.resolve(num_layers)` puts it on a depth.
-"""
+"""A strategy: some strata with a name, and the methods of the paper by theirs."""
 
 from __future__ import annotations
 
@@ -26,21 +16,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
-ROLES = (
-    "query",
-    "key",
-    "value",
-    "attention_output",
-    "attention_norm",
-    "intermediate",
-    "output",
-    "output_norm",
-)
-"""The paper's sub-layers of a transformer layer, in reading order. In BERT: attention.self.query, .key, .value,
-attention.output.dense, attention.output.LayerNorm, intermediate.dense, output.dense, output.LayerNorm."""
-
-NORM_ROLES = ("attention_norm", "output_norm")
-LORA_ROLES = tuple(role for role in ROLES if role not in NORM_ROLES)
+from spafit_hf.strategy.reading import field_names, is_int, listed, parse_json, parse_yaml, refuse_unknown_keys
+from spafit_hf.strategy.stratum import ROLES, Stratum, absolute_range, layers_text, range_text, span
 
 PAPER_DEPTH = 24
 """Number of layers that N1 and N2 in the paper's names refer to (BERT-large)."""
@@ -65,6 +42,7 @@ ATTENTION_LORA = {"I": ("query", "key", "value"), "II": ("query", "key", "value"
 # Biases that train beside LoRA in group 3; those inside the attention stay frozen there.
 FEED_FORWARD_BIASES = ("intermediate", "output", "output_norm")
 
+_LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
 _SPAFIT_NAME = re.compile(r"spafit-(-?\d+)-(-?\d+)-(i{1,2})(-absolute)?")
 _ALIASES = {
     "fine-tuning": "full",
@@ -84,103 +62,6 @@ StrategyLike: TypeAlias = "Strategy | Mapping[str, Any] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Stratum:
-    """A range of layers and what trains in each of them.
-
-    Raises:
-        ValueError: for a range that is empty or mixed up, an unknown role, LoRA on a norm, or LoRA settings PEFT cannot use.
-    """
-
-    layers: tuple[int, int] | tuple[float, float]
-    """Two integers: first and last layer, inclusive, from zero, -1 as last meaning the last layer of the model.
-    Two numbers of which one is a float: shares of the depth from 0 to 1, the second exclusive, so (0.0, 0.5) is the lower half."""
-    lora: tuple[str, ...] = ()
-    """Roles whose weight matrix gets LoRA; any of `ROLES` but the norms."""
-    biases: tuple[str, ...] = ()
-    """Roles whose bias gets a trained delta; any of `ROLES`."""
-    r: int = 64
-    """Rank of the LoRA matrices (paper: 64). Used only where `lora` is not empty; so are the four below."""
-    lora_alpha: float = 128
-    """LoRA is scaled by lora_alpha / r (paper: 128)."""
-    lora_dropout: float = 0.0
-    """Dropout on the input of LoRA, a probability in [0, 1)."""
-    use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead (rsLoRA)."""
-    use_dora: bool = False
-    """Train magnitude and direction apart (DoRA)."""
-    name: str = ""
-    """What tables call it; "" is replaced by its position."""
-
-    def __post_init__(self) -> None:
-        who = f"stratum {self.name!r}" if self.name else "stratum"
-        # A frozen dataclass sets its own fields this way; lists (from YAML) become tuples and roles get one order,
-        # so that strata that mean the same compare equal.
-        object.__setattr__(self, "layers", _checked_layers(self.layers, who))
-        object.__setattr__(self, "lora", _checked_roles(self.lora, LORA_ROLES, f"{who}: lora"))
-        object.__setattr__(self, "biases", _checked_roles(self.biases, ROLES, f"{who}: biases"))
-        if not isinstance(self.name, str):
-            raise ValueError(f"{who}: name is {self.name!r}; it must be a string.")
-        if not _is_int(self.r) or self.r < 1:
-            raise ValueError(f"{who}: r is {self.r!r}; the rank of LoRA must be an integer of at least 1, as in r=64.")
-        if not _is_number(self.lora_alpha) or not 0 < self.lora_alpha < float("inf"):
-            raise ValueError(
-                f"{who}: lora_alpha is {self.lora_alpha!r}; it must be a positive number, as in lora_alpha=128."
-            )
-        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
-            raise ValueError(
-                f"{who}: lora_dropout is {self.lora_dropout!r}; it must be a probability from 0 to below 1, as in lora_dropout=0.1."
-            )
-        for field in ("use_rslora", "use_dora"):
-            if not isinstance(getattr(self, field), bool):
-                raise ValueError(f"{who}: {field} is {getattr(self, field)!r}; it must be true or false.")
-
-    @property
-    def is_share(self) -> bool:
-        """Whether `layers` are shares of the depth (True) or layer numbers (False)."""
-        return isinstance(self.layers[0], float)
-
-    @property
-    def trains(self) -> bool:
-        """Whether anything trains in these layers."""
-        return bool(self.lora or self.biases)
-
-    def what(self) -> str:
-        """What trains in it, in a few words: "frozen", "every bias", "LoRA q,k,v r=64 + biases intermediate,output,output_norm"."""
-        parts = []
-        if self.lora:
-            roles = ",".join(_SHORT[role] for role in self.lora)
-            extras = "".join(f" {word}" for word, on in (("rsLoRA", self.use_rslora), ("DoRA", self.use_dora)) if on)
-            dropout = f" dropout={self.lora_dropout:g}" if self.lora_dropout else ""
-            parts.append(f"LoRA {roles} r={self.r} alpha={self.lora_alpha:g}{dropout}{extras}")
-        if self.biases == ROLES:
-            parts.append("every bias")
-        elif self.biases:
-            parts.append("biases " + ",".join(_SHORT[role] for role in self.biases))
-        return " + ".join(parts) or "frozen"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a dict of JSON types; `from_dict` gives an equal stratum back."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Stratum:
-        """Inverse of `to_dict`. Only `layers` is required.
-
-        Raises:
-            ValueError: for a missing `layers` or a key that is not a field.
-        """
-        if not isinstance(data, Mapping):
-            raise ValueError(f"a stratum is {data!r}; it must be a mapping with the keys {_listed(_fields(cls))}.")
-        _refuse_unknown_keys(data, _fields(cls), "stratum")
-        if "layers" not in data:
-            raise ValueError(
-                f"stratum {dict(data)!r} has no 'layers'; add for example layers: [0, 4] or layers: [0.0, 0.5]."
-            )
-        return cls(**data)
-
-
-@dataclass(frozen=True)
 class Strategy:
     """Some strata with a name: everything that decides which parameters of a model train.
 
@@ -195,7 +76,7 @@ class Strategy:
         )
 
     Raises:
-        ValueError: when strata overlap, do not fit the depth, or contradict `full`, or when nothing at all would train.
+        ValueError: when strata overlap, do not fit the depth or contradict `full`, or when nothing would train.
     """
 
     strata: tuple[Stratum, ...] = ()
@@ -226,18 +107,18 @@ class Strategy:
                 raise ValueError(
                     f"strategy {self.name!r}: {field} is {getattr(self, field)!r}; it must be true or false."
                 )
-        if self.depth is not None and (not _is_int(self.depth) or self.depth < 1):
+        if self.depth is not None and (not is_int(self.depth) or self.depth < 1):
             raise ValueError(
-                f"strategy {self.name!r}: depth is {self.depth!r}; it must be None (the model's own) or a positive integer."
+                f"strategy {self.name!r}: depth is {self.depth!r}; it must be None (the model's own) or at least 1."
             )
         if self.full and (self.strata or self.outer_biases or not self.head):
             raise ValueError(
-                f"strategy {self.name!r}: full=True trains every weight, so strata must be empty, outer_biases False and "
-                "head True; drop full=True or the others."
+                f"strategy {self.name!r}: full=True trains every weight, so strata must be empty, outer_biases False "
+                "and head True; drop full=True or the others."
             )
         if not (self.full or self.strata or self.outer_biases or self.head):
             raise ValueError(
-                f"strategy {self.name!r} trains nothing: it has no strata, no outer_biases and head=False; set one of them."
+                f"strategy {self.name!r} trains nothing: it has no strata, no outer_biases and head=False; set one."
             )
         self._check_ranges()
 
@@ -245,23 +126,23 @@ class Strategy:
         """Refuse what can be seen to be wrong before a model is known; the rest is seen in `resolve`."""
         if self.depth is not None:
             for index, stratum in enumerate(self.strata):
-                _absolute_range(stratum, self.depth, self._label(index))
+                absolute_range(stratum, self.depth, self._label(index))
         # Comparable on their own: shares with shares, layers with layers; both when the depth is known.
         spans: list[tuple[bool, Fraction, Fraction, str]] = []
         for index, stratum in enumerate(self.strata):
-            start, stop = _span(stratum, self.depth)
+            start, stop = span(stratum, self.depth)
             spans.append((stratum.is_share or self.depth is not None, start, stop, self._label(index)))
         spans.sort(key=lambda span: span[:3])
         for (unit, _, stop, label), (next_unit, next_start, _, next_label) in itertools.pairwise(spans):
             if unit == next_unit and next_start < stop:
                 raise ValueError(
-                    f"strategy {self.name!r}: {label} and {next_label} overlap; a layer belongs to one stratum at most, so "
-                    f"end the first before the second begins, or merge the two."
+                    f"strategy {self.name!r}: {label} and {next_label} overlap; a layer belongs to one stratum at "
+                    "most, so end the first before the second begins, or merge the two."
                 )
 
     def _label(self, index: int) -> str:
         stratum = self.strata[index]
-        return f"{stratum.name or f'stratum {index + 1}'} (layers {_range_text(stratum)})"
+        return f"{stratum.name or f'stratum {index + 1}'} (layers {range_text(stratum)})"
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
@@ -277,9 +158,9 @@ class Strategy:
     ) -> Strategy:
         """A method of the paper's Table 1 (see `METHODS`), or any other `spafit-N1-N2-I` or `spafit-N1-N2-II`.
 
-        Case and spaces do not matter, and "Full BitFit" or "full-lora-i" work too. N1 and N2 end groups 1 and 2, counted
-        from zero, inclusive, on 24 layers; on another depth they scale by share (`resolve`). The suffix `-absolute`
-        (spafit-1-2-II-absolute) makes them layers of the model itself, as `from_bounds` does.
+        Case and spaces do not matter, and "Full BitFit" or "full-lora-i" work too. N1 and N2 end groups 1 and 2,
+        counted from zero, inclusive, on 24 layers; on another depth they scale by share (`resolve`). The suffix
+        `-absolute` (spafit-1-2-II-absolute) makes them layers of the model itself, as `from_bounds` does.
 
         Args:
             name: the method.
@@ -343,10 +224,10 @@ class Strategy:
             depth: number of layers n1 and n2 refer to, when they are to scale by share; None for the model's own.
 
         Raises:
-            ValueError: for n1 > n2, n2 >= depth or a kind that is neither. Without `depth`, n2 >= the number of layers of the
-                model is found by `resolve`.
+            ValueError: for n1 > n2, n2 >= depth or a kind that is neither. Without `depth`, an n2 beyond the model's
+                last layer is found by `resolve`.
         """
-        if not _is_int(n1) or not _is_int(n2):
+        if not is_int(n1) or not is_int(n2):
             raise ValueError(f"N1 and N2 are {n1!r} and {n2!r}; both must be integers, as in n1=4, n2=9.")
         if n1 < -1 or n2 < -1:
             raise ValueError(f"N1 = {n1}, N2 = {n2}: layers count from zero; use -1 only for 'no such group'.")
@@ -357,8 +238,8 @@ class Strategy:
             )
         if depth is not None and n2 >= depth:
             raise ValueError(
-                f"N2 = {n2} is beyond the last layer: N1 and N2 refer to {depth} layers counted from zero, so N2 may be at "
-                f"most {depth - 1}."
+                f"N2 = {n2} is beyond the last layer: N1 and N2 refer to {depth} layers counted from zero, "
+                f"so N2 may be at most {depth - 1}."
             )
         kind_key = str(kind).upper()
         if kind_key not in ATTENTION_LORA:
@@ -387,7 +268,7 @@ class Strategy:
 
     @classmethod
     def coerce(cls, value: StrategyLike) -> Strategy:
-        """A strategy from what a user may have: a `Strategy`, a name, a dict, a path of a YAML or JSON file, or JSON text.
+        """A strategy from what a user may have: a `Strategy`, a name, a dict, the path of a file, or JSON text.
 
         Raises:
             ValueError: for anything else, and whatever `from_name`, `from_dict` and `from_file` refuse.
@@ -399,12 +280,13 @@ class Strategy:
         if isinstance(value, str):
             text = value.strip()
             if text.startswith("{"):
-                return cls.from_dict(_parse_json(text, "the strategy given as JSON text"))
+                return cls.from_dict(parse_json(text, "the strategy given as JSON text"))
             return cls.from_file(text) if text.lower().endswith(_SUFFIXES) else cls.from_name(text)
         if isinstance(value, os.PathLike):
             return cls.from_file(value)
         raise ValueError(
-            f"a strategy is {value!r}; it must be a name such as 'spafit-4-9-II', a Strategy, a dict, or the path of a YAML or JSON file."
+            f"a strategy is {value!r}; it must be a name such as 'spafit-4-9-II', a Strategy, a dict, or the path of "
+            "a YAML or JSON file."
         )
 
     @classmethod
@@ -415,8 +297,8 @@ class Strategy:
             ValueError: for a key that is not a field, a missing `strata`, and whatever the fields refuse.
         """
         if not isinstance(data, Mapping):
-            raise ValueError(f"a strategy is {data!r}; it must be a mapping with the keys {_listed(_fields(cls))}.")
-        _refuse_unknown_keys(data, _fields(cls), "strategy")
+            raise ValueError(f"a strategy is {data!r}; it must be a mapping with the keys {listed(field_names(cls))}.")
+        refuse_unknown_keys(data, field_names(cls), "strategy")
         if set(data) == {"name"}:
             return cls.from_name(data["name"])
         fields = dict(data)
@@ -445,23 +327,44 @@ class Strategy:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ValueError(f"{file}: the strategy cannot be read ({reason}); check the path.") from error
-        data = _parse_json(text, str(file)) if file.suffix.lower() == ".json" else _parse_yaml(text, str(file))
+        data = parse_json(text, str(file)) if file.suffix.lower() == ".json" else parse_yaml(text, str(file))
         try:
             return cls.from_dict(data)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
     def with_lora(self, **settings: Any) -> Strategy:
-        """The same strategy with LoRA settings (r, lora_alpha, lora_dropout, use_rslora, use_dora) replaced in every stratum that has LoRA.
+        """The same strategy with some LoRA settings replaced in every stratum that has LoRA.
+
+        Args:
+            settings: any of r, lora_alpha, lora_dropout, use_rslora, use_dora.
 
         Raises:
             ValueError: for a setting that is none of these five, or a value `Stratum` refuses.
         """
-        _refuse_unknown_keys(settings, ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"), "with_lora")
+        refuse_unknown_keys(settings, _LORA_SETTINGS, "with_lora")
         strata = tuple(
             dataclasses.replace(stratum, **settings) if stratum.lora else stratum for stratum in self.strata
         )
         return dataclasses.replace(self, strata=strata)
+
+    def with_bounds(self, n1: int, n2: int) -> Strategy:
+        """The same kind of SPAFIT with other bounds, as layers of the model (`from_bounds`); LoRA settings stay.
+
+        Raises:
+            ValueError: when this is not a SPAFIT-N1-N2-I or -II strategy, and what `from_bounds` refuses.
+        """
+        match = _SPAFIT_NAME.fullmatch(self.name.lower())
+        if not match:
+            raise ValueError(
+                f"N1 and N2 were given for the strategy {self.name!r}, which has no such bounds; leave them out, or "
+                "take a strategy named spafit-N1-N2-I or spafit-N1-N2-II."
+            )
+        bounded = Strategy.from_bounds(n1, n2, match[3])
+        lora = next((stratum for stratum in self.strata if stratum.lora), None)
+        if lora is None:
+            return bounded
+        return bounded.with_lora(**{setting: getattr(lora, setting) for setting in _LORA_SETTINGS})
 
     # -- writing it ---------------------------------------------------------------------------------------------------
 
@@ -495,7 +398,7 @@ class Strategy:
         """One line: the name, and what trains in which layers."""
         if self.full:
             return f"{self.name}: every weight"
-        parts = [f"{_range_text(stratum)} {stratum.what()}" for stratum in self.strata]
+        parts = [f"{range_text(stratum)} {stratum.what()}" for stratum in self.strata]
         parts += ["biases outside the layers"] * self.outer_biases + ["head"] * self.head
         depth = f" of {self.depth} layers" if self.depth is not None else ""
         return f"{self.name}{depth}: {' | '.join(parts)}"
@@ -506,21 +409,21 @@ class Strategy:
         """The layers each stratum has on a model (or a stack) of `num_layers` layers, in the order of `strata`.
 
         A boundary at layer b of `depth` moves to round(b * num_layers / depth), halves up; a share s to
-        round(s * num_layers). A stratum may become empty on a shallow model. For full fine-tuning there is nothing to resolve: ().
+        round(s * num_layers). A stratum may become empty on a shallow model. Full fine-tuning has no strata: ().
 
         Raises:
             ValueError: when absolute layers lie beyond the model, or strata meet in one layer.
         """
-        if not _is_int(num_layers) or num_layers < 1:
+        if not is_int(num_layers) or num_layers < 1:
             raise ValueError(f"num_layers is {num_layers!r}; it must be a positive integer.")
         resolved: list[tuple[Stratum, tuple[int, ...]]] = []
         owner: dict[int, str] = {}
         for index, stratum in enumerate(self.strata):
             label = self._label(index)
             if stratum.is_share or self.depth is not None:
-                start, stop = (_round_half_up(edge * num_layers) for edge in _span(stratum, self.depth))
+                start, stop = (_round_half_up(edge * num_layers) for edge in span(stratum, self.depth))
             else:
-                start, stop = _absolute_range(stratum, num_layers, label)
+                start, stop = absolute_range(stratum, num_layers, label)
             layers = tuple(range(start, stop))
             for layer in layers:
                 if layer in owner:
@@ -533,7 +436,7 @@ class Strategy:
         return tuple(resolved)
 
     def prefix_length(self, num_layers: int) -> int:
-        """How many leading layers of `num_layers` stay as they are with everything below them (the embeddings) frozen too.
+        """How many leading layers of `num_layers` are frozen together with all that feeds them (the embeddings).
 
         0 for full fine-tuning and where biases outside the layers train; num_layers where only the head trains.
         """
@@ -545,7 +448,8 @@ class Strategy:
     def scaling(self, num_layers: int) -> str:
         """What integer layers became on another depth, as one line for tables and logs; "" where nothing scaled.
 
-        Example: "24 -> 12 layers: group 1 0-4 -> 0-2, group 2 5-9 -> 3-4, group 3 10-23 -> 5-11 (N1 = 4 -> 2, N2 = 9 -> 4)".
+        Example: "24 -> 12 layers: group 1 0-4 -> 0-2, group 2 5-9 -> 3-4, group 3 10-23 -> 5-11 (N1 = 4 -> 2,
+        N2 = 9 -> 4)".
         """
         moved = [
             (index, stratum, layers)
@@ -555,7 +459,7 @@ class Strategy:
         if not moved:
             return ""
         changes = ", ".join(
-            f"{stratum.name or f'stratum {index + 1}'} {_range_text(stratum)} -> {layers_text(layers)}"
+            f"{stratum.name or f'stratum {index + 1}'} {range_text(stratum)} -> {layers_text(layers)}"
             for index, stratum, layers in moved
         )
         bounds = ""
@@ -568,172 +472,19 @@ class Strategy:
         return f"{self.depth} -> {num_layers} layers: {changes}{bounds}"
 
 
-def layers_text(layers: tuple[int, ...]) -> str:
-    """Layer numbers in short: (3, 4, 5) is "3-5", (3,) is "3", (0, 1, 5) is "0-1,5", () is "none"."""
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) or "none"
-
-
-# -- helpers ----------------------------------------------------------------------------------------------------------
-
-_SHORT = {role: role for role in ROLES} | {"query": "q", "key": "k", "value": "v", "attention_output": "o"}
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _fields(cls: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(cls))
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
-
-
-def _closest(word: str, words: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else "."
-
-
-def _refuse_unknown_keys(data: Mapping[str, Any], allowed: tuple[str, ...], who: str) -> None:
-    for key in data:
-        if key not in allowed:
-            raise ValueError(
-                f"{who}: unknown key {key!r}; allowed are {_listed(allowed)}{_closest(str(key), allowed)}"
-            )
-
-
 def _unknown_name(name: str, key: str) -> str:
-    allowed = f"allowed are {_listed(METHODS)}, and any other spafit-N1-N2-I or spafit-N1-N2-II with N1 <= N2 <= {PAPER_DEPTH - 1}"
+    allowed = (
+        f"allowed are {listed(METHODS)}, any other spafit-N1-N2-I or spafit-N1-N2-II with N1 <= N2 < {PAPER_DEPTH}"
+    )
     close = difflib.get_close_matches(key, [method.lower() for method in METHODS], n=1, cutoff=0.5)
     original = {method.lower(): method for method in METHODS}
     hint = f"; did you mean {original[close[0]]!r}?" if close else "."
     return f"unknown strategy {name!r}; {allowed}, or the path of a .yaml or .json file{hint}"
 
 
-def _checked_roles(roles: Any, allowed: tuple[str, ...], where: str) -> tuple[str, ...]:
-    if isinstance(roles, str) or not isinstance(roles, Iterable):
-        raise ValueError(f"{where} is {roles!r}; it must be a list of roles, such as ['query', 'value'].")
-    given = tuple(roles)
-    for role in given:
-        if role in NORM_ROLES and role not in allowed:
-            raise ValueError(
-                f"{where}: {role!r} is a norm and has no matrix for LoRA; allowed are {_listed(allowed)}."
-            )
-        if role not in allowed:
-            raise ValueError(
-                f"{where}: unknown role {role!r}; allowed are {_listed(allowed)}{_closest(str(role), allowed)}"
-            )
-    if len(set(given)) != len(given):
-        raise ValueError(f"{where}: {list(given)!r} names a role twice; name each once.")
-    return tuple(role for role in allowed if role in given)
-
-
-def _checked_layers(layers: Any, who: str) -> tuple[int, int] | tuple[float, float]:
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
-        raise ValueError(f"{who}: layers is {layers!r}; it must be two numbers, such as [0, 4] or [0.0, 0.5].")
-    pair = tuple(layers)
-    if len(pair) != 2 or not all(_is_number(edge) for edge in pair):
-        raise ValueError(f"{who}: layers is {list(pair)!r}; it must be two numbers, such as [0, 4] or [0.0, 0.5].")
-    first, last = pair
-    if _is_int(first) and _is_int(last):
-        if first < 0 or last < -1:
-            raise ValueError(
-                f"{who}: layers is {list(pair)!r}; layers count from zero, and only the last may be -1 (the model's last)."
-            )
-        if first > last != -1:
-            raise ValueError(f"{who}: layers is {list(pair)!r}; the first layer must not be beyond the last.")
-        return first, last
-    if not 0 <= first < last <= 1:
-        raise ValueError(
-            f"{who}: layers is {list(pair)!r}; with a float they are shares of the depth, 0 <= first < last <= 1, such as [0.25, 0.5]; "
-            "layer numbers are integers."
-        )
-    return float(first), float(last)
-
-
-def _absolute_range(stratum: Stratum, num_layers: int, label: str) -> tuple[int, int]:
-    """Start and stop of integer layers on exactly `num_layers` layers; shares pass through unchecked."""
-    if stratum.is_share:
-        return 0, 0
-    first, last = int(stratum.layers[0]), int(stratum.layers[1])
-    stop = num_layers if last == -1 else last + 1
-    # first == num_layers with an open end is a stratum that has become empty: group 3 where N2 is the last layer.
-    if stop > num_layers or first > num_layers:
-        raise ValueError(
-            f"{label} reaches beyond the last layer: there are {num_layers}, counted from zero, so the last is {num_layers - 1}; "
-            "lower it, or set depth to the number of layers the ranges were written for so that they scale."
-        )
-    return first, stop
-
-
-def _span(stratum: Stratum, depth: int | None) -> tuple[Fraction, Fraction]:
-    """Start and end of a stratum, the end exclusive: in shares where they are known, else in layers."""
-    first, last = stratum.layers
-    if stratum.is_share:
-        # 1/6 is not exact as a float; the nearest simple fraction is what was meant, so that halves round up reliably.
-        return Fraction(first).limit_denominator(100_000), Fraction(last).limit_denominator(100_000)
-    if depth is None:
-        return Fraction(first), Fraction(10**9) if last == -1 else Fraction(last) + 1
-    return Fraction(int(first), depth), Fraction(1) if last == -1 else Fraction(int(last) + 1, depth)
-
-
 def _round_half_up(value: Fraction) -> int:
     return int((2 * value + 1) // 2)
 
 
-def _range_text(stratum: Stratum) -> str:
-    first, last = stratum.layers
-    if stratum.is_share:
-        return f"{100 * first:g}%-{100 * last:g}%"
-    if first == last:
-        return str(first)
-    return f"{first}-{'end' if last == -1 else last}"
-
-
 def _bound_text(bound: int) -> str:
     return str(bound) if bound >= 0 else "none"
-
-
-def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A mapping from pairs as read from a file; the parsers keep the last of two equal keys in silence, this one does not."""
-    data: dict[Any, Any] = {}
-    for key, value in pairs:
-        if key in data:
-            raise ValueError(f"the key {key!r} stands twice in one mapping; keep one.")
-        data[key] = value
-    return data
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
-    except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON ({error}).") from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """yaml.SafeLoader that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(self.construct_object(key, deep=True), None) for key, _ in node.value]
-        _no_duplicates([(key if isinstance(key, str) else repr(key), value) for key, value in keys])
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{where}: not valid YAML ({reason}).") from error

@@ -1,0 +1,129 @@
+"""Finding the parts of a model: its stacks by the table, then by structure, and what lies outside them."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from spafit_hf.architecture.layouts import LAYOUTS, NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED, Roles
+from spafit_hf.architecture.parts import Architecture, Stack, is_linear, is_norm
+from spafit_hf.architecture.stacks import join, make_stack
+from spafit_hf.architecture.structure import stacks_by_structure
+from spafit_hf.strategy import NORM_ROLES, ROLES
+
+# Heads of models whose class is its own base (T5ForQuestionAnswering), where children cannot tell head from body.
+_HEAD_NAMES = ("pre_classifier", "classifier", "classification_head", "qa_outputs", "score")
+
+# Classes whose head came with the pretraining.
+_PRETRAINING_CLASS = re.compile(
+    r"For(CausalLM|MaskedLM|ConditionalGeneration|PreTraining|NextSentencePrediction|MaskedImageModeling)|LMHead"
+)
+
+
+def find_architecture(model: nn.Module) -> Architecture:
+    """Find the parts of a transformers model: by the table of model types, then by structure.
+
+    Args:
+        model: any class of a transformers model (XModel, XForSequenceClassification, XForCausalLM ...), on any device,
+            not yet wrapped by PEFT.
+
+    Raises:
+        ValueError: when the model is wrapped, shares its layers, or its parts cannot be found.
+    """
+    model_type = model_type_of(model)
+    if any(kind.__module__.startswith("peft.") for module in model.modules() for kind in type(module).__mro__):
+        raise ValueError(
+            "the model is wrapped by PEFT already; pass the plain model (model.unload() of a PeftModel gives it back)."
+        )
+    if model_type in REFUSED:
+        raise ValueError(f"model type {model_type!r} has no strata: {REFUSED[model_type]}.")
+    stacks = _stacks_by_table(model, model_type) if model_type in LAYOUTS else ()
+    return complete(model, stacks or stacks_by_structure(model, model_type))
+
+
+def model_type_of(model: nn.Module) -> str:
+    """`config.model_type`, or the name of the class where there is no config."""
+    return str(model.config.model_type) if isinstance(model, PreTrainedModel) else type(model).__name__
+
+
+def _base(model: nn.Module) -> tuple[str, nn.Module]:
+    """The base of a model without its head, and its name; ("", model) where the class is its own base."""
+    if isinstance(model, PreTrainedModel):
+        base = model.base_model
+        for name, module in model.named_modules():
+            if module is base:
+                return name, module
+    return "", model
+
+
+def _stacks_by_table(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
+    """Stacks with the names of the table; () where this release of transformers uses other names than the table's."""
+    base_name, base = _base(model)
+    names = {name for name, _ in base.named_modules()}
+    present = [(name, path, roles) for name, path, roles in LAYOUTS[model_type] if path in names]
+    if not all(_fits(base.get_submodule(path), roles) for _, path, roles in present):
+        return ()
+    return tuple(make_stack(model, name, join(base_name, path), roles, model_type) for name, path, roles in present)
+
+
+def _fits(layers: nn.Module, roles: Roles) -> bool:
+    """Whether the first layer has the names of the table."""
+    names = {name for name, _ in next(layers.children(), nn.Module()).named_modules()}
+    return all(any(path in names for path in roles[role]) for role in ROLES if role not in NORM_ROLES)
+
+
+def complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
+    """Complete the architecture with what lies outside the stacks."""
+    model_type = model_type_of(model)
+    base_name, base = _base(model)
+    kept = tuple(name for name in PRETRAINED_OUTSIDE.get(model_type, ()) if name in dict(model.named_children()))
+    head = _head(model, base, kept)
+    if head and model_type in NEW_POOLER and "pooler" in dict(base.named_children()):
+        head = (join(base_name, "pooler"), *head)
+    in_layers = tuple(f"{stack.path}." for stack in stacks)
+    in_body = tuple(f"{name}." for name in (base_name, *kept)) if base_name else ("",)
+    in_head = tuple(f"{name}." for name in head)
+    outer = [
+        (name, module)
+        for name, module in model.named_modules()
+        if f"{name}.".startswith(in_body) and not f"{name}.".startswith((*in_layers, *in_head))
+    ]
+    # The output matrix of a language model that is its own base (T5ForConditionalGeneration) is no part of the body.
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    linear = [name for name, module in outer if is_linear(module) and module is not output]
+    pooler = tuple(
+        name for name in linear if "pooler" in name.split(".") or name.startswith(tuple(f"{k}." for k in kept))
+    )
+    return Architecture(
+        model_type=model_type,
+        stacks=stacks,
+        embeddings=_embeddings(model, base_name, base),
+        outer_norms=tuple(name for name, module in outer if is_norm(module)),
+        pooler=pooler,
+        projections=tuple(name for name in linear if name not in pooler),
+        head=head,
+    )
+
+
+def _head(model: nn.Module, base: nn.Module, kept: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the modules that are new with the task."""
+    if isinstance(model, PreTrainedModel) and (
+        model.get_output_embeddings() is not None or _PRETRAINING_CLASS.search(type(model).__name__)
+    ):
+        return ()
+    children = [(name, child) for name, child in model.named_children() if any(True for _ in child.parameters())]
+    if base is model:
+        return tuple(name for name, _ in children if name in _HEAD_NAMES)
+    return tuple(name for name, child in children if child is not base and name not in kept)
+
+
+def _embeddings(model: nn.Module, base_name: str, base: nn.Module) -> str | None:
+    if "embeddings" in dict(base.named_children()):
+        return join(base_name, "embeddings")
+    try:
+        table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    except NotImplementedError:  # speech models have no such table
+        return None
+    return next((name for name, module in model.named_modules() if module is table and name), None)

@@ -1,0 +1,168 @@
+"""FLOPs and saved activations of a training step, layer by layer; the package says first how they are counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spafit_hf.architecture import Layer
+
+if TYPE_CHECKING:
+    from spafit_hf.planner.facts import Plan
+
+BATCH, SEQ = 16, 128
+"""Examples and tokens per example for which `str(plan)` states memory and FLOPs (batch 16 is the paper's)."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one training step; a multiplication and an addition are two."""
+
+    forward: int
+    activation_gradient: int
+    weight_gradient: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.forward + self.activation_gradient + self.weight_gradient
+
+
+_CROSS = re.compile(r"cross|encoder_attn|EncDec", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one layer, or of the output matrix: FLOPs and values kept for the backward pass, per token."""
+
+    forward: int
+    activation_gradient: int
+    weight_gradient: int
+    saved: int
+    in_prefix: bool
+
+
+class _Counter:
+    """Adds up one layer; `grad` says whether the hidden states need a gradient at this point of the forward pass."""
+
+    def __init__(self, plan: Plan, full: bool, seq: int, grad: bool) -> None:
+        self.plan, self.full, self.seq, self.grad = plan, full, seq, grad
+        self.forward = self.activation_gradient = self.weight_gradient = self.saved = 0
+        self.biases = frozenset(plan.biases)
+
+    def trains(self, name: str) -> bool:
+        return self.full or name in self.plan.lora or name in self.biases
+
+    def keeps_input(self, name: str) -> bool:
+        """The gradient of a matrix needs the input it was given; that of a bias does not."""
+        return self.full or name in self.plan.lora
+
+    def linear(self, name: str, grad: bool) -> bool:
+        """Count a linear layer whose input needs a gradient or not; returns whether its output does."""
+        inputs, outputs = self.plan.linear[name]
+        self.forward += 2 * inputs * outputs
+        self.activation_gradient += 2 * inputs * outputs * grad
+        self.weight_gradient += 2 * inputs * outputs * self.full
+        if name in self.plan.lora and not self.full:
+            r = self.plan.lora[name].r
+            self.forward += 2 * r * (inputs + outputs)
+            self.activation_gradient += 2 * r * (outputs + inputs * grad)
+            self.weight_gradient += 2 * r * (inputs + outputs)
+            self.saved += r
+        return grad or self.trains(name)
+
+    def attention(self, layer: Layer, cross: bool, memory_grad: bool) -> None:
+        """Self or cross attention; `memory_grad` says whether the encoder's states need a gradient."""
+        query, key, value, output = (
+            [name for name in layer.modules[role] if bool(_CROSS.search(name.removeprefix(layer.path))) == cross]
+            for role in ("query", "key", "value", "attention_output")
+        )
+        if not value:
+            return
+        out: dict[str, bool] = {}
+        for name in dict.fromkeys([*query, *key, *value]):
+            from_memory = cross and name not in query
+            out[name] = self.linear(name, memory_grad if from_memory else self.grad)
+        for source in (query, [name for name in (*key, *value) if name not in query]) if cross else (list(out),):
+            if any(map(self.keeps_input, source)):
+                self.saved += self.plan.linear[source[0]][0]
+        q, k, v = (any(out[name] for name in names) for names in (query, key, value))
+        width = sum(self.plan.linear[name][0] for name in output)
+        product = 2 * self.seq * width  # one matrix product of the attention, per token
+        self.forward += 2 * product
+        self.activation_gradient += product * (v + (q or k) + q + k)
+        if q or k or v:
+            self.saved += sum(self.plan.linear[name][1] for name in out) + width
+        for name in output:
+            if self.keeps_input(name) and not (q or k or v):
+                self.saved += width  # otherwise the attention has kept it as its result
+            self.grad |= self.linear(name, q or k or v)
+
+    def norms(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            self.grad |= self.trains(name)
+            self.saved += self.hidden * self.grad
+
+    @property
+    def hidden(self) -> int:
+        first = self.plan.architecture.stacks[0].layers[0]
+        return self.plan.linear[first.modules["output"][-1]][1]
+
+    def feed_forward(self, layer: Layer) -> None:
+        into, out_of = layer.modules["intermediate"], layer.modules["output"]
+        if any(map(self.keeps_input, into)):
+            self.saved += self.plan.linear[into[0]][0]
+        inner = [self.linear(name, self.grad) for name in into]
+        width = sum(self.plan.linear[name][0] for name in out_of)
+        gated = sum(self.plan.linear[name][1] for name in into) == 2 * width
+        if any(inner):
+            # The input of the activation; in a gated feed-forward both factors of the product as well.
+            self.saved += (self.plan.activation_tensors + 2 * gated) * width
+        if any(map(self.keeps_input, out_of)):
+            self.saved += width
+        self.grad |= any([self.linear(name, any(inner)) for name in out_of])
+
+    def cost(self, in_prefix: bool) -> Cost:
+        return Cost(self.forward, self.activation_gradient, self.weight_gradient, self.saved, in_prefix)
+
+
+def layer_costs(plan: Plan, seq: int, *, full: bool) -> Iterator[Cost]:
+    """The cost of each layer in turn, then of a language model's output matrix; `full`: as if every weight trained."""
+    outer = (*plan.architecture.outer_norms, *plan.architecture.projections)
+    start = full or any(name in plan.biases for name in outer if "embed" in name)
+    memory_grad = grad = start
+    for index, stack in enumerate(plan.architecture.stacks):
+        prefix = 0 if full else prefix_length(plan, index)
+        memory_grad, grad = grad, start
+        for number, layer in enumerate(stack.layers):
+            counter = _Counter(plan, full, seq, grad)
+            for cross in (False, True):
+                counter.attention(layer, cross, memory_grad)
+            counter.norms(layer.modules["attention_norm"])
+            counter.feed_forward(layer)
+            counter.norms(layer.modules["output_norm"])
+            grad = counter.grad
+            yield counter.cost(number < prefix)
+    if plan.output_embeddings is not None:
+        counter = _Counter(plan, full, seq, grad)
+        if counter.linear(plan.output_embeddings, grad):
+            counter.saved += plan.linear[plan.output_embeddings][1]  # the log-softmax of the loss
+        yield counter.cost(False)
+
+
+def prefix_length(plan: Plan, index: int) -> int:
+    """Leading layers of a stack that can come from a cache: a decoder's only where its whole encoder is frozen."""
+    if plan.full:
+        return 0
+    lengths = [len(stack.layers) for stack in plan.architecture.stacks]
+    before = all(plan.strategy.prefix_length(length) == length for length in lengths[:index])
+    return plan.strategy.prefix_length(lengths[index]) if before else 0
+
+
+def check_step(batch: int, seq: int) -> None:
+    """Refuse a batch or a length that is no positive integer."""
+    for name, value in (("batch", batch), ("seq", seq)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a positive integer.")

@@ -1,0 +1,236 @@
+"""Making a plan: the strata of a strategy laid on the layers of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from spafit_hf.architecture import Architecture, Stack, find_architecture, is_linear
+from spafit_hf.planner.facts import Group, LoraSettings, Plan
+from spafit_hf.planner.notes import head_notes, notes
+from spafit_hf.planner.source import ModelLike, build_model
+from spafit_hf.strategy import METHODS, ROLES, Strategy, StrategyLike, Stratum
+
+
+def plan(
+    model: ModelLike,
+    strategy: StrategyLike,
+    num_labels: int | None = None,
+    *,
+    architecture: Architecture | None = None,
+) -> Plan:
+    """What `strategy` trains in `model`, and what that costs.
+
+        plan("google-bert/bert-large-cased", "spafit-4-9-II", num_labels=3).trainable_parameters  # 7485443
+
+    Args:
+        model: a model (on any device, meta included), a config, a folder with a config.json, its path, or the id of a
+            model on the Hub. Only the config is read: no weights are downloaded.
+        strategy: a name, a `Strategy`, its dict, or a YAML or JSON file.
+        num_labels: outputs of a classification head (of tokens or images where the config names such a head, else of
+            sequences). None: the head the config names if it is one that people fine-tune (classification, question
+            answering, language modeling), else sequence classification with the config's own number of labels, else,
+            for a model type without it, no head.
+        architecture: where the parts of the model are, when they cannot be found (`Architecture.describe`).
+
+    Raises:
+        ValueError: when model or strategy cannot be read, they do not fit, or the model's parts cannot be found.
+    """
+    strategy = Strategy.coerce(strategy)
+    built = build_model(model, num_labels)
+    return _plan(built, strategy, architecture or find_architecture(built))
+
+
+def plan_each(
+    model: ModelLike, strategies: Iterable[StrategyLike] = METHODS, num_labels: int | None = None
+) -> tuple[Plan, ...]:
+    """The plan of each strategy on one model, read once; by default of every method of the paper's Table 1.
+
+    Args and errors: as for `plan`.
+    """
+    wanted = [Strategy.coerce(strategy) for strategy in strategies]
+    built = build_model(model, num_labels)
+    architecture = find_architecture(built)
+    return tuple(_plan(built, strategy, architecture) for strategy in wanted)
+
+
+def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> Plan:
+    modules = dict(model.named_modules())
+    names = _linear_names(architecture)
+    output = _output_embeddings(model, modules)
+    linear = {name: _in_out(modules[name]) for name in (*names, *((output,) if output else ()))}
+    parameters = dict(model.named_parameters())
+    python_gelu = any(type(module).__name__ == "NewGELUActivation" for module in modules.values())
+    base = Plan(
+        strategy=strategy,
+        architecture=architecture,
+        model_type=architecture.model_type,
+        model_class=type(model).__name__,
+        num_labels=model.config.num_labels if architecture.head and isinstance(model, PreTrainedModel) else None,
+        num_layers=architecture.num_layers,
+        groups=(),
+        lora={},
+        biases=(),
+        head=architecture.head if strategy.head else (),
+        full=strategy.full,
+        trainable_parameters=0,
+        total_parameters=sum(parameter.numel() for parameter in parameters.values()),
+        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters.values()),
+        tensors={},
+        linear=linear,
+        output_embeddings=output,
+        activation_tensors=4 if python_gelu else 1,
+    )
+    return _full_plan(base, model) if strategy.full else _strata_plan(base, modules)
+
+
+def _full_plan(base: Plan, model: nn.Module) -> Plan:
+    parameters = dict(model.named_parameters())
+    groups: list[Group] = []
+    for stack in base.architecture.stacks:
+        count = sum(parameter.numel() for name, parameter in parameters.items() if name.startswith(f"{stack.path}."))
+        layers = tuple(range(len(stack.layers)))
+        groups.append(Group("all layers", stack.name, layers, "every weight", trainable_parameters=count))
+    prefixes = tuple(f"{name}." for name in base.head)
+    head = sum(parameter.numel() for name, parameter in parameters.items() if prefixes and name.startswith(prefixes))
+    outside = base.total_parameters - head - sum(group.trainable_parameters for group in groups)
+    groups.append(Group("outside the layers", "", (), "every weight", trainable_parameters=outside))
+    if base.head:
+        groups.append(Group("head", "", (), ", ".join(base.head), trainable_parameters=head))
+    return replace(
+        base,
+        groups=tuple(groups),
+        trainable_parameters=base.total_parameters,
+        tensors={name: tuple(parameter.shape) for name, parameter in parameters.items()},
+        notes=head_notes(base),
+    )
+
+
+def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
+    strategy, architecture = base.strategy, base.architecture
+    tensors: dict[str, tuple[int, ...]] = {}
+    lora: dict[str, LoraSettings] = {}
+    biases: list[str] = []
+    groups: list[Group] = []
+    passed_over: list[str] = []
+    for stack in architecture.stacks:
+        for stratum, name, layers in _strata_of(strategy, stack):
+            lora_modules: list[str] = []
+            bias_modules: list[str] = []
+            before = _values(tensors)
+            if stratum is not None:
+                for index in layers:
+                    lora_modules += stack.layers[index].names(stratum.lora)
+                    for module in stack.layers[index].names(stratum.biases):
+                        (bias_modules if _bias_width(modules[module]) is not None else passed_over).append(module)
+                settings = _settings(stratum)
+                lora |= dict.fromkeys(lora_modules, settings)
+                for module in lora_modules:
+                    tensors |= _lora_tensors(module, base.linear[module], settings)
+            tensors |= _bias_tensors(modules, bias_modules)
+            biases += bias_modules
+            what = stratum.what() if stratum is not None else "frozen"
+            trained = _values(tensors) - before
+            groups.append(
+                Group(name, stack.name, layers, what, tuple(lora_modules), tuple(bias_modules), trained, stratum)
+            )
+    if strategy.outer_biases:
+        outer = [
+            name
+            for name in (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
+            if modules[name]._parameters.get("bias") is not None
+        ]
+        before = _values(tensors)
+        tensors |= _bias_tensors(modules, outer)
+        biases += outer
+        what = f"biases of {', '.join(outer)}" if outer else "no biases outside the layers"
+        groups.append(Group("outer biases", "", (), what, (), tuple(outer), _values(tensors) - before))
+    if strategy.head:
+        before = _values(tensors)
+        tensors |= {
+            f"base_model.model.{head}.{name}": tuple(parameter.shape)
+            for head in base.head
+            for name, parameter in modules[head].named_parameters()
+        }
+        what = ", ".join(base.head) or "none: the model has no task head"
+        groups.append(Group("head", "", (), what, trainable_parameters=_values(tensors) - before))
+    result = replace(
+        base,
+        groups=tuple(groups),
+        lora=lora,
+        biases=tuple(biases),
+        trainable_parameters=_values(tensors),
+        tensors=tensors,
+    )
+    return replace(result, notes=notes(result, modules, passed_over))
+
+
+def _strata_of(strategy: Strategy, stack: Stack) -> list[tuple[Stratum | None, str, tuple[int, ...]]]:
+    """The strata of a stack and the runs of layers in none, each with name and layers, by depth; empty strata last."""
+    parts: list[tuple[Stratum | None, str, tuple[int, ...]]] = []
+    for index, (stratum, layers) in enumerate(strategy.resolve(len(stack.layers))):
+        parts.append((stratum, stratum.name or f"stratum {index + 1}", layers))
+    taken = {layer for _, _, layers in parts for layer in layers}
+    run: list[int] = []
+    for layer in (*(each for each in range(len(stack.layers)) if each not in taken), None):
+        if run and layer != run[-1] + 1:
+            parts.append((None, "frozen", tuple(run)))
+            run = []
+        if layer is not None:
+            run.append(layer)
+    return sorted(parts, key=lambda part: part[2][0] if part[2] else len(stack.layers))
+
+
+def _settings(stratum: Stratum) -> LoraSettings:
+    return LoraSettings(stratum.r, stratum.lora_alpha, stratum.lora_dropout, stratum.use_rslora, stratum.use_dora)
+
+
+def _lora_tensors(module: str, shape: tuple[int, int], settings: LoraSettings) -> dict[str, tuple[int, ...]]:
+    inputs, outputs = shape
+    prefix = f"base_model.model.{module}"
+    tensors: dict[str, tuple[int, ...]] = {
+        f"{prefix}.lora_A.weight": (settings.r, inputs),
+        f"{prefix}.lora_B.weight": (outputs, settings.r),
+    }
+    if settings.use_dora:
+        tensors[f"{prefix}.lora_magnitude_vector"] = (outputs,)
+    return tensors
+
+
+def _bias_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    return {f"base_model.model.{name}.bias": (_bias_width(modules[name]) or 0,) for name in names}
+
+
+def _values(tensors: dict[str, tuple[int, ...]]) -> int:
+    return sum(map(math.prod, tensors.values()))
+
+
+def _linear_names(architecture: Architecture) -> tuple[str, ...]:
+    layers = [layer for stack in architecture.stacks for layer in stack.layers]
+    roles = [role for role in ROLES if not role.endswith("norm")]
+    return tuple(name for layer in layers for name in layer.names(roles))
+
+
+def _in_out(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features  # a quantized weight has another shape, these are always true
+    weight = module.get_parameter("weight")
+    rows, columns = weight.shape
+    return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)  # GPT-2's Conv1D is transposed
+
+
+def _bias_width(module: nn.Module) -> int | None:
+    """Length of a module's bias, its own or one it can be given; None for a norm without one."""
+    bias = module._parameters.get("bias")
+    if bias is not None:
+        return bias.numel()
+    return _in_out(module)[1] if is_linear(module) else None
+
+
+def _output_embeddings(model: nn.Module, modules: dict[str, nn.Module]) -> str | None:
+    table = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return next((name for name, module in modules.items() if module is table), None)

@@ -1,0 +1,79 @@
+"""What a user should read beside a plan: sentences about what could not be as asked."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from spafit_hf.planner.facts import Plan
+from spafit_hf.planner.text import some
+from spafit_hf.strategy import ROLES
+
+
+def notes(result: Plan, modules: dict[str, nn.Module], passed_over: list[str]) -> tuple[str, ...]:
+    """The notes of a plan by strata; `passed_over` are the norms that were to get a delta and have no bias."""
+    lines: list[str] = []
+    for group in result.groups:
+        if group.stratum is not None and not group.layers:
+            stack = f" of the {group.stack}" if len(result.architecture.stacks) > 1 else ""
+            lines.append(f"{group.name} has no layers at the depth{stack}.")
+    without = [name for name in result.biases if modules[name]._parameters.get("bias") is None]
+    if without:
+        lines.append(f"{some(len(without), 'linear layer')} without a bias: the delta is added as one.")
+    if passed_over:
+        kinds = ", ".join(sorted({type(modules[name]).__name__ for name in passed_over}))
+        lines.append(f"{some(len(passed_over), 'norm')} without a bias ({kinds}): left alone.")
+    lines += _fused_notes(result)
+    large = [
+        name
+        for name, each in result.lora.items()
+        if each.r * sum(result.linear[name]) >= math.prod(result.linear[name])
+    ]
+    if large:
+        lines.append(
+            f"LoRA has at least as many parameters as the matrix it adapts in {some(len(large), 'module')}; lower r."
+        )
+    if result.strategy.outer_biases:
+        convolutions = [
+            name
+            for name, module in modules.items()
+            if isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.bias is not None
+        ]
+        if convolutions:
+            lines.append(f"biases of convolutions ({', '.join(convolutions)}) stay frozen.")
+    if result.strategy.name == "bitfit":
+        lines.append(BITFIT_NOTE)
+    return (*lines, *head_notes(result))
+
+
+BITFIT_NOTE = (
+    "bitfit trains every bias and no weight outside the head, so it is far below the 31.52 M that the paper gives for "
+    "Full BitFit on BERT-large: that figure needs the embeddings (30.22 M) and the pooler (1.05 M) to train as well."
+)
+
+
+def head_notes(result: Plan) -> tuple[str, ...]:
+    """A note where the strategy trains the head and the model has none."""
+    if result.strategy.head and not result.head and not result.full:
+        nothing = "" if result.trainable_parameters else ", so that nothing trains"
+        return (f"{result.model_class} has no new task head{nothing}.",)
+    return ()
+
+
+def _fused_notes(result: Plan) -> list[str]:
+    """Where one matrix serves several roles and the strategy names only some of them."""
+    notes = []
+    layer = result.architecture.stacks[0].layers[0]
+    for stratum in result.strategy.strata:
+        for part, roles in (("LoRA", stratum.lora), ("the bias delta", stratum.biases)):
+            for module in layer.names(roles):
+                serves = [role for role in ROLES if module in layer.modules[role]]
+                named = [role for role in serves if role in roles]
+                if len(named) < len(serves):
+                    short = module.removeprefix(f"{layer.path}.")
+                    notes.append(
+                        f"{short} is one matrix for {', '.join(serves)}: "
+                        f"{part} covers all, not {', '.join(named)} alone."
+                    )
+    return list(dict.fromkeys(notes))

@@ -1,0 +1,151 @@
+"""Plans as text: a table of groups, a drawing of the layers, methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from spafit_hf.architecture import Layer, Stack
+from spafit_hf.planner.cost import BATCH, SEQ
+from spafit_hf.strategy import ROLES, layers_text
+
+if TYPE_CHECKING:
+    from spafit_hf.planner.facts import Plan
+
+_COLUMNS = {
+    "query": "query",
+    "key": "key",
+    "value": "value",
+    "attention_output": "attn.out",
+    "attention_norm": "attn.norm",
+    "intermediate": "ffn.in",
+    "output": "ffn.out",
+    "output_norm": "ffn.norm",
+}
+
+
+def plan_table(plan: Plan, batch: int = BATCH, seq: int = SEQ) -> str:
+    """One plan as a table: see `Plan.table`."""
+    depth = " + ".join(f"{len(stack.layers)} {_layers_of(stack, plan)}" for stack in plan.architecture.stacks)
+    labels = f", {plan.num_labels} label{'s' * (plan.num_labels != 1)}" if plan.num_labels else ""
+    lines = [f"{plan.strategy.name} on {plan.model_class} ({depth}{labels})"]
+    lines += [f"scaled from {line}" for line in plan.scaling]
+    rows = [("layers", "group", "what trains", "parameters", "share")]
+    for group in plan.groups:
+        where = layers_text(group.layers) if group.stack else ""
+        if group.stack and len(plan.architecture.stacks) > 1:
+            where = f"{group.stack} {where}"
+        share = f"{_percent(group.trainable_parameters / plan.total_parameters)}"
+        rows.append((where, group.name, group.what, f"{group.trainable_parameters:,}", share))
+    rows.append(("total", "", f"of {plan.total_parameters:,}", f"{plan.trainable_parameters:,}", _percent(plan.share)))
+    lines += _text_table(rows, right=(3, 4))
+    step = plan.flops_ratio(batch, seq)
+    cached = plan.flops_ratio(batch, seq, cached_prefix=True)
+    with_cache = f", {cached:.3f} with the frozen prefix cached" if cached < step else ""
+    lines += [
+        f"file       {_bytes(plan.adapter_bytes)} {'checkpoint' if plan.full else 'adapter'} (fp32)",
+        f"memory     optimizer {_bytes(plan.optimizer_bytes)}, gradients {_bytes(plan.gradient_bytes)}, "
+        f"activations {_bytes(plan.activation_bytes(batch, seq))} for {batch} x {seq} tokens "
+        f"({plan.activation_ratio(seq):.3f} of full fine-tuning)",
+        f"step       {_count(plan.flops(batch, seq).total)}FLOP ({step:.3f} of full fine-tuning{with_cache})",
+    ]
+    lines += [f"note       {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def layer_table(plan: Plan) -> str:
+    """A drawing of the strata: see `Plan.layer_table`."""
+    lines = []
+    for stack in plan.architecture.stacks:
+        title = f"{plan.strategy.name}, {len(stack.layers)} {_layers_of(stack, plan)}"
+        lines += [title, "layer  " + "  ".join(_COLUMNS[role] for role in ROLES)]
+        starts = {group.layers[0]: group for group in plan.groups if group.stack == stack.name and group.layers}
+        for index, layer in enumerate(stack.layers):
+            marks = "  ".join(f"{_mark(plan, layer, role):<{len(_COLUMNS[role])}}" for role in ROLES)
+            text = f"{starts[index].name}: {starts[index].what}" if index in starts else ""
+            lines.append(f"{index:>5}  {marks}  {text}".rstrip())
+    outside = [f"{group.name}: {group.what}" for group in plan.groups if not group.stack]
+    return "\n".join([*lines, *outside, "L LoRA   b bias delta   + both   W every weight   . frozen"])
+
+
+def _mark(plan: Plan, layer: Layer, role: str) -> str:
+    names = layer.modules[role]
+    if plan.full:
+        return "W" if names else " "
+    lora, bias = any(name in plan.lora for name in names), any(name in plan.biases for name in names)
+    return ("+" if bias else "L") if lora else "b" if bias else "." if names else " "
+
+
+def comparison_table(plans: Sequence[Plan], batch: int = BATCH, seq: int = SEQ) -> str:
+    """Plans of one model side by side, a line for each."""
+    first = plans[0]
+    depth = " + ".join(f"{len(stack.layers)} {_layers_of(stack, first)}" for stack in first.architecture.stacks)
+    labels = f", {first.num_labels} label{'s' * (first.num_labels != 1)}" if first.num_labels else ""
+    rows = [("method", "parameters", "share", "file", "optimizer", "activations", "step", "cached")]
+    for each in plans:
+        rows.append(
+            (
+                each.strategy.name,
+                f"{each.trainable_parameters:,}",
+                _percent(each.share),
+                _bytes(each.adapter_bytes),
+                _bytes(each.optimizer_bytes),
+                f"{each.activation_ratio(seq):.3f}",
+                f"{each.flops_ratio(batch, seq):.3f}",
+                f"{each.flops_ratio(batch, seq, cached_prefix=True):.3f}",
+            )
+        )
+    lines = [f"{first.model_class} ({depth}{labels}), {first.total_parameters:,} parameters"]
+    lines += _text_table(rows, right=range(1, 8))
+    lines.append(
+        f"activations and step: memory and FLOPs over full fine-tuning at {seq} tokens; "
+        "cached: with the frozen prefix cached"
+    )
+    notes = dict.fromkeys(note for each in plans for note in each.notes)
+    lines += [
+        f"{each.strategy.name}: scaled from {line}" for each in plans for line in each.scaling if "group" in line
+    ]
+    lines += [f"note: {note}" for note in notes]
+    return "\n".join(lines)
+
+
+def _text_table(rows: Sequence[tuple[str, ...]], right: Iterable[int]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = set(right)
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in aligned else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    rule = "  ".join("-" * width for width in widths)
+    return [lines[0], rule, *lines[1:]]
+
+
+def _layers_of(stack: Stack, plan: Plan) -> str:
+    layers = "layers" if len(stack.layers) != 1 else "layer"
+    return f"{stack.name} {layers}" if len(plan.architecture.stacks) > 1 else layers
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}" if count < 100 * size else f"{count / size:.0f} {unit}"
+    return f"{count} B"
+
+
+def some(count: int, noun: str) -> str:
+    """A count with its noun: "1 norm", "2 norms"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _count(count: int) -> str:
+    for unit, size in (("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} "

@@ -1,0 +1,215 @@
+"""A stratum: a range of layers and what trains in each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from spafit_hf.strategy.reading import closest, field_names, is_int, is_number, listed, refuse_unknown_keys
+
+ROLES = (
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "attention_norm",
+    "intermediate",
+    "output",
+    "output_norm",
+)
+"""The paper's sub-layers of a transformer layer, in reading order. In BERT: attention.self.query, .key, .value,
+attention.output.dense, attention.output.LayerNorm, intermediate.dense, output.dense, output.LayerNorm."""
+
+NORM_ROLES = ("attention_norm", "output_norm")
+LORA_ROLES = tuple(role for role in ROLES if role not in NORM_ROLES)
+
+_SHORT = {role: role for role in ROLES} | {"query": "q", "key": "k", "value": "v", "attention_output": "o"}
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """A range of layers and what trains in each of them.
+
+    Raises:
+        ValueError: for a range that is empty or mixed up, an unknown role, LoRA on a norm, or LoRA settings that PEFT
+            cannot use.
+    """
+
+    layers: tuple[int, int] | tuple[float, float]
+    """Two integers: first and last layer, inclusive, from zero, -1 as last meaning the last layer of the model.
+    Two numbers of which one is a float: shares of the depth from 0 to 1, the second exclusive: (0.0, 0.5) is the lower
+    half."""
+    lora: tuple[str, ...] = ()
+    """Roles whose weight matrix gets LoRA; any of `ROLES` but the norms."""
+    biases: tuple[str, ...] = ()
+    """Roles whose bias gets a trained delta; any of `ROLES`."""
+    r: int = 64
+    """Rank of the LoRA matrices (paper: 64). Used only where `lora` is not empty; so are the four below."""
+    lora_alpha: float = 128
+    """LoRA is scaled by lora_alpha / r (paper: 128)."""
+    lora_dropout: float = 0.0
+    """Dropout on the input of LoRA, a probability in [0, 1)."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead (rsLoRA)."""
+    use_dora: bool = False
+    """Train magnitude and direction apart (DoRA)."""
+    name: str = ""
+    """What tables call it; "" is replaced by its position."""
+
+    def __post_init__(self) -> None:
+        who = f"stratum {self.name!r}" if self.name else "stratum"
+        # A frozen dataclass sets its own fields this way; lists (from YAML) become tuples and roles get one order,
+        # so that strata that mean the same compare equal.
+        object.__setattr__(self, "layers", _checked_layers(self.layers, who))
+        object.__setattr__(self, "lora", _checked_roles(self.lora, LORA_ROLES, f"{who}: lora"))
+        object.__setattr__(self, "biases", _checked_roles(self.biases, ROLES, f"{who}: biases"))
+        if not isinstance(self.name, str):
+            raise ValueError(f"{who}: name is {self.name!r}; it must be a string.")
+        if not is_int(self.r) or self.r < 1:
+            raise ValueError(f"{who}: r is {self.r!r}; the rank of LoRA must be an integer of at least 1, as in r=64.")
+        if not is_number(self.lora_alpha) or not 0 < self.lora_alpha < float("inf"):
+            raise ValueError(
+                f"{who}: lora_alpha is {self.lora_alpha!r}; it must be a positive number, as in lora_alpha=128."
+            )
+        if not is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                f"{who}: lora_dropout is {self.lora_dropout!r}; it must be a probability from 0 to below 1, "
+                "as in lora_dropout=0.1."
+            )
+        for field in ("use_rslora", "use_dora"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"{who}: {field} is {getattr(self, field)!r}; it must be true or false.")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether `layers` are shares of the depth (True) or layer numbers (False)."""
+        return isinstance(self.layers[0], float)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything trains in these layers."""
+        return bool(self.lora or self.biases)
+
+    def what(self) -> str:
+        """What trains in it, in a few words: "frozen", "every bias", "LoRA q,k,v r=64 alpha=128 + biases output"."""
+        parts = []
+        if self.lora:
+            roles = ",".join(_SHORT[role] for role in self.lora)
+            extras = "".join(f" {word}" for word, on in (("rsLoRA", self.use_rslora), ("DoRA", self.use_dora)) if on)
+            dropout = f" dropout={self.lora_dropout:g}" if self.lora_dropout else ""
+            parts.append(f"LoRA {roles} r={self.r} alpha={self.lora_alpha:g}{dropout}{extras}")
+        if self.biases == ROLES:
+            parts.append("every bias")
+        elif self.biases:
+            parts.append("biases " + ",".join(_SHORT[role] for role in self.biases))
+        return " + ".join(parts) or "frozen"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a dict of JSON types; `from_dict` gives an equal stratum back."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Stratum:
+        """Inverse of `to_dict`. Only `layers` is required.
+
+        Raises:
+            ValueError: for a missing `layers` or a key that is not a field.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a stratum is {data!r}; it must be a mapping with the keys {listed(field_names(cls))}.")
+        refuse_unknown_keys(data, field_names(cls), "stratum")
+        if "layers" not in data:
+            raise ValueError(
+                f"stratum {dict(data)!r} has no 'layers'; add for example layers: [0, 4] or layers: [0.0, 0.5]."
+            )
+        return cls(**data)
+
+
+def layers_text(layers: tuple[int, ...]) -> str:
+    """Layer numbers in short: (3, 4, 5) is "3-5", (3,) is "3", (0, 1, 5) is "0-1,5", () is "none"."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) or "none"
+
+
+def range_text(stratum: Stratum) -> str:
+    """The layers of a stratum as they were written: "5-9", "10-end", "25%-50%"."""
+    first, last = stratum.layers
+    if stratum.is_share:
+        return f"{100 * first:g}%-{100 * last:g}%"
+    if first == last:
+        return str(first)
+    return f"{first}-{'end' if last == -1 else last}"
+
+
+def absolute_range(stratum: Stratum, num_layers: int, label: str) -> tuple[int, int]:
+    """Start and stop of integer layers on exactly `num_layers` layers; shares pass unchecked as (0, 0)."""
+    if stratum.is_share:
+        return 0, 0
+    first, last = int(stratum.layers[0]), int(stratum.layers[1])
+    stop = num_layers if last == -1 else last + 1
+    # first == num_layers with an open end is a stratum that has become empty: group 3 where N2 is the last layer.
+    if stop > num_layers or first > num_layers:
+        raise ValueError(
+            f"{label} reaches beyond the last layer: there are {num_layers}, counted from zero, so the last is "
+            f"{num_layers - 1}; lower it, or set depth to the number of layers it was written for so that it scales."
+        )
+    return first, stop
+
+
+def span(stratum: Stratum, depth: int | None) -> tuple[Fraction, Fraction]:
+    """Start and end of a stratum, the end exclusive: in shares where they are known, else in layers."""
+    first, last = stratum.layers
+    if stratum.is_share:
+        # 1/6 is not exact as a float; the nearest simple fraction is what was meant, so that halves round up reliably.
+        return Fraction(first).limit_denominator(100_000), Fraction(last).limit_denominator(100_000)
+    if depth is None:
+        return Fraction(first), Fraction(10**9) if last == -1 else Fraction(last) + 1
+    return Fraction(int(first), depth), Fraction(1) if last == -1 else Fraction(int(last) + 1, depth)
+
+
+def _checked_roles(roles: Any, allowed: tuple[str, ...], where: str) -> tuple[str, ...]:
+    if isinstance(roles, str) or not isinstance(roles, Iterable):
+        raise ValueError(f"{where} is {roles!r}; it must be a list of roles, such as ['query', 'value'].")
+    given = tuple(roles)
+    for role in given:
+        if role in NORM_ROLES and role not in allowed:
+            raise ValueError(f"{where}: {role!r} is a norm and has no matrix for LoRA; allowed are {listed(allowed)}.")
+        if role not in allowed:
+            raise ValueError(
+                f"{where}: unknown role {role!r}; allowed are {listed(allowed)}{closest(str(role), allowed)}"
+            )
+    if len(set(given)) != len(given):
+        raise ValueError(f"{where}: {list(given)!r} names a role twice; name each once.")
+    return tuple(role for role in allowed if role in given)
+
+
+def _checked_layers(layers: Any, who: str) -> tuple[int, int] | tuple[float, float]:
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise ValueError(f"{who}: layers is {layers!r}; it must be two numbers, such as [0, 4] or [0.0, 0.5].")
+    pair = tuple(layers)
+    if len(pair) != 2 or not all(is_number(edge) for edge in pair):
+        raise ValueError(f"{who}: layers is {list(pair)!r}; it must be two numbers, such as [0, 4] or [0.0, 0.5].")
+    first, last = pair
+    if is_int(first) and is_int(last):
+        if first < 0 or last < -1:
+            raise ValueError(
+                f"{who}: layers is {list(pair)!r}; layers count from zero, and only the second may be -1 (the last)."
+            )
+        if first > last != -1:
+            raise ValueError(f"{who}: layers is {list(pair)!r}; the first layer must not be beyond the last.")
+        return first, last
+    if not 0 <= first < last <= 1:
+        raise ValueError(
+            f"{who}: layers is {list(pair)!r}; with a float they are shares of the depth, 0 <= first < last <= 1, "
+            "such as [0.25, 0.5]; layer numbers are integers."
+        )
+    return float(first), float(last)

@@ -1,0 +1,39 @@
+"""The plain model inside a wrapped one, to look at: same tensors, names without PEFT's wrappers in them.
+
+    BertModel                                  BertModel (view)
+    └── encoder.layer.3...query  Linear        └── encoder.layer.3...query  nn.Linear    the very same module
+        └── base_layer           nn.Linear
+"""
+
+from __future__ import annotations
+
+import copy
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+
+
+def plain_view(model: nn.Module) -> nn.Module:
+    """A view of `model` without adapters. The model itself is not changed, and shares its tensors with the view.
+
+    What reads a model's structure (a plan, an architecture) needs it where other adapters are on the model already.
+
+    Args:
+        model: a plain model, or one whose modules PEFT has wrapped (`PeftModel.get_base_model()`).
+    """
+    return _view(model, {})
+
+
+def _view(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
+    if isinstance(module, BaseTunerLayer):
+        return _view(module.get_base_layer(), seen)
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return _view(module.original_module, seen)
+    if module not in seen:  # a module that stands in two places stays one
+        seen[module] = copy.copy(module)
+        # The copy is shallow: without this line its children would be replaced in the model as well.
+        seen[module]._modules = {}
+        for name, child in module._modules.items():
+            seen[module]._modules[name] = None if child is None else _view(child, seen)
+    return seen[module]

@@ -1,0 +1,457 @@
+"""Architectures: every part of every known model type, by the table and by structure alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from spafit_hf.architecture import Architecture, find_architecture, is_linear, is_norm
+from spafit_hf.architecture.layouts import LAYOUTS
+from spafit_hf.architecture.structure import stacks_by_structure
+from spafit_hf.strategy import NORM_ROLES, ROLES
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+}
+GROUPED = COMMON | {"num_key_value_heads": 2, "head_dim": 8}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "vocab_size": 64,
+}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "vocab_size": 64}
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "bert": COMMON,
+    "roberta": COMMON,
+    "xlm-roberta": COMMON,
+    "camembert": COMMON,
+    "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48, "vocab_size": 64},
+    "electra": COMMON | {"embedding_size": 16},
+    "mpnet": COMMON,
+    "deberta-v2": COMMON
+    | {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": False,
+        "norm_rel_ebd": "layer_norm",
+    },
+    "modernbert": COMMON,
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64},
+    "opt": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "ffn_dim": 48,
+        "vocab_size": 64,
+        "word_embed_proj_dim": 16,
+    },
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "mistral": GROUPED,
+    "gemma": GROUPED,
+    "gemma2": GROUPED,
+    "gemma3_text": GROUPED,
+    "phi": COMMON,
+    "phi3": GROUPED,
+    "t5": T5,
+    "bart": BART,
+    "vit": {key: value for key, value in COMMON.items() if key not in ("vocab_size", "pad_token_id")}
+    | {"image_size": 32, "patch_size": 8},
+}
+
+AUTO_CLASSES = (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForMultipleChoice,
+    AutoModelForImageClassification,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForMaskedLM,
+)
+
+# Linear layers and norms in a layer that play no role, on purpose.
+LEFT_OUT = {"qwen3": ("q_norm", "k_norm"), "gemma3_text": ("q_norm", "k_norm")}
+
+
+def config_of(model_type: str, **changes: Any) -> PretrainedConfig:
+    return AutoConfig.for_model(model_type, **(KNOWN[model_type] | changes))
+
+
+def meta(auto: Any, config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
+def classes_of(model_type: str) -> list[Any]:
+    config = config_of(model_type)
+    return [auto for auto in AUTO_CLASSES if type(config) in auto._model_mapping]
+
+
+CASES = [(model_type, auto) for model_type in KNOWN for auto in classes_of(model_type)]
+IDS = [f"{model_type}-{auto.__name__.removeprefix('AutoModel') or 'Model'}" for model_type, auto in CASES]
+
+
+def names_in(architecture: Architecture) -> list[str]:
+    """Every name an architecture holds."""
+    layers = [layer for stack in architecture.stacks for layer in stack.layers]
+    in_layers = [name for layer in layers for name in (*layer.names(ROLES), *layer.others, layer.path)]
+    outside = [*architecture.outer_norms, *architecture.pooler, *architecture.projections, *architecture.head]
+    return [*in_layers, *outside, *([architecture.embeddings] if architecture.embeddings else [])]
+
+
+def test_the_table_is_tested_whole() -> None:
+    assert set(KNOWN) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(("model_type", "auto"), CASES, ids=IDS)
+def test_every_linear_layer_and_norm_is_accounted_for(model_type: str, auto: Any) -> None:
+    model = meta(auto, config_of(model_type))
+    architecture = find_architecture(model)
+    modules = dict(model.named_modules())
+    assert architecture.model_type == model_type
+    names = names_in(architecture)
+    assert all(name in modules for name in names)
+    # Each layer: every matrix and norm plays a role, but those left out on purpose.
+    for stack in architecture.stacks:
+        for layer in stack.layers:
+            assert set(layer.modules) == set(ROLES)
+            assert all(layer.modules[role] for role in ROLES if role not in NORM_ROLES)
+            inside = {
+                name
+                for name, module in modules.items()
+                if name.startswith(f"{layer.path}.") and (is_linear(module) or is_norm(module))
+            }
+            assert set(layer.names(ROLES)) | set(layer.others) == inside
+            assert {name.rpartition(".")[2] for name in layer.others} == set(LEFT_OUT.get(model_type, ()))
+            for role in ROLES:
+                assert all(is_norm(modules[name]) == (role in NORM_ROLES) for name in layer.modules[role])
+    # Outside: every bias of a matrix or norm belongs to one part, or to the pretrained head of a language model.
+    parts = (architecture.outer_norms, architecture.pooler, architecture.projections, architecture.head)
+    taken = [name for part in parts for name in part]
+    assert len(set(taken)) == len(taken)
+    prefixes = tuple(f"{name}." for name in (*taken, *(stack.path for stack in architecture.stacks)))
+    rest = [
+        name
+        for name, module in modules.items()
+        if (is_linear(module) or is_norm(module)) and not f"{name}.".startswith(prefixes)
+    ]
+    assert not rest or (not architecture.head and model.get_output_embeddings() is not None), rest
+
+
+@pytest.mark.parametrize(("model_type", "auto"), CASES, ids=IDS)
+def test_structure_finds_what_the_table_says(model_type: str, auto: Any) -> None:
+    model = meta(auto, config_of(model_type))
+    by_structure = stacks_by_structure(model, model_type)
+    for found, known in zip(by_structure, find_architecture(model).stacks, strict=True):
+        assert (found.path, found.layers) == (known.path, known.layers)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5", "vit"])
+def test_real_and_meta_models_give_the_same(model_type: str) -> None:
+    config = config_of(model_type)
+    assert find_architecture(AutoModel.from_config(config)) == find_architecture(meta(AutoModel, config))
+
+
+def test_bert_in_full() -> None:
+    model = meta(AutoModelForSequenceClassification, config_of("bert"))
+    architecture = find_architecture(model)
+    (stack,) = architecture.stacks
+    assert (stack.name, stack.path, architecture.num_layers) == ("encoder", "bert.encoder.layer", 3)
+    layer = stack.layers[2]
+    assert layer.path == "bert.encoder.layer.2"
+    assert layer.modules == {
+        "query": ("bert.encoder.layer.2.attention.self.query",),
+        "key": ("bert.encoder.layer.2.attention.self.key",),
+        "value": ("bert.encoder.layer.2.attention.self.value",),
+        "attention_output": ("bert.encoder.layer.2.attention.output.dense",),
+        "attention_norm": ("bert.encoder.layer.2.attention.output.LayerNorm",),
+        "intermediate": ("bert.encoder.layer.2.intermediate.dense",),
+        "output": ("bert.encoder.layer.2.output.dense",),
+        "output_norm": ("bert.encoder.layer.2.output.LayerNorm",),
+    }
+    assert architecture.embeddings == "bert.embeddings"
+    assert architecture.outer_norms == ("bert.embeddings.LayerNorm",)
+    assert architecture.pooler == ("bert.pooler.dense",)
+    assert architecture.head == ("classifier",)
+
+
+HEADS = {
+    ("bert", AutoModelForSequenceClassification): ("classifier",),
+    ("bert", AutoModelForQuestionAnswering): ("qa_outputs",),
+    ("bert", AutoModelForMaskedLM): (),
+    ("bert", AutoModel): (),
+    ("roberta", AutoModelForSequenceClassification): ("classifier",),
+    ("roberta", AutoModelForMultipleChoice): ("roberta.pooler", "classifier"),
+    ("bert", AutoModelForMultipleChoice): ("classifier",),
+    ("distilbert", AutoModelForSequenceClassification): ("pre_classifier", "classifier"),
+    ("electra", AutoModelForSequenceClassification): ("classifier",),
+    ("electra", AutoModelForTokenClassification): ("classifier",),
+    ("mpnet", AutoModelForSequenceClassification): ("classifier",),
+    ("deberta-v2", AutoModelForSequenceClassification): ("pooler", "classifier"),
+    ("modernbert", AutoModelForSequenceClassification): ("classifier",),
+    ("modernbert", AutoModelForMaskedLM): (),
+    ("gpt2", AutoModelForSequenceClassification): ("score",),
+    ("gpt2", AutoModelForCausalLM): (),
+    ("opt", AutoModelForSequenceClassification): ("score",),
+    ("llama", AutoModelForSequenceClassification): ("score",),
+    ("llama", AutoModelForTokenClassification): ("score",),
+    ("llama", AutoModelForQuestionAnswering): ("qa_outputs",),
+    ("llama", AutoModelForCausalLM): (),
+    ("t5", AutoModelForSequenceClassification): ("classification_head",),
+    ("t5", AutoModelForTokenClassification): ("classifier",),
+    ("t5", AutoModelForQuestionAnswering): ("qa_outputs",),
+    ("t5", AutoModelForSeq2SeqLM): (),
+    ("bart", AutoModelForSequenceClassification): ("classification_head",),
+    ("bart", AutoModelForSeq2SeqLM): (),
+    ("bart", AutoModelForCausalLM): (),
+    ("vit", AutoModelForImageClassification): ("classifier",),
+}
+
+
+@pytest.mark.parametrize(("case", "head"), HEADS.items(), ids=[f"{m}-{a.__name__}" for m, a in HEADS])
+def test_heads(case: tuple[str, Any], head: tuple[str, ...]) -> None:
+    model_type, auto = case
+    assert find_architecture(meta(auto, config_of(model_type))).head == head
+
+
+def test_modernbert_keeps_its_pretrained_head_as_a_pooler() -> None:
+    model = meta(AutoModelForSequenceClassification, config_of("modernbert"))
+    architecture = find_architecture(model)
+    assert architecture.pooler == ("head.dense",)
+    assert architecture.outer_norms == ("model.embeddings.norm", "model.final_norm", "head.norm")
+    masked = meta(AutoModelForMaskedLM, config_of("modernbert"))
+    # The reason: the masked language model brings the same modules under the same names.
+    pretrained = {name for name, _ in masked.named_parameters()}
+    assert {"head.dense.weight", "head.norm.weight"} <= pretrained
+    assert not any(
+        name.startswith("pooler") for name, _ in meta(AutoModelForMaskedLM, config_of("deberta-v2")).named_parameters()
+    )
+
+
+def test_a_head_of_ones_own_is_found() -> None:
+    from transformers import BertModel, BertPreTrainedModel
+
+    class BertForRegression(BertPreTrainedModel):
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            self.bert = BertModel(config)
+            self.regressor = nn.Linear(config.hidden_size, 1)
+            self.post_init()
+
+    assert find_architecture(BertForRegression(config_of("bert"))).head == ("regressor",)
+
+
+def test_two_stacks() -> None:
+    for model_type, auto in (("t5", AutoModelForSeq2SeqLM), ("bart", AutoModelForSeq2SeqLM)):
+        architecture = find_architecture(meta(auto, config_of(model_type)))
+        assert [(stack.name, len(stack.layers)) for stack in architecture.stacks] == [("encoder", 2), ("decoder", 3)]
+        encoder, decoder = (stack.layers[0] for stack in architecture.stacks)
+        assert len(encoder.modules["query"]) == 1
+        assert len(decoder.modules["query"]) == 2  # self and cross attention
+        assert len(decoder.modules["attention_norm"]) == 2
+    (only,) = find_architecture(meta(AutoModelForCausalLM, config_of("bart"))).stacks
+    assert (only.name, only.path) == ("decoder", "model.decoder.layers")
+
+
+def test_fused_projections_stand_under_each_role() -> None:
+    layer = find_architecture(meta(AutoModel, config_of("gpt2"))).stacks[0].layers[0]
+    assert layer.modules["query"] == layer.modules["key"] == layer.modules["value"] == ("h.0.attn.c_attn",)
+    assert layer.names(("query", "key", "value", "output")) == ("h.0.attn.c_attn", "h.0.mlp.c_proj")
+
+
+def test_cross_attention_of_a_decoder() -> None:
+    layer = (
+        find_architecture(meta(AutoModelForCausalLM, config_of("gpt2", add_cross_attention=True))).stacks[0].layers[0]
+    )
+    assert layer.others == ()
+    assert layer.modules["key"] == ("transformer.h.0.attn.c_attn", "transformer.h.0.crossattention.c_attn")
+    bert = config_of("bert", is_decoder=True, add_cross_attention=True)
+    layer = find_architecture(meta(AutoModelForCausalLM, bert)).stacks[0].layers[0]
+    assert layer.others == ()
+    assert len(layer.modules["attention_norm"]) == 2
+
+
+def test_norms_that_are_not_there() -> None:
+    layers = find_architecture(meta(AutoModel, config_of("modernbert"))).stacks[0].layers
+    assert [layer.modules["attention_norm"] for layer in layers] == [
+        (),
+        ("layers.1.attn_norm",),
+        ("layers.2.attn_norm",),
+    ]
+    assert find_architecture(meta(AutoModel, config_of("phi"))).stacks[0].layers[0].modules["output_norm"] == ()
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt_neox": COMMON,
+    "gptj": {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64, "rotary_dim": 4},
+    "falcon": COMMON,
+    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64},
+    "deberta": COMMON,
+    "longformer": COMMON,
+    "esm": COMMON,
+    "stablelm": COMMON,
+    "starcoder2": COMMON | {"num_key_value_heads": 2},
+    "mt5": T5,
+    "pegasus": BART,
+    "dinov2": KNOWN["vit"],
+    "wav2vec2": COMMON,
+}
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_others_are_found_by_structure(model_type: str) -> None:
+    model = meta(AutoModel, AutoConfig.for_model(model_type, **OTHERS[model_type]))
+    architecture = find_architecture(model)
+    assert model_type not in LAYOUTS
+    assert len(architecture.stacks[-1].layers) == 3
+    names = dict(model.named_modules())
+    assert all(name in names for name in names_in(architecture))
+    layer = architecture.stacks[0].layers[0]
+    assert set(layer.modules["attention_norm"]).isdisjoint(layer.modules["output_norm"])
+
+
+# -- what cannot be found ---------------------------------------------------------------------------------------------
+
+
+def test_albert_shares_its_layers() -> None:
+    config = AutoConfig.for_model("albert", **COMMON, embedding_size=16)
+    for auto in (AutoModel, AutoModelForSequenceClassification):
+        with pytest.raises(ValueError, match=r"'albert' has no strata: ALBERT uses one set of weights for all"):
+            find_architecture(meta(auto, config))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 64}),
+        ("mixtral", GROUPED),
+        ("swin", {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}),
+        ("xlnet", {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48, "vocab_size": 64}),
+    ],
+)
+def test_what_is_not_found_says_how_to_describe_it(model_type: str, sizes: dict[str, Any]) -> None:
+    model = meta(AutoModel, AutoConfig.for_model(model_type, **sizes))
+    with pytest.raises(ValueError, match=rf"model type '{model_type}': no list of layers .*Architecture\.describe\("):
+        find_architecture(model)
+
+
+def test_a_wrapped_model_is_refused() -> None:
+    model = get_peft_model(AutoModel.from_config(config_of("bert")), LoraConfig(target_modules=["query"], r=2))
+    for each in (model, model.get_base_model()):
+        with pytest.raises(ValueError, match="wrapped by PEFT already"):
+            find_architecture(each)
+
+
+def test_layers_that_are_one_object_are_refused() -> None:
+    model = AutoModel.from_config(config_of("bert"))
+    model.encoder.layer[2] = model.encoder.layer[1]
+    with pytest.raises(ValueError, match="uses the same layer more than once"):
+        find_architecture(model)
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("ask", "see", "say", "join")})
+        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
+
+
+class Unusual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.last = nn.LayerNorm(8)
+        self.decide = nn.Linear(8, 2)
+
+
+BY_HAND: dict[str, Any] = {
+    "query": "mix.ask",
+    "key": "mix.see",
+    "value": ["mix.say"],
+    "attention_output": "mix.join",
+    "intermediate": "wide",
+    "output": "narrow",
+    "attention_norm": "first",
+    "output_norm": "second",
+}
+
+
+def test_describing_by_hand() -> None:
+    model = Unusual()
+    with pytest.raises(ValueError, match=r"model type 'Unusual'.*a layer holds mix\.ask, mix\.see"):
+        find_architecture(model)
+    architecture = Architecture.describe(model, layers="blocks", roles=BY_HAND, head=["decide"])
+    assert architecture.head == ("decide",)
+    assert architecture.outer_norms == ("last",)
+    assert architecture.stacks[0].layers[3].names(("query", "output")) == ("blocks.3.mix.ask", "blocks.3.narrow")
+    assert architecture.stacks[0].layers[0].others == ()
+
+
+def test_describing_gives_what_finding_gives() -> None:
+    model = meta(AutoModelForSequenceClassification, config_of("bert"))
+    roles = {role: names for role, names in LAYOUTS["bert"][0][2].items()}
+    assert Architecture.describe(model, layers={"encoder": "bert.encoder.layer"}, roles=roles) == find_architecture(
+        model
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": "block"}, "the model has no module 'block'"),
+        ({"roles": BY_HAND | {"querry": "mix.ask"}}, "unknown role 'querry'; allowed are query"),
+        ({"roles": BY_HAND | {"query": "mix.tell"}}, r"no module for the role 'query' \(looked for mix.tell\)"),
+        ({"roles": {"query": "mix.ask"}}, r"no module for the role 'key' \(looked for nothing\)"),
+        ({"head": ["decider"]}, "head: the model has no module 'decider'"),
+        ({"outer_norms": ["norm"]}, "outer_norms: the model has no module 'norm'"),
+    ],
+)
+def test_describing_wrongly(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Architecture.describe(Unusual(), **({"layers": "blocks", "roles": BY_HAND} | changes))
+
+
+def test_fewer_layers_than_the_config_has_are_shared_layers() -> None:
+    model = AutoModel.from_config(AutoConfig.for_model("roformer", **COMMON))
+    assert find_architecture(model).num_layers == 3
+    model.config.num_hidden_layers = 6
+    with pytest.raises(
+        ValueError, match=r"holds 3 layers, the config has 6; layers that share weights have no strata"
+    ):
+        find_architecture(model)
