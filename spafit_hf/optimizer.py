@@ -1,0 +1,60 @@
+"""Parameters by kind, so that LoRA, bias deltas and the head can each have a learning rate.
+
+optimizer of Trainer       decay        no decay
+split by kind              lora  head   bias  head     (in full fine-tuning: base  head   base  head)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+KINDS = ("lora", "base", "bias", "head")
+"""In the order of the parameter groups; the first one present is what Trainer logs as `learning_rate`."""
+
+
+def parameter_kind(name: str, head: Iterable[str] = ()) -> str:
+    """The kind of a trained parameter, one of `KINDS`, from its name in the model.
+
+    Args:
+        name: as in `model.named_parameters()`.
+        head: names of the head's modules in a model without adapter; in a PEFT model the head is found by itself.
+    """
+    parts = name.split(".")
+    if "modules_to_save" in parts or any(name.startswith(f"{module}.") for module in head):
+        return "head"
+    # A stock LoRA adapter with bias="all" trains the base's own biases; they are the biases of that adapter.
+    if "lora_delta" in parts or ("base_model" in parts and parts[-1] == "bias"):
+        return "bias"
+    return "lora" if any(part.startswith("lora_") for part in parts) else "base"
+
+
+def split_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float], head: Iterable[str] = ()
+) -> frozenset[str]:
+    """Split the parameter groups of a fresh optimizer by kind, in place; all other settings of a group are kept.
+
+    Each group gets a key "kind".
+
+    Args:
+        optimizer: one that has made no step.
+        model: the model whose parameters it holds.
+        rates: kind -> learning rate, for kinds whose rate is not that of their group.
+        head: see `parameter_kind`.
+
+    Returns:
+        The kinds present.
+    """
+    kinds = {id(parameter): parameter_kind(name, head) for name, parameter in model.named_parameters()}
+    groups: list[dict[str, Any]] = []
+    for kind in KINDS:
+        for group in optimizer.param_groups:
+            parameters = [parameter for parameter in group["params"] if kinds.get(id(parameter), "base") == kind]
+            if parameters:
+                rate = {"lr": rates[kind]} if kind in rates else {}
+                groups.append({**group, **rate, "params": parameters, "kind": kind})
+    optimizer.param_groups[:] = groups
+    return frozenset(group["kind"] for group in groups)

@@ -1,0 +1,93 @@
+"""Examples of similar length in one batch, in an order that depends on the seed and the epoch alone.
+
+    epoch k:  shuffle with seed + k  ->  runs of 50 batches  ->  each run sorted by length
+
+Transformers' sampler of the same idea draws from the global random state. A run resumed within an epoch then sees
+another order than the run it continues, and the processes of a distributed run drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Indices grouped by length.
+
+    Args:
+        lengths: length of each example, in tokens.
+        batch_size: examples per optimizer step, over all processes: the same order on any number of them.
+        seed: of the shuffling; epoch k uses seed + k.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, counted from zero."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+def example_lengths(dataset: Any, input_name: str, length_column: str) -> list[int] | None:
+    """The length of each example, or None where examples have none (pixels, free-form items, an empty dataset).
+
+    Args:
+        dataset: anything with `__len__` and `__getitem__`.
+        input_name: the model's main input, such as "input_ids"; its length counts where there is no length column.
+        length_column: a column of a `datasets.Dataset` that holds lengths.
+    """
+    if not isinstance(dataset, Sized) or not len(dataset):
+        return None
+    if isinstance(dataset, datasets.Dataset):
+        if length_column in dataset.column_names:
+            return [int(length) for length in dataset[length_column]]
+        if input_name not in dataset.column_names:
+            return None
+        return _column_lengths(dataset, input_name)
+    if not _is_sequence(dataset[0], input_name):  # type: ignore[index]
+        return None
+    return [len(dataset[index][input_name]) for index in range(len(dataset))]  # type: ignore[index]
+
+
+def _column_lengths(dataset: datasets.Dataset, name: str) -> list[int] | None:
+    if dataset.format["type"] is None:
+        # Straight from Arrow: seconds instead of minutes on the large tasks, where each row would become Python lists.
+        lengths: list[int] = []
+        for start in range(0, len(dataset), 10_000):
+            rows = dataset.with_format("arrow")[start : start + 10_000].column(name)
+            if not pa.types.is_list(rows.type) or pa.types.is_nested(rows.type.value_type):
+                return None
+            lengths.extend(pc.list_value_length(rows).to_pylist())
+        return lengths
+    if not _is_sequence(dataset[0], name):
+        return None
+    return [len(dataset[index][name]) for index in range(len(dataset))]
+
+
+def _is_sequence(item: Any, name: str) -> bool:
+    """Whether `item[name]` is one sequence of tokens, not an image or a matrix of features."""
+    if not isinstance(item, Mapping) or name not in item:
+        return False
+    value = item[name]
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return value.ndim == 1
+    return isinstance(value, (list, tuple)) and all(isinstance(token, int) for token in value)

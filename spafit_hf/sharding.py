@@ -1,0 +1,90 @@
+"""Models whose parameters are spread over several processes: by FSDP version 2 or DeepSpeed's ZeRO-3.
+
+process 0: half of W, half of b      whole_parameters      process 0: half of W, b whole  -> adapter folder
+process 1: half of W, half of b      ---------------->     process 1: half of W, half of b
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+@contextmanager
+def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
+    """Within it, the tensors an adapter folder is made of are whole on this process, where FSDP or ZeRO-3 shard them.
+
+    These are the trained parameters, the base's vectors (biases, norm weights) and its embeddings. The large frozen
+    matrices stay as they are. Every process has to enter; parameters must not be written to.
+
+    Args:
+        model: the wrapped model.
+        keep: whether this process needs the whole tensors, which are then on the CPU.
+    """
+    with ExitStack() as stack:
+        partitioned = []
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # an evaluation leaves some units whole, and state_dict() would split them again
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is None or not (
+                    parameter.requires_grad or parameter.dim() <= 1 or isinstance(module, nn.Embedding)
+                ):
+                    continue
+                if isinstance(parameter, DTensor):
+                    whole = parameter.full_tensor().detach().cpu()
+                    if keep:
+                        # By the dictionary: assigning an attribute would make FSDP take it for a parameter of its own.
+                        module._parameters[name] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+                        stack.callback(module._parameters.__setitem__, name, parameter)
+                elif hasattr(parameter, "ds_id"):
+                    partitioned.append(parameter)
+        if partitioned:
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.GatheredParameters(partitioned))
+        yield
+
+
+@contextmanager
+def fsdp_on_cpu(args: TrainingArguments) -> Iterator[None]:
+    """Within it, an `Accelerator` takes FSDP for processes on CPUs too.
+
+    accelerate 1.15 (`AcceleratorState.__init__`) looks at the FSDP plugin only where the processes are on
+    accelerators, and trains with DDP without a word where they are not, although FSDP version 2 runs on gloo. So they
+    are called something else while it looks.
+    """
+    wanted = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    state = PartialState._shared_state
+    if not wanted or args.device.type != "cpu" or state.get("distributed_type") != DistributedType.MULTI_CPU:
+        yield
+        return
+    state["distributed_type"] = DistributedType.MULTI_GPU
+    try:
+        yield
+    finally:
+        if state["distributed_type"] == DistributedType.MULTI_GPU:  # with FSDP, accelerate notes FSDP here
+            state["distributed_type"] = DistributedType.MULTI_CPU
+
+
+def shard_by_layer(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Make FSDP treat each transformer layer as a unit, where the user has named no units.
+
+    accelerate 1.15 would take the model's `_no_split_modules`. BERT's list its embeddings, whose word embeddings it
+    then shards a second time, and fails.
+    """
+    if plugin.transformer_cls_names_to_wrap is None:
+        layers = {
+            type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+        }
+        plugin.transformer_cls_names_to_wrap = sorted(layers) or None

@@ -1,0 +1,228 @@
+"""Whole programs: the script as it stands, alone, on two processes, and sharded over two processes.
+
+Two processes on gloo, half a batch each, must end where one process with the whole batch ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from scripts import tiny
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+LIMIT = 180  # seconds for one program
+STEPS = 10  # of 8 in an epoch: the second epoch has begun, in another order
+SAVED = 4
+TOLERANCE = 1e-6  # of a weight after STEPS steps of Adam, which turns the last bit of a small gradient into more
+
+
+@dataclass(frozen=True)
+class Work:
+    """A folder with a model and rows, and the programs run in it."""
+
+    folder: Path
+
+    def run(self, out: str, *options: str, launcher: str = "python", wait: bool = True, script: str = "watched"):
+        """Run the script with `options`, its output in `out`; returns its text, or the process if not to wait."""
+        port = str(free_port())
+        starts = {
+            "python": [sys.executable],
+            "torchrun": [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc_per_node",
+                "2",
+                "--master_port",
+                port,
+            ],
+            # --cpu would start one process (accelerate 1.15 wants MPI for more), so the script says --use_cpu itself
+            "accelerate": [
+                *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
+                *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
+                *(() if "--use_fsdp" in options else ("--multi_gpu",)),
+            ],
+        }
+        size = "8" if launcher == "python" else "4"
+        first = [
+            option for option in options if option.startswith("--use_fsdp") or option.startswith("--fsdp_version")
+        ]
+        common = {
+            "model_name_or_path": "model", "train_file": "train.json", "validation_file": "validation.json",
+            "test_file": "test.json", "lora_r": "4", "max_steps": str(STEPS), "save_steps": str(SAVED),
+            "logging_steps": "1", "learning_rate": "2e-3", "cache_dir": "cache", "disable_tqdm": "true",
+            "per_device_train_batch_size": size, "output_dir": out,
+        }  # fmt: skip
+        command = [*starts[launcher], *first, str(HERE / "scripts" / f"{script}.py"), "--do_train", "--do_eval"]
+        command += [
+            "--do_predict",
+            "--use_cpu",
+            *(word for name, value in common.items() for word in (f"--{name}", value)),
+        ]
+        command += [option for option in options if option not in first]
+        command += [] if launcher == "python" else ["--ddp_backend", "gloo"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
+        log = self.folder / f"{out}.log"
+        with log.open("a") as sink:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if not wait:
+            return process
+        try:
+            code = process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            kill(process)
+            code = "none in time"
+        text = log.read_text()
+        assert code == 0, text[-5000:]
+        return text
+
+    def weights(self, out: str, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
+        return load_file(self.folder / out / name)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def facts(text: str) -> list[dict[str, float]]:
+    return [json.loads(line.split("FACTS ", 1)[1]) for line in text.splitlines() if "FACTS " in line]
+
+
+def gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two states of the same names."""
+    assert set(first) == set(second)
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    folder = tmp_path_factory.mktemp("work")
+    tiny.bert(dropout=0.0).save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    for seed, (split, count) in enumerate({"train": 64, "validation": 16, "test": 10}.items()):
+        lines = [json.dumps(row) + "\n" for row in tiny.sentences(count, seed)]
+        (folder / f"{split}.json").write_text("".join(lines))
+    return Work(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(work: Work) -> str:
+    """One process, the whole batch."""
+    return work.run("alone", "--strategy", "spafit-4-9-II")
+
+
+def test_the_script_trains_evaluates_predicts_and_writes_a_card(work: Work, alone: str) -> None:
+    out = work.folder / "alone"
+    assert "Training in strata" in alone  # the table, through the script's own logging
+    assert "eval_accuracy" in json.loads((out / "eval_results.json").read_text())
+    assert len((out / "predict_results.txt").read_text().splitlines()) == 11
+    assert (out / "README.md").is_file()
+    assert list(out.rglob("training_args.bin")) == []
+    base = AutoModelForSequenceClassification.from_pretrained(work.folder / "model", num_labels=2)
+    model = PeftModel.from_pretrained(base, out).eval()
+    encode = tiny.tokenizer()
+    batch = DataCollatorWithPadding(encode)([encode(row["text"]) for row in tiny.sentences(10, 2)])
+    predicted = [line.split("\t")[1] for line in (out / "predict_results.txt").read_text().splitlines()[1:]]
+    assert [str(label) for label in model(**batch).logits.argmax(-1).tolist()] == predicted
+
+
+def test_the_script_resumes_when_started_again(work: Work, alone: str) -> None:
+    process = work.run("again", wait=False)
+    wait_for(work.folder / "again" / f"checkpoint-{SAVED}" / "trainer_state.json", process)
+    kill(process)
+    text = work.run("again")
+    assert "resuming from it" in text
+    assert facts(text)[-1]["resumed_at"] >= SAVED
+    assert gap(work.weights("alone"), work.weights("again")) == 0
+
+
+def wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not file.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert file.is_file()
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_equal_one(launcher: str, work: Work, alone: str) -> None:
+    text = work.run(launcher, launcher=launcher)
+    assert [(one["ddp"], one["searches"]) for one in facts(text)] == [(True, False)] * 2
+    assert gap(work.weights("alone"), work.weights(launcher)) < TOLERANCE
+    results = [(work.folder / out / "predict_results.txt").read_text() for out in ("alone", launcher)]
+    assert results[0] == results[1]
+    assert {path.name for path in (work.folder / "alone").iterdir()} == {
+        path.name for path in (work.folder / launcher).iterdir()
+    }
+
+
+def test_two_processes_that_accumulate_equal_one(work: Work, alone: str) -> None:
+    options = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
+    work.run("accumulated", *options, launcher="torchrun")
+    assert gap(work.weights("alone"), work.weights("accumulated")) < TOLERANCE
+
+
+def test_sharded_training_equals_one_process_and_resumes(work: Work, alone: str) -> None:
+    options = ("--fsdp", "--fsdp_config", '{"version": 2}')
+    process = work.run("sharded", *options, launcher="torchrun", wait=False)
+    wait_for(work.folder / "sharded" / f"checkpoint-{SAVED}" / "trainer_state.json", process)
+    kill(process)
+    checkpoint = work.folder / "sharded" / f"checkpoint-{SAVED}"
+    adapter_bytes = (checkpoint / "adapter_model.safetensors").stat().st_size
+    # accelerate keeps a copy of its own, of the trained tensors alone
+    assert (checkpoint / "pytorch_model_fsdp.bin").stat().st_size < 3 * adapter_bytes
+    text = work.run("sharded", *options, launcher="torchrun")
+    assert [one["sharded"] for one in facts(text)][-2:] == [1.0, 1.0]
+    assert facts(text)[-1]["resumed_at"] >= SAVED
+    assert gap(work.weights("alone"), work.weights("sharded")) < TOLERANCE
+    names = [{path.name for path in (work.folder / out).iterdir()} for out in ("alone", "sharded")]
+    assert names[0] == names[1]
+    configs = [json.loads((work.folder / out / "adapter_config.json").read_text()) for out in ("alone", "sharded")]
+    assert configs[0] == configs[1]
+    assert configs[0]["peft_type"] == "LORA"
+    sidecars = [json.loads((work.folder / out / "spafit_config.json").read_text()) for out in ("alone", "sharded")]
+    assert sidecars[0] == sidecars[1]
+
+
+def test_sharded_checkpoints_best_model_and_activation_checkpointing(work: Work) -> None:
+    best = ("--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", str(SAVED), "--use_dora")
+    config = '{"version": 2, "state_dict_type": "SHARDED_STATE_DICT", "activation_checkpointing": true}'
+    work.run("best", *best)
+    text = work.run("best_sharded", *best, "--fsdp", "--fsdp_config", config, launcher="torchrun")
+    assert facts(text)[-1]["sharded"] == 1.0
+    assert gap(work.weights("best"), work.weights("best_sharded")) < TOLERANCE
+
+
+def test_sharded_full_fine_tuning_through_accelerate(work: Work) -> None:
+    work.run("full", "--strategy", "full")
+    text = work.run("full_sharded", "--use_fsdp", "--fsdp_version=2", "--strategy", "full", launcher="accelerate")
+    assert facts(text)[-1]["sharded"] == 1.0
+    assert gap(work.weights("full", "model.safetensors"), work.weights("full_sharded", "model.safetensors")) < TOLERANCE

@@ -1,0 +1,252 @@
+"""Killed at any moment and resumed, a run ends bit for bit where it would have ended."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scripts import tiny
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum
+from spafit_hf.checkpointing import checkpoints_of, is_whole, resumable
+
+FORK = multiprocessing.get_context("fork")  # a real process to kill, without importing torch again
+
+
+def build(folder: Path, **fields: Any) -> SpafitTrainer:
+    """Two epochs of 8 steps, with dropout everywhere, a save every 3 steps."""
+    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_steps": 3}
+    schedule = {"num_train_epochs": 2, "learning_rate": 1e-2, "lora_r": 4, "lora_dropout": 0.2, "weight_decay": 0.1}
+    args = SpafitTrainingArguments(str(folder), **{**quiet, **schedule, **fields})
+    return SpafitTrainer(
+        tiny.bert(),
+        args,
+        train_dataset=tiny.dataset(60),
+        eval_dataset=tiny.dataset(12, seed=1),
+        processing_class=tiny.tokenizer(),
+    )
+
+
+class KillAtStep(TrainerCallback):
+    """Kills its own process, without any clean-up, when a step is done and nothing has been saved for it yet."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(work: Callable[[], Any]) -> None:
+    process = FORK.Process(target=work)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def outcome(run: SpafitTrainer) -> tuple[dict[str, torch.Tensor], list[tuple[int, float, float]]]:
+    logged = [(e["step"], e["loss"], e["grad_norm"]) for e in run.state.log_history if "loss" in e]
+    return tiny.state(run.model), logged
+
+
+def unstopped(folder: Path, **fields: Any) -> tuple[dict[str, torch.Tensor], list[tuple[int, float, float]]]:
+    run = build(folder, **fields)
+    run.train()
+    return outcome(run)
+
+
+def kill_and_resume(folder: Path, step: int, **fields: Any) -> SpafitTrainer:
+    def work() -> None:
+        run = build(folder, **fields)
+        run.add_callback(KillAtStep(step))
+        run.train()
+
+    killed(work)
+    torch.rand(step)  # another random state than that of the process that was killed
+    run = build(folder, **fields)
+    run.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    return run
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "strata": {},
+    "random order": {"train_sampling_strategy": "random"},
+    "accumulation and rates": {
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+        "head_learning_rate": 0.02,
+    },
+    "bf16": {"bf16": True},
+    "full": {"strategy": "full"},
+    "bitfit, evaluation by epoch": {"strategy": "bitfit", "eval_strategy": "epoch", "save_steps": 4},
+    "dora": {"use_dora": True, "activation_checkpointing": True},
+    "epoch saves": {"save_strategy": "epoch"},
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "step"),
+    [
+        ("strata", 4),
+        ("strata", 9),
+        ("strata", 15),
+        ("random order", 10),
+        ("accumulation and rates", 11),
+        ("bf16", 5),
+        ("full", 10),
+        ("bitfit, evaluation by epoch", 10),  # resumes at the end of an epoch, from before its evaluation
+        ("dora", 11),
+        ("epoch saves", 12),
+    ],
+)
+def test_weights_and_losses_are_those_of_the_run_that_was_not_stopped(variant: str, step: int, tmp_path: Path) -> None:
+    fields = VARIANTS[variant]
+    weights, losses = unstopped(tmp_path / "whole", **fields)
+    run = kill_and_resume(tmp_path / "killed", step, **fields)
+    found, logged = outcome(run)
+    assert tiny.differences(weights, found) == []
+    assert logged == losses  # the resumed log holds the steps before the checkpoint as well
+    last = max(step for step, *_ in losses)
+    one, other = (tmp_path / name / f"checkpoint-{last}" for name in ("whole", "killed"))
+    name = "model.safetensors" if variant == "full" else "adapter_model.safetensors"
+    assert tiny.differences(load_file(one / name), load_file(other / name)) == []
+    states = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (one, other)]
+    for index, state in states[0].items():
+        assert tiny.differences(state, states[1][index]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(1, 17))
+def test_every_step(step: int, tmp_path: Path) -> None:
+    weights, losses = unstopped(tmp_path / "whole", save_steps=1)
+    if step == 1:  # nothing saved yet: there is nothing to resume from
+        return
+    run = kill_and_resume(tmp_path / "killed", step, save_steps=1)
+    found, logged = outcome(run)
+    assert tiny.differences(weights, found) == []
+    assert logged == losses
+
+
+@pytest.mark.parametrize(
+    "last_file", ["adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_a_checkpoint_cut_short_is_replaced_by_the_one_before(
+    last_file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "killed"
+    weights, _ = unstopped(tmp_path / "whole")
+
+    def work() -> None:
+        # Dies inside the save of step 6, just before one of its files is complete.
+        original = os.fsencode(str(folder / "checkpoint-6" / last_file))
+        run = build(folder)
+        save = run._save_checkpoint
+
+        def save_and_die(model: Any, trial: Any) -> None:
+            if run.state.global_step == 6:
+                save(model, trial)
+                order = ["adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+                for name in order[order.index(last_file) + 1 :]:
+                    (folder / "checkpoint-6" / name).unlink()
+                content = Path(os.fsdecode(original)).read_bytes()
+                Path(os.fsdecode(original)).write_bytes(content[: len(content) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(model, trial)
+
+        run._save_checkpoint = save_and_die  # type: ignore[method-assign]
+        run.train()
+
+    killed(work)
+    last = get_last_checkpoint(str(folder))
+    assert last == str(folder / "checkpoint-6")
+    run = build(folder)
+    run.train(resume_from_checkpoint=last)
+    assert "cut short" in caplog.text
+    assert "checkpoint-3" in caplog.text
+    assert tiny.differences(weights, tiny.state(run.model)) == []
+
+
+def test_a_run_killed_in_its_first_save_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights, _ = unstopped(tmp_path / "whole")
+    partial = tmp_path / "killed" / "checkpoint-3"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", partial)
+    (partial / "trainer_state.json").unlink()
+    run = build(tmp_path / "killed")
+    run.train(resume_from_checkpoint=True)
+    assert "training starts from the beginning" in caplog.text
+    assert tiny.differences(weights, tiny.state(run.model)) == []
+
+
+@pytest.mark.parametrize(
+    "length", [{"max_steps": 11, "num_train_epochs": -1}, {}], ids=["within an epoch", "at its end"]
+)
+def test_a_run_killed_after_its_last_checkpoint_makes_no_step_more(length: dict[str, Any], tmp_path: Path) -> None:
+    weights, losses = unstopped(tmp_path, lr_scheduler_type="constant", **length)
+    run = build(tmp_path, lr_scheduler_type="constant", **length)
+    run.train(resume_from_checkpoint=True)
+    found, logged = outcome(run)
+    assert tiny.differences(weights, found) == []
+    assert logged == losses
+
+
+def test_which_checkpoint_is_taken(tmp_path: Path) -> None:
+    for step, whole in ((2, True), (10, True), (9, False), (11, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}" if whole else '{"epoch"')
+        assert is_whole(folder) is whole
+    (tmp_path / "checkpoint-best").mkdir()
+    assert [path.name for path in checkpoints_of(tmp_path)] == [f"checkpoint-{n}" for n in (11, 10, 9, 2)]
+    name = str(tmp_path / "checkpoint-{}")
+    assert resumable(True, str(tmp_path)) == name.format(10)
+    assert resumable(name.format(9), "elsewhere") == name.format(2)
+    assert resumable(name.format(10), "elsewhere") == name.format(10)
+    assert resumable(str(tmp_path / "typo"), "elsewhere") == str(tmp_path / "typo")  # for Trainer to refuse
+    assert resumable(True, str(tmp_path / "empty")) is True
+    assert resumable(None, str(tmp_path)) is resumable(False, str(tmp_path)) is None
+
+
+def test_resuming_with_another_strategy_is_refused(tmp_path: Path) -> None:
+    run = build(tmp_path, max_steps=3)
+    run.train()
+    for fields, words in (
+        ({"strategy": "bitfit"}, "not there"),
+        ({"lora_r": 8}, r"\(4, 16\) in the checkpoint, \(8, 16\) in the model"),
+        ({"strategy": "spafit-8-12-II"}, "tensors differ"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build(tmp_path, **fields).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(ValueError, match="Can't find a valid checkpoint"):
+        build(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nothing"))
+
+
+def test_strata_of_ones_own_resume(tmp_path: Path) -> None:
+    file = tmp_path / "strata.yaml"
+    Strategy(
+        (Stratum((0.5, 0.75), biases=("query",)), Stratum((0.75, 1.0), lora=("value",), r=2)), name="mine"
+    ).to_file(file)
+    weights, losses = unstopped(tmp_path / "whole", strategy=str(file))
+    found, logged = outcome(kill_and_resume(tmp_path / "killed", 10, strategy=str(file)))
+    assert tiny.differences(weights, found) == []
+    assert logged == losses
+
+
+def test_best_model_of_a_resumed_run(tmp_path: Path) -> None:
+    fields = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "save_total_limit": 2}
+    weights, _ = unstopped(tmp_path / "whole", **fields)
+    run = kill_and_resume(tmp_path / "killed", 8, **fields)
+    assert tiny.differences(weights, tiny.state(run.model)) == []
+    best = Path(str(run.state.best_model_checkpoint))
+    assert json.loads((best / "adapter_config.json").read_text())["peft_type"] == "SPAFIT"
