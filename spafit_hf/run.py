@@ -328,8 +328,8 @@ def _check_labels(config: Any, data: RunData) -> None:
     model_labels = [config.id2label[index] for index in range(len(config.id2label))]
     if data.text.labels and model_labels != list(data.text.labels):
         raise ValueError(
-            f"the model's labels are {model_labels}, those of {data.title} are {list(data.text.labels)}; measure it on "
-            "the task that it was trained for."
+            f"the model's labels are {model_labels}, those of {data.title} are {list(data.text.labels)}; measure it "
+            "on the task that it was trained for."
         )
     if not data.text.labels and len(model_labels) != 1:
         raise ValueError(f"{data.title} asks for one number, and the model has the labels {model_labels}.")

@@ -21,10 +21,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 @contextmanager
 def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
-    """Within it, the tensors an adapter folder is made of are whole on this process, where FSDP or ZeRO-3 shard them.
+    """Within it, what an adapter folder is made of is whole on this process, where FSDP or ZeRO-3 shard the model.
 
-    These are the trained parameters, the base's vectors (biases, norm weights) and its embeddings. The large frozen
-    matrices stay as they are. Every process has to enter; parameters must not be written to.
+    The trained parameters, the base's vectors (biases, norm weights) and its embeddings are whole tensors; the large
+    frozen matrices stay as they are. Modules have their own classes, not those that FSDP gave them. Every process has
+    to enter, and nothing may be computed or changed within.
 
     Args:
         model: the wrapped model.
@@ -35,6 +36,9 @@ def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # an evaluation leaves some units whole, and state_dict() would split them again
+                sharded = type(module)
+                module.__class__ = sharded.__mro__[sharded._orig_cls_mro_index]  # type: ignore[assignment]
+                stack.callback(setattr, module, "__class__", sharded)
         for module in model.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is None or not (

@@ -12,13 +12,11 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
-from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
@@ -27,7 +25,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     Seq2SeqTrainer,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -35,23 +32,23 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_pt_utils import get_model_param_count
 from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
     BestRun,
     EvalLoopOutput,
-    HubStrategy,
     TrainOutput,
     has_length,
 )
-from transformers.utils import SAFE_WEIGHTS_NAME, PushInProgress
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from spafit_hf.adapter import save_adapter
 from spafit_hf.architecture import find_architecture
 from spafit_hf.checkpointing import check_fits, resumable
 from spafit_hf.optimizer import split_groups
 from spafit_hf.planner import Plan, plan
+from spafit_hf.prefix_cache.training import PrefixCacheTrainer
 from spafit_hf.sampler import LengthGroupedSampler, example_lengths
 from spafit_hf.sharding import fsdp_on_cpu, shard_by_layer, whole_parameters
 from spafit_hf.strategy import Strategy, StrategyLike
+from spafit_hf.trainer_hub import HubPushMixin
 from spafit_hf.training_args import (
     DEFAULT_STRATEGY,
     NOT_SET,
@@ -64,7 +61,7 @@ from spafit_hf.tuner import SpafitConfig, get_spafit_model
 logger = logging.getLogger(__name__)
 
 
-class StrataTrainer(Trainer):
+class StrataTrainer(PrefixCacheTrainer):
     """What `SpafitTrainer` and `SpafitSeq2SeqTrainer` share: every override of Trainer."""
 
     plan: Plan | None = None
@@ -353,12 +350,16 @@ class StrataTrainer(Trainer):
             output_dir: the folder, `args.output_dir` by default.
         """
         self._native = _internal_call and output_dir is not None  # how Trainer saves a checkpoint
-        if not (_is_ours(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled)):
+        if _is_ours(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # Trainer would gather the whole base on each save. The adapter and the base's biases are enough.
+            with whole_parameters(self.model, keep=self.args.should_save):
+                self._save(output_dir)
+        elif self.is_fsdp_enabled and not self._native:
+            # Trainer would write no model at all where checkpoints are sharded.
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        else:
             super().save_model(output_dir, _internal_call)
             return
-        # Trainer would gather the whole base on each save. The adapter and the base's biases are enough.
-        with whole_parameters(self.model, keep=self.args.should_save):
-            self._save(output_dir)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -390,41 +391,8 @@ class StrataTrainer(Trainer):
             check_fits(target, target.active_adapter, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # In place of Trainer's, which pickles the arguments into output_dir and copies the native adapter there.
-        if self.args.hub_strategy == HubStrategy.END:
-            return
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return
-        if self.push_in_progress is not None and not (self.args.hub_always_push or self.push_in_progress.is_done()):
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        message = f"Training in progress, step {self.state.global_step}"
-        checkpoints = f"{PREFIX_CHECKPOINT_DIR}-*"
-        jobs = [self._upload(str(self.args.output_dir), message, ignore_patterns=["_*", checkpoints])]
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-            name = "last-checkpoint" if last else Path(checkpoint_folder).name
-            jobs.append(self._upload(checkpoint_folder, f"{message}, checkpoint", path_in_repo=name))
-        if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]  # a list, as in Trainer
-        else:
-            self.push_in_progress.jobs.extend(jobs)
 
-    def _upload(self, folder: str, message: str, **kwargs: Any) -> Any:
-        return HfApi().upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=folder,
-            commit_message=message,
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
-            run_as_future=True,
-            **kwargs,
-        )
-
-
-class SpafitTrainer(StrataTrainer):
+class SpafitTrainer(HubPushMixin, StrataTrainer):
     """`transformers.Trainer` that trains in strata. In a script that has one, two names change and nothing else.
 
     A plain model is wrapped with `get_spafit_model`; a `PeftModel` is taken as it is; the strategy "full" leaves the
@@ -475,7 +443,7 @@ class SpafitTrainer(StrataTrainer):
         )
 
 
-class SpafitSeq2SeqTrainer(StrataTrainer, Seq2SeqTrainer):
+class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` that trains in strata; see `SpafitTrainer`.
 
     Args:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from spafit_hf.prefix_cache.arguments import PrefixCacheArguments
 from spafit_hf.strategy import Strategy, StrategyLike
 
 DEFAULT_STRATEGY = "spafit-4-9-II"
@@ -31,7 +32,7 @@ INIT_LORA_WEIGHTS = ("default", "gaussian", "orthogonal")
 
 
 @dataclass
-class StrataArguments:
+class StrataArguments(PrefixCacheArguments):
     """The fields that `SpafitTrainingArguments` and `SpafitSeq2SeqTrainingArguments` add.
 
     The paper trained with learning_rate 6e-5 (2e-5 for full fine-tuning), weight_decay 0.01, 10 epochs and batches

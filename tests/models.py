@@ -25,7 +25,7 @@ class Family:
     config: Callable[..., hf.PretrainedConfig]
     classifier: type[hf.PreTrainedModel]
     generator: type[hf.PreTrainedModel] | None = None
-    #: Every module that spafit-4-9-II or bitfit gives a delta has a bias: merging works, and the file is absolute.
+    #: Every dense module has a bias: adapters merge, and their files hold absolute biases.
     every_bias: bool = True
     images: bool = False
 
@@ -205,10 +205,11 @@ def stir(model: nn.Module, adapter_name: str = "default", *, seed: int = 0, std:
             parameter.data += (std * noise).to(parameter)
 
 
-def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int = 3, labels: torch.Tensor | None = None) -> None:
+def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int = 3) -> None:
     """Some real steps of AdamW on everything that is trainable, with dropout as configured."""
-    if labels is None:
-        labels = torch.arange(next(iter(batch.values())).shape[0]) % max(model.config.num_labels, 1)
+    rows = next(iter(batch.values())).shape[0]
+    outputs = model.config.num_labels
+    labels = torch.linspace(0, 1, rows) if outputs == 1 else torch.arange(rows) % outputs
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.train()
     for _ in range(steps):

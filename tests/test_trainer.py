@@ -109,6 +109,20 @@ def test_every_method_of_the_paper_runs_through_the_same_class(method: str, tmp_
     ] == []
 
 
+def test_full_fine_tuning_is_transformers_own_bit_for_bit(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, strategy="full", train_sampling_strategy="random", weight_decay=0.1)
+    ours.train()
+    theirs = Trainer(
+        tiny.bert(),
+        arguments(tmp_path, TrainingArguments, weight_decay=0.1),
+        train_dataset=tiny.dataset(32),
+        processing_class=tiny.tokenizer(),
+    )
+    theirs.train()
+    assert tiny.differences(tiny.state(ours.model), tiny.state(theirs.model)) == []
+    assert losses(ours) == losses(theirs)
+
+
 def test_a_peft_model_is_taken_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = get_spafit_model(tiny.bert(), "bitfit")
     run = trainer(tmp_path, model, args=arguments(tmp_path), strategy="lora-I")
@@ -464,8 +478,9 @@ def test_accumulated_gradients_equal_a_larger_batch(strategy: str, causal: bool,
     assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-5
 
 
-def test_bf16_autocast(tmp_path: Path) -> None:
-    run = trainer(tmp_path, bf16=True)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_autocast(dtype: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, **{dtype: True})
     run.train()
     assert all(np.isfinite(losses(run)))
     assert {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}

@@ -89,6 +89,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "head_learning_rate": 0.02,
     },
     "bf16": {"bf16": True},
+    "fp16": {"fp16": True},
     "full": {"strategy": "full"},
     "bitfit, evaluation by epoch": {"strategy": "bitfit", "eval_strategy": "epoch", "save_steps": 4},
     "dora": {"use_dora": True, "activation_checkpointing": True},
@@ -105,6 +106,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ("random order", 10),
         ("accumulation and rates", 11),
         ("bf16", 5),
+        ("fp16", 7),
         ("full", 10),
         ("bitfit, evaluation by epoch", 10),  # resumes at the end of an epoch, from before its evaluation
         ("dora", 11),
@@ -127,12 +129,15 @@ def test_weights_and_losses_are_those_of_the_run_that_was_not_stopped(variant: s
         assert tiny.differences(state, states[1][index]) == []
 
 
+@pytest.fixture(scope="module")
+def saved_each_step(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return unstopped(tmp_path_factory.mktemp("whole"), save_steps=1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("step", range(1, 17))
-def test_every_step(step: int, tmp_path: Path) -> None:
-    weights, losses = unstopped(tmp_path / "whole", save_steps=1)
-    if step == 1:  # nothing saved yet: there is nothing to resume from
-        return
+@pytest.mark.parametrize("step", range(2, 17))
+def test_every_step(step: int, saved_each_step: Any, tmp_path: Path) -> None:
+    weights, losses = saved_each_step
     run = kill_and_resume(tmp_path / "killed", step, save_steps=1)
     found, logged = outcome(run)
     assert tiny.differences(weights, found) == []

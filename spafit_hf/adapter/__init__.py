@@ -14,7 +14,8 @@ from spafit_hf.adapter.folder import (
     base_facts,
 )
 from spafit_hf.adapter.load import load_adapter, load_base
-from spafit_hf.adapter.verify import VerifiedAdapter, verify_adapter
+from spafit_hf.adapter.verified import VerifiedAdapter
+from spafit_hf.adapter.verify import verify_adapter
 from spafit_hf.adapter.write import portable_obstacle, save_adapter
 
 __all__ = [

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from spafit_hf.adapter.folder import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, AdapterError
-from spafit_hf.adapter.verify import MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES
+from spafit_hf.adapter.untrusted import MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES
 
 #: File -> the most bytes that are downloaded for it.
 SIZE_LIMITS = {CONFIG_FILE: MAX_CONFIG_BYTES, SIDECAR_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: MAX_WEIGHTS_BYTES}

@@ -22,6 +22,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+from spafit_hf.tuner.plain import plain_view
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -58,7 +61,7 @@ class BaseFacts:
     hidden_size: int | None = None
     num_hidden_layers: int | None = None
     vocab_size: int | None = None
-    #: dtype name -> SHA-256 of the base's vectors (biases, norm weights) inside its layers, cast to that dtype.
+    #: dtype name -> SHA-256 of the base's vectors (biases, norm weights, first embeddings), cast to that dtype.
     vectors: dict[str, str] = field(default_factory=dict)
 
     def difference(self, other: BaseFacts) -> str | None:
@@ -68,7 +71,7 @@ class BaseFacts:
             if mine is not None and theirs is not None and mine != theirs:
                 return f"its {name} is {theirs}, the adapter was trained on a base with {mine}"
         if self.vectors and other.vectors and not set(self.vectors.values()) & set(other.vectors.values()):
-            return "its biases and norm weights are not those that the adapter was trained on"
+            return "its biases, norm weights and embeddings are not those that the adapter was trained on"
         return None
 
 
@@ -125,22 +128,44 @@ class Sidecar:
             raise AdapterError(f"{SIDECAR_FILE}: form is {data['form']!r}; allowed are {list(FORMS)}.")
         if not all(isinstance(name, str) for name in data["lora_modules"] + data["bias_modules"]):
             raise AdapterError(f"{SIDECAR_FILE}: lora_modules and bias_modules must be lists of module names.")
-        base = data["base"]
-        if set(base) != set(asdict(BaseFacts())) or not isinstance(base["vectors"], dict):
-            raise AdapterError(f"{SIDECAR_FILE}: base has the fields {sorted(base)}. Save the adapter again.")
-        check_labels(data["labels"])
+        check_base(data["base"])
+        check_labels(data["labels"], SIDECAR_FILE)
         return cls(
             **{
                 **data,
                 "lora_modules": tuple(data["lora_modules"]),
                 "bias_modules": tuple(data["bias_modules"]),
-                "base": BaseFacts(**base),
+                "base": BaseFacts(**data["base"]),
             }
         )
 
 
-def check_labels(labels: Any) -> None:
-    """Check the shape of a sidecar's labels: at most 10,000 outputs with a string name each.
+def check_base(base: dict[str, Any]) -> None:
+    """Check the shape of a sidecar's facts about the base.
+
+    Raises:
+        AdapterError: if they are not those of `BaseFacts`.
+    """
+    types = {
+        "name_or_path": str,
+        "revision": str,
+        "model_type": str,
+        "hidden_size": int,
+        "num_hidden_layers": int,
+        "vocab_size": int,
+    }
+    good = (
+        set(base) == {*types, "vectors"}
+        and all(base[name] is None or isinstance(base[name], kind) for name, kind in types.items())
+        and isinstance(base["vectors"], dict)
+        and all(isinstance(digest, str) for digest in base["vectors"].values())
+    )
+    if not good:
+        raise AdapterError(f"{SIDECAR_FILE}: base is {base!r:.200}, which is not as written. Save the adapter again.")
+
+
+def check_labels(labels: Any, file: str) -> None:
+    """Check the shape of the labels in a file: at most 10,000 outputs with a string name each.
 
     Raises:
         AdapterError: if they are not of the form `SpafitConfig.labels` has.
@@ -159,7 +184,8 @@ def check_labels(labels: Any) -> None:
     )
     if not good:
         raise AdapterError(
-            f"{SIDECAR_FILE}: labels must hold num_labels, id2label and problem_type; got {labels!r:.200}"
+            f"{file}: labels must hold num_labels, id2label and problem_type; got {labels!r:.200}. "
+            "Save the adapter again."
         )
 
 
@@ -180,16 +206,18 @@ class TensorName:
             return None
         path = key.removeprefix(KEY_PREFIX)
         for part in PARTS:
-            if path.endswith(f".{part}"):
-                return cls(path.removesuffix(f".{part}"), part)
+            module = path.removesuffix(f".{part}")
+            if module and module != path:
+                return cls(module, part)
         return None
 
 
 def base_facts(base: nn.Module) -> BaseFacts:
     """What identifies a loaded base, from its plain model (unmerged, wrapped or not).
 
-    The digest covers the one-dimensional parameters inside numbered layers: few bytes, yet no two pretrained models
-    share them. It is taken in three dtypes, so that a base loaded in half precision is still recognized.
+    The digest covers the one-dimensional parameters inside numbered layers and a corner of the embeddings: few bytes,
+    yet no two models share them. It is taken in three dtypes, so that a base loaded in half precision is still
+    recognized.
     """
     config = getattr(base, "config", None)
     return BaseFacts(
@@ -199,7 +227,7 @@ def base_facts(base: nn.Module) -> BaseFacts:
         hidden_size=getattr(config, "hidden_size", None),
         num_hidden_layers=getattr(config, "num_hidden_layers", None),
         vocab_size=getattr(config, "vocab_size", None),
-        vectors=_digests(base),
+        vectors=_digests(plain_view(base)),
     )
 
 
@@ -207,12 +235,10 @@ def _digests(base: nn.Module) -> dict[str, str]:
     vectors = [
         parameter.detach()
         for name, parameter in base.named_parameters()
-        if parameter.dim() == 1
-        and parameter.is_floating_point()
-        and re.search(r"\.\d+\.", f".{name}")
-        and "lora_" not in name
-        and "modules_to_save" not in name
+        if parameter.dim() == 1 and parameter.is_floating_point() and re.search(r"\.\d+\.", f".{name}")
     ]
+    # Models that were never trained all have biases of 0 and norm weights of 1, but not the same embeddings.
+    vectors += [table.detach()[:64] for table in _embeddings(base) if table.is_floating_point()]
     if not vectors or any(vector.is_meta for vector in vectors):
         return {}
     # A base loaded in a narrow dtype cannot tell what it was before, so wider digests than its own mean nothing.
@@ -228,6 +254,15 @@ def _digests(base: nn.Module) -> dict[str, str]:
             digest.update(cast.view(torch.int32 if dtype == torch.float32 else torch.int16).numpy().tobytes())
         digests[widths[dtype]] = digest.hexdigest()
     return digests
+
+
+def _embeddings(base: nn.Module) -> list[nn.Parameter]:
+    if not isinstance(base, PreTrainedModel):
+        return []
+    try:
+        return list(base.get_input_embeddings().parameters())[:1]
+    except NotImplementedError:  # what transformers raises where it finds none
+        return []
 
 
 def read_json(path: Path, max_bytes: int) -> Any:

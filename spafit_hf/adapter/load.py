@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,9 +22,11 @@ from transformers import (
 )
 
 from spafit_hf.adapter.fetch import fetch_adapter
+from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
-from spafit_hf.adapter.verify import VerifiedAdapter, verify_adapter
-from spafit_hf.tuner import DeltaLayer, SpafitConfig, task_type_of
+from spafit_hf.adapter.verified import VerifiedAdapter
+from spafit_hf.adapter.verify import verify_adapter
+from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of
 
 #: PEFT task type -> the class that makes a base of it.
 AUTO_CLASSES = {
@@ -70,27 +74,49 @@ def load_adapter(
         raise AdapterError(f"revision={revision!r} was given, but {folder} is a folder here; drop the revision.")
     model = load_base(base, folder) if base is None or isinstance(base, (str, os.PathLike)) else base
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    _check_unmerged(plain)
+    _check_base_is_whole(model, plain)
     _check_name(model, adapter_name)
     adapter = verify_adapter(folder, plain)
     tensors = _native(adapter, plain)
     config = _config(adapter, plain, is_trainable)
-
-    loaded: PeftModel
-    if isinstance(model, PeftModel):
-        model.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
-        loaded = model
-    else:
-        loaded = get_peft_model(model, config, adapter_name=adapter_name, low_cpu_mem_usage=True)
-    _fit_head(loaded.get_base_model(), adapter, adapter_name)
-    result = set_peft_model_state_dict(loaded, tensors, adapter_name=adapter_name, low_cpu_mem_usage=True)
-    missing = [key for key in result.missing_keys if f".{adapter_name}." in f"{key}."]
-    if result.unexpected_keys or missing:  # cannot be after the checks; a silent half would be worse than a stop
-        loaded.delete_adapter(adapter_name)
-        raise AdapterError(f"PEFT did not take {(result.unexpected_keys or missing)[:3]}; nothing was loaded.")
+    is_training = isinstance(model, PeftModel) and model.training
+    loaded = _add(model, config, adapter, adapter_name, tensors)
     if loaded.active_adapters == [adapter_name]:
         loaded.base_model.set_adapter(adapter_name, inference_mode=not is_trainable)
-        loaded.eval()
+    return loaded.train(is_training)  # new modules, such as LoRA's dropout, start in training mode
+
+
+def _add(
+    model: nn.Module,
+    config: SpafitConfig,
+    adapter: VerifiedAdapter,
+    adapter_name: str,
+    tensors: dict[str, torch.Tensor],
+) -> PeftModel:
+    """Put a verified adapter on the model, wholly or not at all."""
+    loaded: PeftModel | None = model if isinstance(model, PeftModel) else None
+    complete = False
+    try:
+        if loaded is None:
+            loaded = get_peft_model(model, config, adapter_name=adapter_name)
+        else:
+            loaded.add_adapter(adapter_name, config)
+        plain = loaded.get_base_model()
+        _fit_head(plain, adapter, adapter_name)
+        tensors = {**_base_heads(plain, adapter_name), **tensors}
+        # Not with low_cpu_mem_usage, which on a base in half precision rounds the tensors to it (PEFT 0.21.2).
+        result = set_peft_model_state_dict(loaded, tensors, adapter_name=adapter_name)
+        missing = [key for key in result.missing_keys if f".{adapter_name}." in f"{key}."]
+        if result.unexpected_keys or missing:  # cannot be after the checks; a silent half would be worse than a stop
+            raise AdapterError(f"PEFT did not take {(result.unexpected_keys or missing)[:3]}; nothing was loaded.")
+        complete = True
+    finally:
+        if not complete and loaded is not None:
+            if loaded is model:
+                if adapter_name in loaded.peft_config:
+                    loaded.delete_adapter(adapter_name)
+            else:
+                loaded.unload()
     return loaded
 
 
@@ -131,10 +157,27 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
         raise AdapterError(f"the base {name!r} cannot be loaded: {reason}") from error
 
 
-def _check_unmerged(plain: nn.Module) -> None:
-    merged = {name for layer in plain.modules() if isinstance(layer, DeltaLayer) for name in layer.merged_adapters}
+def _check_base_is_whole(model: nn.Module, plain: nn.Module) -> None:
+    layers = [module for module in plain.modules() if isinstance(module, BaseTunerLayer)]
+    if layers and not isinstance(model, PeftModel):
+        raise AdapterError(
+            "the base already has adapters in it; give the PeftModel that the first load_adapter (or "
+            "get_spafit_model) returned, which gets one more."
+        )
+    if isinstance(model, PeftModel) and not isinstance(model.base_model, SpafitModel):
+        raise AdapterError(
+            f"the model is wrapped for {type(model.base_model).__name__}, beside which no adapter of this package can "
+            "stand; give the plain model (model.unload() returns it)."
+        )
+    merged = sorted({name for layer in layers for name in layer.merged_adapters})
     if merged:
-        raise AdapterError(f"{sorted(merged)} are merged into the base; call model.unmerge_adapter() before loading.")
+        raise AdapterError(f"{merged} are merged into the base; call model.unmerge_adapter() before loading.")
+    moved = sorted({name for layer in layers if isinstance(layer, DeltaLayer) for name in layer.initial})
+    if moved:
+        raise AdapterError(
+            f"the initialization of {moved} changed the base's weights; write it with save_adapter and load it, with "
+            "others, on a base of its own."
+        )
 
 
 def _check_name(model: nn.Module, adapter_name: str) -> None:
@@ -143,31 +186,49 @@ def _check_name(model: nn.Module, adapter_name: str) -> None:
         raise AdapterError(
             f"the model has an adapter {adapter_name!r} already; choose an adapter_name other than {taken}."
         )
-    if not adapter_name or "." in adapter_name or adapter_name in "lora_" or adapter_name == "__base__":
+    # PEFT tells the tensors of adapters apart by these parts of their names.
+    parts = {part for key, _ in model.named_parameters() for part in key.split(".")}
+    if not adapter_name or "." in adapter_name or "lora_" in adapter_name or adapter_name in {"__base__", *parts}:
         raise AdapterError(
-            f"{adapter_name!r} cannot name an adapter: it must not be empty, hold a dot, or be reserved."
+            f"{adapter_name!r} cannot name an adapter: it must not be empty, hold '.' or 'lora_', or be part of the "
+            "name of a module. Choose another adapter_name."
         )
 
 
 def _config(adapter: VerifiedAdapter, plain: nn.Module, is_trainable: bool) -> SpafitConfig:
-    task_type = adapter.task_type or task_type_of(plain)
     config = SpafitConfig(
-        strategy=adapter.strategy,
-        task_type=task_type,
+        task_type=adapter.task_type,
         inference_mode=not is_trainable,
-        labels=adapter.labels,
+        labels=adapter.labels or _unnamed_labels(adapter, plain),
         base_model_name_or_path=adapter.base.name_or_path,
         revision=adapter.base.revision,
     )
+    config.strategy = adapter.strategy
     config.fill(adapter.lora, adapter.bias_modules, adapter.head)
     return config
+
+
+def _unnamed_labels(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, Any] | None:
+    """Labels for a head without names (plain PEFT stores none) that has another number of outputs than the base's."""
+    base_labels = labels_of(plain)
+    shapes = adapter.head_shapes()
+    output = [name for name in head_output(plain, adapter.head) if name in shapes]
+    if base_labels is None or not output or shapes[output[0]][0] == base_labels["num_labels"]:
+        return None
+    rows = shapes[output[0]][0]
+    return {
+        "num_labels": rows,
+        "id2label": {str(index): f"LABEL_{index}" for index in range(rows)},
+        "problem_type": None,
+    }
 
 
 def _native(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, torch.Tensor]:
     """The adapter's tensors under this package's own names: deltas, whatever the form they were stored in."""
     tensors = {}
-    for key, tensor in adapter.read_tensors().items():
-        name = adapter.tensors[key]
+    stored = adapter.read_tensors()
+    for key, name in adapter.tensors.items():
+        tensor = stored[key]
         if not name.module or (
             name.part.startswith("lora_") and name.module in adapter.lora and name.part != "lora_B.bias"
         ):
@@ -182,6 +243,16 @@ def _native(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, torch.Tenso
             tensor = tensor.float() - module.bias.detach().to("cpu").float()
         tensors[f"{KEY_PREFIX}{name.module}.lora_delta"] = tensor.float()
     return tensors
+
+
+def _base_heads(plain: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
+    """The base's heads, for adapters that have none: PEFT gives one to every adapter for classification."""
+    return {
+        f"{KEY_PREFIX}{key}.{name}": tensor
+        for key, module in plain.named_modules()
+        if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save
+        for name, tensor in module.original_module.state_dict().items()
+    }
 
 
 def _fit_head(plain: nn.Module, adapter: VerifiedAdapter, adapter_name: str) -> None:

@@ -70,6 +70,8 @@ def save_adapter(
     tensors = get_peft_model_state_dict(
         model, adapter_name=adapter_name, save_embedding_layers=_embeddings_were_resized(model)
     )
+    _check_all_there(tensors, model, adapter_name)
+    config, tensors = _on_the_original_base(config, model, adapter_name, tensors)
     lora_modules = _lora_modules(tensors)
     if form == "native":
         written, peft_config = "native", config
@@ -130,12 +132,68 @@ def _config_of(model: PeftModel, adapter_name: str) -> SpafitConfig:
     return config
 
 
+def _named_delta_layers(model: PeftModel) -> list[tuple[str, DeltaLayer]]:
+    return [(name, each) for name, each in model.get_base_model().named_modules() if isinstance(each, DeltaLayer)]
+
+
 def _delta_layers(model: PeftModel, adapter_name: str) -> dict[str, DeltaLayer]:
-    return {
-        name: layer
-        for name, layer in model.get_base_model().named_modules()
-        if isinstance(layer, DeltaLayer) and adapter_name in layer.lora_delta
+    return {name: layer for name, layer in _named_delta_layers(model) if adapter_name in layer.lora_delta}
+
+
+def _check_all_there(tensors: dict[str, torch.Tensor], model: PeftModel, adapter_name: str) -> None:
+    # PEFT leaves out every tensor with the name of another adapter in its own: of one called "query", for instance.
+    parts = {
+        str(TensorName(name, part))
+        for name, layer in _named_delta_layers(model)
+        for part, there in (
+            ("lora_delta", adapter_name in layer.lora_delta),
+            ("lora_A.weight", adapter_name in layer.lora_A),
+        )
+        if there
     }
+    missing = sorted(parts - set(tensors))
+    if missing:
+        others = sorted(set(model.peft_config) - {adapter_name})
+        raise AdapterError(
+            f"PEFT leaves out {missing[0]} and {len(missing) - 1} more, since another adapter ({others}) is named like "
+            "a module. Delete that adapter, or give it another name."
+        )
+
+
+def _on_the_original_base(
+    config: SpafitConfig, model: PeftModel, adapter_name: str, tensors: dict[str, torch.Tensor]
+) -> tuple[SpafitConfig, dict[str, torch.Tensor]]:
+    """The adapter for the base as it was before LoRA's initialization, which a reader must not do again."""
+    if config.init_lora_weights == "loftq":
+        raise AdapterError(
+            "init_lora_weights='loftq' has replaced the base's weights by quantized ones, on which alone this adapter "
+            "works. Save both with model.save_pretrained and model.get_base_model().save_pretrained."
+        )
+    ranks, alphas = dict(config.rank_pattern or {}), dict(config.alpha_pattern or {})
+    tensors = dict(tensors)
+    for name, layer in _named_delta_layers(model):
+        if adapter_name not in layer.initial:
+            continue
+        # base before = base now + s B0 A0, so base now + s B A = base before + s (B A - B0 A0)
+        for part, initial, dim in zip(("lora_A", "lora_B"), layer.initial[adapter_name], (0, 1), strict=True):
+            key = str(TensorName(name, f"{part}.weight"))
+            sign = -1 if part == "lora_B" else 1
+            tensors[key] = torch.cat([tensors[key], sign * initial.to(tensors[key])], dim=dim)
+        rank, scaling = tensors[key].shape[1], layer.scaling[adapter_name]
+        own = config.module_settings.get(get_pattern_key(list(config.module_settings), name), {})
+        ranks[name] = rank
+        alphas[name] = scaling * (math.sqrt(rank) if own.get("use_rslora", config.use_rslora) else rank)
+    if isinstance(config.init_lora_weights, str):
+        config = dataclasses.replace(
+            config,
+            init_lora_weights=True,
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
+            eva_config=None,
+            corda_config=None,
+            lora_ga_config=None,
+        )
+    return config, tensors
 
 
 def _portable(

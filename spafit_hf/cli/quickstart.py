@@ -90,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
     base = BaseArguments(base=EMBEDDED_BASE)
     data = load_data(DataArguments(dataset=MOVIE_REVIEWS, max_train_rows=args.max_train_rows))
     rows = len(data.text.splits["train"])
-    print(
-        f"{rows:,} movie-review sentences, {args.epochs:g} epochs; base: a 6-layer BERT encoder, 22.7 M parameters."
-    )
+    print(f"{rows:,} movie-review sentences, {args.epochs:g} epochs; base: a 6-layer BERT encoder, 22.7 M parameters.")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.output_dir or scratch)
         results = []

@@ -15,7 +15,7 @@ from torch import nn
 
 from spafit_hf.planner import Plan, plan
 from spafit_hf.strategy import Strategy
-from spafit_hf.tuner.config import SpafitConfig, SpafitPeftType
+from spafit_hf.tuner.config import LORA_DEFAULTS, SpafitConfig, SpafitPeftType
 from spafit_hf.tuner.layer import DeltaLayer
 from spafit_hf.tuner.model import SpafitModel, apply_labels, labels_of
 
@@ -65,7 +65,8 @@ def get_spafit_model(
         model: a plain transformers model of any task. It is modified in place, as by `peft.get_peft_model`.
         strategy: a method's name ("spafit-4-9-II", "bitfit", ...), a dict, a YAML or JSON file, or a `Strategy`.
         adapter_name: the adapter's name on this base.
-        **lora_kwargs: further fields of `peft.LoraConfig`, such as `init_lora_weights` or `task_type`.
+        **lora_kwargs: further fields of `peft.LoraConfig`, such as `init_lora_weights` or `task_type`. LoRA settings
+            (`r`, `lora_alpha`, `lora_dropout`, `use_rslora`, `use_dora`) replace those of the strategy's strata.
 
     Returns:
         A `PeftModel` of the model's task, with the adapter and the head trainable. Its
@@ -74,10 +75,9 @@ def get_spafit_model(
     Raises:
         ValueError: for a strategy that does not fit the model, and for "full", which has no adapter.
     """
-    the_plan = plan(model, Strategy.coerce(strategy))
+    settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
+    the_plan = plan(model, Strategy.coerce(strategy).with_lora(**settings))
     lora_kwargs.setdefault("task_type", task_type_of(model))
-    if lora_kwargs["task_type"] in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
-        lora_kwargs.setdefault("labels", labels_of(model))
     wrapped = get_peft_model(model, SpafitConfig.from_plan(the_plan, **lora_kwargs), adapter_name=adapter_name)
     return _with_table(wrapped, the_plan)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -20,6 +20,7 @@ from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from spafit_hf.planner import LoraSettings, Plan
+from spafit_hf.strategy import Strategy
 
 
 class SpafitPeftType(str, Enum):
@@ -35,6 +36,28 @@ class SpafitPeftType(str, Enum):
 #: What a module may set for itself, beside the rank and alpha that PEFT's own patterns hold.
 MODULE_SETTINGS = ("lora_dropout", "use_rslora", "use_dora")
 
+#: Settings that the strata of a strategy hold, with their values where there is no strategy: PEFT's own.
+LORA_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False}
+
+#: Beginnings of the values of `init_lora_weights` for which PEFT takes LoRA's start out of the base's weights.
+REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+_PLANNED_FIELDS = (
+    "target_modules",
+    "bias_modules",
+    "module_settings",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+)
+
+
+def _none_or(name: str) -> Any:
+    """A field of `LoraConfig` with the default None. Its metadata stays: PEFT finds the variants of LoRA by it."""
+    inherited = {each.name: each for each in fields(LoraConfig)}[name]
+    return field(default=None, metadata=dict(inherited.metadata))
+
 
 @dataclass
 class SpafitConfig(LoraConfig):
@@ -44,7 +67,8 @@ class SpafitConfig(LoraConfig):
     yourself. Without a strategy and without `bias_modules` this is `LoraConfig`, name for name.
 
     Args:
-        strategy: name, dict or `Strategy` whose plan fills the module fields below; stored as a dict.
+        strategy: name, dict or `Strategy` whose plan fills the module fields below; stored as a dict. LoRA settings
+            given beside it (`r`, `lora_alpha`, `lora_dropout`, `use_rslora`, `use_dora`) replace those of its strata.
         bias_modules: modules that get a bias delta, named as in `target_modules`: a list of names or name endings,
             or one regular expression. Linear, Conv1D and LayerNorm modules can have one.
         module_settings: LoRA settings of single modules that differ from this configuration's: name -> settings out
@@ -52,10 +76,20 @@ class SpafitConfig(LoraConfig):
         labels: what the head's outputs mean: `num_labels`, `id2label` and `problem_type` as in a transformers
             configuration. The base model's configuration carries them while the adapter is active.
         others: those of `peft.LoraConfig`. A norm named in `target_modules` gets a delta, since it has no matrix.
+            Some values of `init_lora_weights` (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) move a part of the base's weights
+            into LoRA; disabling such an adapter leaves the rest, and no other adapter can share the base.
 
     Raises:
-        ValueError: for settings that no module can have, and for whatever `LoraConfig` refuses.
+        ValueError: for settings that no module can have or that contradict `strategy`, and for whatever `LoraConfig`
+            refuses.
     """
+
+    # None means "not given"; `__post_init__` fills in what holds then.
+    r: int = _none_or("r")
+    lora_alpha: float = _none_or("lora_alpha")  # type: ignore[assignment]  # PEFT says int and takes floats
+    lora_dropout: float = _none_or("lora_dropout")
+    use_rslora: bool = _none_or("use_rslora")
+    use_dora: bool = _none_or("use_dora")
 
     strategy: Any = field(
         default=None, metadata={"help": "Name, dict or file of the strategy whose plan fills the module fields."}
@@ -73,7 +107,13 @@ class SpafitConfig(LoraConfig):
     )
 
     def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in LORA_DEFAULTS if getattr(self, name) is not None}
+        for name, default in LORA_DEFAULTS.items():
+            setattr(self, name, given.get(name, default))
         super().__post_init__()
+        if self.strategy is not None and self.bias_modules is None:
+            self._check_strategy_stands_alone()
+            self.strategy = Strategy.coerce(self.strategy).with_lora(**given)
         self.peft_type = SpafitPeftType.SPAFIT
         if isinstance(self.bias_modules, (list, tuple, set)):
             self.bias_modules = sorted(self.bias_modules)
@@ -85,17 +125,30 @@ class SpafitConfig(LoraConfig):
                     "Rank and alpha of a module belong in rank_pattern and alpha_pattern."
                 )
 
+    def _check_strategy_stands_alone(self) -> None:
+        for name in ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"strategy and {name} were both given, and both say which modules train; drop {name} and write "
+                    "strata (Strategy(strata=...)), or drop strategy and give bias_modules beside target_modules."
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, sets sorted so that equal configurations write equal bytes."""
         data = super().to_dict()
-        if data["strategy"] is not None and not isinstance(data["strategy"], (str, dict)):
-            data["strategy"] = data["strategy"].to_dict()
+        if isinstance(self.strategy, Strategy):
+            data["strategy"] = self.strategy.to_dict()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in data.items()}
 
     @property
     def is_planned(self) -> bool:
         """Whether the modules are known: named by the caller or filled from a plan."""
-        return self.strategy is None or self.target_modules is not None or self.bias_modules is not None
+        return self.strategy is None or self.bias_modules is not None
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether initializing LoRA changes the base's weights, as PiSSA does."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(REWRITING_INITS)
 
     @classmethod
     def from_plan(cls, plan: Plan, **lora_kwargs: Any) -> SpafitConfig:
@@ -103,17 +156,25 @@ class SpafitConfig(LoraConfig):
 
         Args:
             plan: a plan of the model that the adapter is for.
-            **lora_kwargs: further fields of `LoraConfig`, such as `init_lora_weights` or `task_type`.
+            **lora_kwargs: further fields of `LoraConfig`, such as `init_lora_weights` or `task_type`. What the plan
+                decides (modules, ranks and the like) is not among them.
 
         Raises:
-            ValueError: for full fine-tuning, which has no adapter.
+            ValueError: for full fine-tuning, which has no adapter, and for fields that the plan decides.
         """
+        decided = sorted({*LORA_DEFAULTS, *_PLANNED_FIELDS} & set(lora_kwargs))
+        if decided:
+            raise ValueError(
+                f"{decided[0]} follows from the plan; make a plan that has it, such as "
+                "plan(model, Strategy.from_name('spafit-4-9-II', r=8))."
+            )
         if plan.full:
             raise ValueError(
                 "full fine-tuning trains the base itself and has no adapter: train the plain model "
                 "(SpafitTrainer does so for strategy='full'), or choose one of the other methods."
             )
-        config = cls(strategy=plan.strategy.to_dict(), **lora_kwargs)
+        config = cls(strategy=plan.strategy, **lora_kwargs)
+        config.strategy = plan.strategy.to_dict()
         config.fill(plan.lora, plan.biases, plan.head)
         return config
 

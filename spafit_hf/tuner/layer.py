@@ -57,6 +57,27 @@ class DeltaLayer(LoraLayer):
         self.lora_delta[adapter_name] = nn.Parameter(delta)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        delta = self.lora_delta.get(adapter_name)
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        if delta is not None and not delta.is_meta:
+            # PEFT also casts to the base's dtype, and back to fp32 later: too late for what a delta has lost by then.
+            delta.data = delta.data.to(self.lora_delta[adapter_name].device)
+            self.lora_delta[adapter_name] = delta
+
+    def keep_initial(self, adapter_name: str) -> None:
+        """Remember LoRA A and B as they start, for initializations that take them out of the base's weight.
+
+        With them the adapter can be written for the base as it was: B A - B0 A0 is LoRA of twice the rank.
+        """
+        a, b = self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
+        self.initial[adapter_name] = (a.detach().clone(), b.detach().clone())
+
+    @property
+    def initial(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Adapter -> LoRA A and B that its initialization took out of the base's weight; mostly empty."""
+        return self._caches.setdefault("initial", {})
+
     def has_lora(self, adapter_name: str) -> bool:
         """Whether the adapter has LoRA factors on this module."""
         return adapter_name in self.scaling

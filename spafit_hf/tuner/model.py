@@ -16,7 +16,7 @@ from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, task_arithmetic, ties
 from peft.utils.other import get_pattern_key
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.planner import plan
@@ -26,8 +26,8 @@ from spafit_hf.tuner.plain import plain_view
 
 BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
 
-# Model types that lay the rows of a batch end to end for some of their modules: (rows, length, width) -> (rows * length,
-# width). Only for these is it certain that each row's piece is contiguous there.
+# Model types that lay the rows of a batch end to end for some of their modules: (rows, length, width) becomes
+# (rows * length, width). Only for these is it certain that each row's piece is contiguous there.
 FLATTENING = ("opt",)
 
 
@@ -46,6 +46,8 @@ class SpafitModel(LoraModel):
     # ---- from strategy to modules ----
 
     def _prepare_adapter_config(self, peft_config: SpafitConfig, model_config: dict[str, Any]) -> SpafitConfig:
+        if peft_config.labels is None:
+            peft_config.labels = self._base_labels
         if not peft_config.is_planned:
             the_plan = plan(plain_view(self.model), peft_config.strategy)
             planned = SpafitConfig.from_plan(the_plan)  # refuses full fine-tuning, which has no adapter
@@ -53,7 +55,18 @@ class SpafitModel(LoraModel):
             peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head)
         elif peft_config.target_modules is None and peft_config.bias_modules is not None:
             peft_config.target_modules = set()  # deltas alone
+        self._check_base_is_whole(peft_config)
         return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _check_base_is_whole(self, config: SpafitConfig) -> None:
+        moved = sorted({name for layer in self._delta_layers() for name in layer.initial})
+        if moved or (config.rewrites_base and self._delta_layers()):
+            init = self.peft_config[moved[0]].init_lora_weights if moved else config.init_lora_weights
+            raise ValueError(
+                f"init_lora_weights={init!r} moves a part of the base's weights into its adapter, so no other adapter "
+                "can share this base. Train it on a base of its own; what save_adapter writes of it can be loaded "
+                "beside others."
+            )
 
     @staticmethod
     def _check_target_module_exists(peft_config: SpafitConfig, key: str) -> Any:
@@ -85,6 +98,9 @@ class SpafitModel(LoraModel):
             super()._create_and_replace(
                 settings, adapter_name, target, target_name, parent, current_key, parameter_name=parameter_name
             )
+            layer = parent.get_submodule(target_name)
+            if lora_config.rewrites_base and isinstance(layer, DeltaLayer) and adapter_name in layer.lora_A:
+                layer.keep_initial(adapter_name)
         if delta_wanted:
             layer = parent.get_submodule(target_name)
             if not isinstance(layer, DeltaLayer):
@@ -137,8 +153,25 @@ class SpafitModel(LoraModel):
         self._name_outputs()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter; where it was active, another one becomes active."""
+        """Remove an adapter; where it was the active one, another becomes active."""
+        was_active = adapter_name in self.active_adapters
+        left = [name for name in self.active_adapters if name != adapter_name]
         super().delete_adapter(adapter_name)
+        left = left or list(self.peft_config)[:1]
+        if was_active and left:
+            # PEFT asks the first layer what is left, and there another adapter may have no part.
+            inference_mode = self.peft_config[left[0]].inference_mode
+            self.set_adapter(left[0] if len(left) == 1 else left, inference_mode=inference_mode)
+        self._name_outputs()
+
+    def disable_adapter_layers(self) -> None:
+        """Compute what the base computes, under the base's names."""
+        super().disable_adapter_layers()
+        apply_labels(self.model, self._base_labels)
+
+    def enable_adapter_layers(self) -> None:
+        """Inverse of `disable_adapter_layers`."""
+        super().enable_adapter_layers()
         self._name_outputs()
 
     def _name_outputs(self) -> None:
@@ -180,12 +213,19 @@ class SpafitModel(LoraModel):
             )
             for module in self.modules()
             if isinstance(module, (LoraLayer, AuxiliaryTrainingWrapper))
+            and not isinstance(module, ModulesToSaveWrapper)
         ]
+        # PEFT mixes heads only where they are a single Linear, and only if the active adapter has one.
+        heads = [module for module in self.modules() if isinstance(module, ModulesToSaveWrapper)]
+        for head in heads:
+            head.forward = partial(_mixed_head_forward, head, names if head in in_encoder else repeated)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            for head in heads:
+                del head.forward
 
     def _check_heads_stack(self, names: list[str]) -> None:
         sizes = {name: len(labels["id2label"]) for name in names if (labels := self._labels_of_adapter(name))}
@@ -329,10 +369,11 @@ class SpafitModel(LoraModel):
 
 
 def labels_of(model: nn.Module) -> dict[str, Any] | None:
-    """What a model's outputs mean, as `SpafitConfig.labels` holds it; None for a model without a configuration."""
-    config = getattr(model, "config", None)  # PEFT also wraps modules that are no transformers models
-    if not isinstance(config, PretrainedConfig) or config.id2label is None:
+    """What a classifier's outputs mean, as `SpafitConfig.labels` holds it; None for a model of another task."""
+    # Every configuration of transformers has two labels; only in these classes do they say how many outputs there are.
+    if not isinstance(model, PreTrainedModel) or "Classification" not in type(model).__name__:
         return None
+    config = model.config
     return {
         "num_labels": len(config.id2label),
         "id2label": {str(index): str(label) for index, label in config.id2label.items()},
@@ -350,6 +391,19 @@ def apply_labels(model: nn.Module, labels: dict[str, Any] | None) -> None:
     model.config.problem_type = labels["problem_type"]
     if "num_labels" in model.__dict__:  # heads of transformers keep their own copy for the loss
         model.num_labels = labels["num_labels"]
+
+
+def _mixed_head_forward(head: ModulesToSaveWrapper, names: list[str], x: torch.Tensor, *args: Any) -> torch.Tensor:
+    """Each row through its own adapter's head, or the base's where the adapter has none."""
+    rows: list[int] = []
+    results = []
+    for name in dict.fromkeys(names):
+        own = [row for row, owner in enumerate(names) if owner == name]
+        has_head = name in head.modules_to_save
+        module = head.modules_to_save[name] if has_head else head.original_module
+        results.append(module(x[own], *args))
+        rows += own
+    return torch.cat(results)[torch.tensor(rows, device=x.device).argsort()]
 
 
 def _flat_names_hook(

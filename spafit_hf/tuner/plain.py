@@ -1,8 +1,8 @@
 """The plain model inside a wrapped one, to look at: same tensors, names without PEFT's wrappers in them.
 
-    BertModel                                  BertModel (view)
-    └── encoder.layer.3...query  Linear        └── encoder.layer.3...query  nn.Linear    the very same module
-        └── base_layer           nn.Linear
+BertModel                                  BertModel (view)
+└── encoder.layer.3...query  Linear        └── encoder.layer.3...query  nn.Linear    the very same module
+    └── base_layer           nn.Linear
 """
 
 from __future__ import annotations

@@ -1,0 +1,152 @@
+"""Whether a verified adapter fits a base: the same base by its facts, and every tensor of the shape it asks for."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from torch import nn
+
+from spafit_hf.adapter.folder import AdapterError, BaseFacts, base_facts
+from spafit_hf.adapter.verified import VerifiedAdapter
+from spafit_hf.architecture import find_architecture
+from spafit_hf.tuner import labels_of
+from spafit_hf.tuner.layer import is_dense, is_norm
+from spafit_hf.tuner.plain import plain_view
+
+#: Names of heads that PEFT itself stores with an adapter for classification.
+PEFT_HEADS = ("classifier", "score")
+
+
+def check_fit(adapter: VerifiedAdapter, base: nn.Module, *, has_sidecar: bool) -> None:
+    """Refuse an adapter of another base.
+
+    Args:
+        adapter: what the folder holds.
+        base: the plain model, wrapped by other adapters or not.
+        has_sidecar: whether the adapter comes with facts about its base; if not, names of repositories are compared.
+
+    Raises:
+        AdapterError: with what differs.
+    """
+    _check_same_base(adapter.base, base_facts(base), has_sidecar=has_sidecar)
+    plain = plain_view(base)
+    _check_complete(adapter, plain)
+    _check_shapes(adapter, plain)
+    _check_heads(adapter, plain)
+
+
+def head_names(base: nn.Module) -> set[str]:
+    """Names of modules that an adapter may bring along whole: those of the task head, and no part of the encoder."""
+    try:
+        found = find_architecture(plain_view(base)).head
+    except ValueError:  # an architecture nobody described: PEFT's own names of heads remain
+        found = ()
+    return {*PEFT_HEADS, *found}
+
+
+def head_output(base: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of weight and bias of a head's last layer, whose number of outputs is that of the labels."""
+    last: tuple[str, ...] = ()
+    for name, module in plain_view(base).named_modules():
+        inside = any(name == head or name.startswith(f"{head}.") for head in heads)
+        if inside and isinstance(module, nn.Linear):
+            last = (f"{name}.weight", f"{name}.bias")
+    return last
+
+
+def _check_same_base(trained_on: BaseFacts, loaded: BaseFacts, *, has_sidecar: bool) -> None:
+    difference = trained_on.difference(loaded)
+    if difference:
+        raise AdapterError(f"the adapter does not belong to this base ({loaded.name_or_path}): {difference}.")
+    names = trained_on.name_or_path, loaded.name_or_path
+    if not has_sidecar and all(_is_hub_id(name) for name in names) and names[0] != names[1]:
+        raise AdapterError(
+            f"the adapter was trained on {names[0]}, the loaded base is {names[1]}. Load the adapter's own base."
+        )
+
+
+def _is_hub_id(name: str | None) -> bool:
+    return name is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)
+
+
+def announces(target: str, module: str) -> bool:
+    """Whether an entry of PEFT's `target_modules` means a module: by its full name, or the end of it."""
+    return module == target or module.endswith(f".{target}")
+
+
+def _check_complete(adapter: VerifiedAdapter, plain: nn.Module) -> None:
+    stored = {name.module for name in adapter.tensors.values() if name.part == "lora_A.weight"}
+    for module, _ in plain.named_modules():
+        in_head = any(module == head or module.startswith(f"{head}.") for head in adapter.head)
+        wanted = any(announces(target, module) for target in adapter.targets)
+        if wanted and not in_head and module not in stored:
+            raise AdapterError(
+                f"the configuration targets {module} of {type(plain).__name__}, for which the file holds no LoRA: it "
+                "is incomplete."
+            )
+
+
+def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module) -> None:
+    modules = dict(plain.named_modules())
+    for key, name in adapter.tensors.items():
+        if not name.module:
+            continue
+        if name.module not in modules:
+            raise AdapterError(
+                f"the adapter has tensors for {name.module}, which {type(plain).__name__} does not have; it was "
+                "trained on another class of model."
+            )
+        shape = adapter.shapes[key]
+        expected = _expected_shape(modules[name.module], name.part, shape)
+        if shape != expected:
+            raise AdapterError(
+                f"{key} has shape {list(shape)}; {type(plain).__name__} asks for {list(expected)}. "
+                "The adapter was trained on a base of another size."
+            )
+
+
+def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not is_dense(module) and not (is_norm(module) and part in ("bias", "lora_delta")):
+        raise AdapterError(
+            f"the adapter has {part} for a {type(module).__name__}; allowed are dense modules and norms."
+        )
+    weight = module.get_parameter("weight")
+    if is_norm(module):
+        return tuple(weight.shape)
+    if isinstance(module, nn.Linear):  # quantized weights are packed; the module knows its true size
+        inputs, outputs = module.in_features, module.out_features
+    else:  # Conv1D stores (in, out)
+        inputs, outputs = weight.shape
+    if part == "lora_A.weight":
+        return (shape[0], inputs)
+    if part == "lora_B.weight":
+        return (outputs, shape[1])
+    if part in ("bias", "base_layer.bias") and module.bias is None:
+        raise AdapterError("the adapter has an absolute bias for a module of the base that has none.")
+    return (outputs,)
+
+
+def _check_heads(adapter: VerifiedAdapter, plain: nn.Module) -> None:
+    found = adapter.head_shapes()
+    expected = {
+        f"{head}.{name}": tuple(parameter.shape)
+        for head in adapter.head
+        for name, parameter in plain.get_submodule(head).named_parameters()
+    }
+    if set(found) != set(expected):
+        odd = sorted(set(found) ^ set(expected))[0]
+        raise AdapterError(f"the head does not match that of {type(plain).__name__}: {odd} is missing or unknown.")
+    base_labels = labels_of(plain)
+    if base_labels is not None:
+        # The head's last layer may have another number of outputs than the base's: that of the adapter's labels.
+        output = [name for name in head_output(plain, adapter.head) if name in expected]
+        rows = (*found[output[0]], 0)[0] if output else base_labels["num_labels"]
+        if adapter.labels is not None and adapter.labels["num_labels"] != rows:
+            raise AdapterError(
+                f"the labels name {adapter.labels['num_labels']} outputs, but the head has {rows}; they must agree."
+            )
+        expected.update({name: (rows, *expected[name][1:]) for name in output})
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise AdapterError(f"{name} of the head has shape {list(shape)}; expected is {list(expected[name])}.")

@@ -1,0 +1,197 @@
+"""Read the three files of an adapter folder that may come from a stranger, as bounded and checked plain data.
+
+Configuration and sidecar are checked field by field, no pattern in them is ever run as a regular expression, nothing
+they name is imported, and the weights must be safetensors of a sane size. What the fields say together, and whether
+they fit a base, is for `verify` and `fit`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors import SafetensorError, safe_open
+
+from spafit_hf.adapter.folder import (
+    CONFIG_FILE,
+    SIDECAR_FILE,
+    AdapterError,
+    Sidecar,
+    check_labels,
+    read_json,
+)
+from spafit_hf.strategy import Strategy
+from spafit_hf.tuner import SpafitConfig
+from spafit_hf.tuner.config import MODULE_SETTINGS
+
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_WEIGHTS_BYTES = 2 * 2**30
+MAX_HEADER_BYTES = 16 * 2**20
+
+#: Fields of a LoRA configuration that this reader carries out. Every other field must hold its default.
+READ_FIELDS = frozenset(
+    {
+        "alpha_pattern",
+        "base_model_name_or_path",
+        "bias",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "lora_alpha",
+        "lora_bias",
+        "lora_dropout",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "r",
+        "rank_pattern",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_dora",
+        "use_rslora",
+        # fields of SpafitConfig
+        "bias_modules",
+        "labels",
+        "module_settings",
+        "strategy",
+    }
+)
+#: Fields that take modules out of `target_modules` again. Which are left, the file itself says.
+NARROWING_FIELDS = frozenset({"exclude_modules", "layers_pattern", "layers_to_transform"})
+#: Initializations that leave the base alone. After the others the tensors only make sense on what is left of it.
+HARMLESS_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+#: Fields that this package never reads: a class to import for a model that PEFT does not know, and how LoRA started.
+PASSIVE_FIELDS = frozenset({"auto_mapping", "eva_config"})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    data = read_json(path / CONFIG_FILE, MAX_CONFIG_BYTES)
+    if not isinstance(data, dict):
+        raise AdapterError(f"{CONFIG_FILE} holds a {type(data).__name__}; expected is an object.")
+    if data.get("peft_type") not in ("LORA", "SPAFIT"):
+        raise AdapterError(f"{CONFIG_FILE}: peft_type is {data.get('peft_type')!r}; allowed are 'LORA' and 'SPAFIT'.")
+    known = SpafitConfig if data["peft_type"] == "SPAFIT" else LoraConfig
+    default = known(peft_type=data["peft_type"]).to_dict()
+    for name, value in data.items():
+        if name in READ_FIELDS | NARROWING_FIELDS | PASSIVE_FIELDS:
+            continue
+        if name not in default:
+            raise AdapterError(f"{CONFIG_FILE} has the unknown field {name!r}; it may need a newer version of peft.")
+        if value != default[name] and value not in (None, False, [], {}):
+            raise AdapterError(
+                f"{CONFIG_FILE} sets {name} to {value!r:.80}; this package reads adapters of plain LoRA, DoRA and bias"
+                " deltas. Load it with peft if you trust where it comes from."
+            )
+    _check_types(data)
+    check_labels(data.get("labels"), CONFIG_FILE)
+    _check_strategy(data.get("strategy"), CONFIG_FILE)
+    return data
+
+
+def _check_types(config: dict[str, Any]) -> None:
+    def names(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+    def flag(value: Any) -> bool:
+        return value is None or isinstance(value, bool)
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    def rank(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**16
+
+    def pattern(value: Any, allowed: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(key, str) and allowed(item) for key, item in value.items())
+
+    def dropout(value: Any) -> bool:
+        return value is None or (number(value) and 0 <= value < 1)
+
+    def own_settings(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and set(value) <= set(MODULE_SETTINGS)
+            and dropout(value.get("lora_dropout"))
+            and flag(value.get("use_rslora"))
+            and flag(value.get("use_dora"))
+        )
+
+    good = {
+        "r": rank(config.get("r", 8)),
+        "lora_alpha": number(config.get("lora_alpha", 8)),
+        "lora_dropout": dropout(config.get("lora_dropout")),
+        "bias": config.get("bias", "none") in ("none", "all", "lora_only"),
+        "rank_pattern": pattern(config.get("rank_pattern") or {}, rank),
+        "alpha_pattern": pattern(config.get("alpha_pattern") or {}, number),
+        "target_modules": config.get("target_modules") in (None, DUMMY_TARGET_MODULES)
+        or names(config.get("target_modules")),
+        "modules_to_save": config.get("modules_to_save") is None or names(config["modules_to_save"]),
+        "init_lora_weights": config.get("init_lora_weights") in HARMLESS_INITS,
+        "bias_modules": config.get("bias_modules") is None or names(config["bias_modules"]),
+        "module_settings": pattern(config.get("module_settings") or {}, own_settings),
+        "task_type": config.get("task_type") is None or isinstance(config["task_type"], str),
+        "base_model_name_or_path": config.get("base_model_name_or_path") is None
+        or isinstance(config["base_model_name_or_path"], str),
+        "revision": config.get("revision") is None or isinstance(config["revision"], str),
+        **{name: flag(config.get(name)) for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")},
+    }
+    for name, fine in good.items():
+        if not fine:
+            hint = _HINTS.get(name, "") if isinstance(config.get(name), str) else ""
+            raise AdapterError(f"{CONFIG_FILE}: {name} is {config.get(name)!r:.80}, which is not allowed{hint}.")
+
+
+_HINTS = {
+    "target_modules": ": a regular expression is not run from a file; list the modules",
+    "bias_modules": ": a regular expression is not run from a file; list the modules",
+    "init_lora_weights": ", since it trained on a base that the initialization had changed; convert the adapter with "
+    "peft (save_pretrained with path_initial_model_for_weight_conversion)",
+}
+
+
+def read_sidecar(path: Path) -> Sidecar | None:
+    if not (path / SIDECAR_FILE).exists():
+        return None
+    sidecar = Sidecar.from_dict(read_json(path / SIDECAR_FILE, MAX_CONFIG_BYTES))
+    _check_strategy(sidecar.strategy, SIDECAR_FILE)
+    return sidecar
+
+
+def _check_strategy(strategy: Any, file: str) -> None:
+    if strategy is None:
+        return
+    try:
+        Strategy.from_dict(strategy)
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"{file}: {error}") from error
+
+
+def open_weights(path: Path) -> Any:
+    """`safe_open` with the file's size and header bounded first.
+
+    Raises:
+        AdapterError: if the file is missing, too large, truncated, or no safetensors file.
+    """
+    if not path.is_file():
+        others = sorted(
+            entry.name for entry in path.parent.iterdir() if entry.suffix in (".bin", ".pt", ".pth", ".pkl")
+        )
+        found = f" {others[0]} is a pickle, which can run code and is never read." if others else ""
+        raise AdapterError(f"{path.parent} has no {path.name}.{found} Save the adapter as safetensors.")
+    size = path.stat().st_size
+    if size > MAX_WEIGHTS_BYTES:
+        raise AdapterError(
+            f"{path.name} has {size:,} bytes; adapters of more than {MAX_WEIGHTS_BYTES:,} are not read."
+        )
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if size < 8 or header > min(size - 8, MAX_HEADER_BYTES):
+        raise AdapterError(f"{path.name} is truncated or no safetensors file: its header claims {header:,} bytes.")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise AdapterError(f"{path.name} is not a valid safetensors file: {error}.") from error

@@ -1,0 +1,273 @@
+"""What a card is written from: plain facts, each of which may be unknown (None, or empty) and then leaves no trace.
+
+    CardFacts
+      base      Base      which model it adapts
+      data      Data      what it was trained and measured on
+      layers    Layers    what trains in which layers, one per stratum
+      scores    Score     figures per split
+      steps     Step      figures on the way there
+      cost      Cost      time, hardware, energy
+
+`to_json` and `from_json` are inverse to each other: the folder keeps the facts beside the card, so that a card can be
+written again after an edit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+FACTS_FORMAT = 1
+
+
+class CardError(ValueError):
+    """Facts that cannot be read, or a card that must not be overwritten; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The pretrained model underneath."""
+
+    id: str | None = None
+    """On the Hub, as in "google-bert/bert-large-cased"; None for one that is only on some machine's disk."""
+    revision: str | None = None
+    """Commit of the Hub's repository that was trained on."""
+    name: str | None = None
+    """What to call one without an id."""
+    license: str | None = None
+    model_type: str | None = None
+    model_class: str | None = None
+    """Such as "BertForSequenceClassification"."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What was trained and measured on."""
+
+    id: str | None = None
+    """On the Hub, as in "nyu-mll/glue"; None for local files."""
+    config: str | None = None
+    revision: str | None = None
+    name: str | None = None
+    """For a reader, as in "GLUE MRPC"."""
+    task: str | None = None
+    """A clause after "It decides": "whether two sentences mean the same"."""
+    glue: str | None = None
+    """Name of the GLUE task, if it is one: the paper's scores belong to it."""
+    columns: tuple[str, ...] = ()
+    """The text columns."""
+    train_split: str | None = None
+    train_rows: int | None = None
+    max_length: int | None = None
+    """Tokens after which texts were cut."""
+    license: str | None = None
+    domain: str | None = None
+    """Where the texts are from, as in "news"."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What trains in some layers of one stack; roles as in `spafit_hf.strategy.ROLES`."""
+
+    name: str
+    stack: str
+    layers: tuple[int, ...]
+    """Numbers from zero."""
+    lora: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
+    r: int | None = None
+    lora_alpha: float | None = None
+    trained: int | None = None
+    """Values that train in these layers."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Figures on one split."""
+
+    split: str
+    figures: dict[str, float] = field(default_factory=dict)
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Figures at one moment of training."""
+
+    step: int
+    epoch: float | None = None
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it took, as measured."""
+
+    seconds: float | None = None
+    hardware: str | None = None
+    """Such as "1 x NVIDIA H200" or "AMD EPYC, 2 cores"."""
+    processes: int | None = None
+    emissions_grams: float | None = None
+    energy_kwh: float | None = None
+    emissions_source: str | None = None
+    """What measured it, such as "codecarbon"."""
+    on_cloud: bool | None = None
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything a card says. Build it by hand, or with `facts_of_folder`, or let the trainer do it.
+
+    Raises:
+        CardError: for a `kind` other than "adapter" and "model".
+    """
+
+    method: str
+    """Strategy's name, such as "spafit-4-9-II"."""
+    kind: str = "adapter"
+    """"adapter", or "model" for a fully fine-tuned one."""
+    title: str | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+    """Branch of the repo that the card is on; None for the default one."""
+    task_type: str | None = None
+    """PEFT's: "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "TOKEN_CLS", ..."""
+    pipeline_tag: str | None = None
+    """The Hub's name of the task; derived from `task_type` where it follows."""
+    problem_type: str | None = None
+    """`PretrainedConfig.problem_type`."""
+    labels: tuple[str, ...] = ()
+    """In id order; empty for regression and language models."""
+    form: str | None = None
+    """How biases are stored (`spafit_hf.adapter.folder`); "native" is what plain PEFT cannot read."""
+    has_tokenizer: bool = False
+    """Whether the tokenizer's files are in the folder."""
+    base: Base = field(default_factory=Base)
+    data: Data = field(default_factory=Data)
+    language: tuple[str, ...] = ()
+    license: str | None = None
+    tags: tuple[str, ...] = ()
+    layers: tuple[Layers, ...] = ()
+    outer_biases: bool = False
+    """Whether biases outside the layers train too (embeddings, final norm, pooler)."""
+    head: tuple[str, ...] = ()
+    """Names of the modules of the head that train whole."""
+    trained_parameters: int | None = None
+    total_parameters: int | None = None
+    file_bytes: int | None = None
+    """Of the weights in this folder."""
+    full_file_bytes: int | None = None
+    """Of the weights of a fully fine-tuned model."""
+    scores: tuple[Score, ...] = ()
+    main_figure: str | None = None
+    """The figure that counts; the first of a score if None."""
+    steps: tuple[Step, ...] = ()
+    best_step: int | None = None
+    """Step of the weights in this folder, where the best was kept rather than the last."""
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    """Those that differ from their defaults."""
+    all_hyperparameters: dict[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+    versions: dict[str, str] = field(default_factory=dict)
+    examples: tuple[tuple[str, ...], ...] = ()
+    """Inputs to show in the usage, each with one text per column; never rows of a test split."""
+    curve: str | None = None
+    """File name of the picture of the training curve in the folder."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("adapter", "model"):
+            raise CardError(f"kind is {self.kind!r}; allowed are 'adapter' and 'model'.")
+
+    @property
+    def regression(self) -> bool:
+        return self.problem_type == "regression"
+
+    def to_json(self) -> str:
+        """The facts that are known, as the text of a file. Equal facts give equal bytes."""
+        known = {"format": FACTS_FORMAT, **_known(dataclasses.asdict(self))}
+        return json.dumps(known, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CardFacts:
+        """Inverse of `to_json`.
+
+        Raises:
+            CardError: if it is no JSON, of another format, or has a field that is unknown or of the wrong type.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
+            raise CardError(f"the facts are not valid JSON: {error}.") from error
+        if not isinstance(data, dict) or data.get("format") != FACTS_FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise CardError(f"the facts have format {found!r}; this version reads format {FACTS_FORMAT}.")
+        facts = _built(cls, {key: value for key, value in data.items() if key != "format"}, "facts")
+        assert isinstance(facts, CardFacts)
+        return facts
+
+
+# -- between dataclasses and JSON -------------------------------------------------------------------------------------
+
+
+def _known(value: Any) -> Any:
+    """Without what is None, empty, False or not a number: what is unknown is not written."""
+    if isinstance(value, Mapping):
+        kept = {str(key): _known(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item not in (None, {}, []) and item is not False}
+    if isinstance(value, (list, tuple)):
+        return [_known(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _built(kind: type, data: Any, where: str) -> Any:
+    """An instance of a dataclass from JSON types, each field checked against its annotation."""
+    if not isinstance(data, dict):
+        raise CardError(f"{where} is a {type(data).__name__}; expected is an object.")
+    hints = _hints(kind)
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    for name in data:
+        if name not in fields:
+            raise CardError(f"{where} has the unknown field {name!r}; allowed are {', '.join(sorted(fields))}.")
+    for name, item in fields.items():
+        if name not in data and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise CardError(f"{where} lacks {name!r}.")
+    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _built(hint, value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _value(arguments[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise CardError(f"{where} is a {type(value).__name__}; expected is a list.")
+        return tuple(_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise CardError(f"{where} is a {type(value).__name__}; expected is an object.")
+        if arguments[1] is Any:
+            return dict(value)
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise CardError(f"{where} is {value!r}; expected is a {hint.__name__}.")
+    return value

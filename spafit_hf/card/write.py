@@ -1,0 +1,259 @@
+"""A folder -> its card: facts read from its files, the picture drawn, README.md written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spafit_hf.card.curve import CURVE_FILE, draw_curve
+from spafit_hf.card.facts import Base, CardError, CardFacts, Data, Layers
+from spafit_hf.card.metadata import is_hub_id
+from spafit_hf.card.render import FACTS_FILE, is_generated, own_section, render_card
+from spafit_hf.glue.tasks import TASKS
+from spafit_hf.strategy import ROLES, Strategy
+
+CARD_FILE = "README.md"
+MAX_JSON_BYTES = 16 * 2**20
+MOST_LAYERS = 1000
+
+
+def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *, force: bool = False) -> Path:
+    """Write `README.md`, the facts it is from, and the picture of the training curve, into a folder.
+
+    The user's own section of a card that is there is kept.
+
+    Args:
+        folder: of an adapter or a model.
+        facts: what to say; None reads them from the folder (`facts_of_folder`).
+        force: replace a card that somebody wrote by hand, too.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        CardError: if the facts cannot be read, or the card there was written by hand and `force` is False.
+    """
+    place = Path(folder)
+    if facts is None:
+        facts = facts_of_folder(place)
+    path = place / CARD_FILE
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not is_generated(before) and not force:
+        raise CardError(f"{path} was not written by spafit-hf; to replace it, remove it or say --force (force=True).")
+    facts = replace(facts, curve=draw_curve(facts, place) or _old_curve(place, facts))
+    text = render_card(facts, own=own_section(before))
+    for name, content in ((FACTS_FILE, facts.to_json()), (CARD_FILE, text)):
+        partial = place / f".{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(place / name)
+    return path
+
+
+def _old_curve(place: Path, facts: CardFacts) -> str | None:
+    """A picture that was drawn before stays, unless there is nothing any more that it could show."""
+    return CURVE_FILE if facts.steps and (place / CURVE_FILE).is_file() else None
+
+
+def facts_of_folder(folder: str | os.PathLike[str]) -> CardFacts:
+    """What a folder says about itself: its facts file, completed by its configurations and the sizes of its files.
+
+    Raises:
+        CardError: if it is no folder of an adapter or a model, or one of its files cannot be read.
+    """
+    place = Path(folder)
+    adapter = _json(place / "adapter_config.json")
+    config = _json(place / "config.json")
+    if adapter is None and config is None:
+        raise CardError(
+            f"{place} holds neither adapter_config.json nor config.json; give the folder of an adapter or a model."
+        )
+    inferred = _of_adapter(place, adapter) if adapter is not None else _of_model(place, config or {})
+    stored = place / FACTS_FILE
+    if not stored.is_file():
+        return inferred
+    facts = CardFacts.from_json(_text(stored))
+    # What the facts file does not say is taken from the other files; sizes always are.
+    filled = {
+        item.name: getattr(inferred, item.name)
+        for item in dataclasses.fields(CardFacts)
+        if getattr(facts, item.name) in (None, (), {}, Base(), Data())
+    }
+    measured = {"file_bytes": inferred.file_bytes, "has_tokenizer": inferred.has_tokenizer}
+    return replace(facts, **{**filled, **measured})
+
+
+def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
+    sidecar = _json(place / "spafit_config.json") or {}
+    said, labels, task = (_mapping(sidecar, key) for key in ("base", "labels", "task"))
+    name = said.get("name_or_path") or config.get("base_model_name_or_path")
+    known = is_hub_id(name) and not Path(str(name)).exists()
+    strategy = _strategy(_mapping(sidecar, "strategy"))
+    depth = said.get("num_hidden_layers")
+    if not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
+        depth = None  # a stranger's folder may say anything
+    base = Base(
+        id=name if known else None,
+        revision=_word(said.get("revision") or config.get("revision")) if known else None,
+        name=Path(str(name)).name if name and not known else None,
+        model_type=_word(said.get("model_type")),
+    )
+    glue = task.get("name") if task.get("name") in TASKS else None
+    problem = _word(labels.get("problem_type"))
+    return CardFacts(
+        method=strategy.name if strategy else _method(config),
+        task_type=_word(config.get("task_type")),
+        problem_type=problem,
+        labels=_label_names(labels) if problem != "regression" else (),
+        form=_word(sidecar.get("form")),
+        has_tokenizer=_has_tokenizer(place),
+        base=base,
+        data=glue_data(glue) if glue else Data(),
+        language=("en",) if glue else (),
+        layers=layers_of(strategy, depth) if strategy and depth else (),
+        outer_biases=strategy.outer_biases if strategy else False,
+        head=tuple(name for name in config.get("modules_to_save") or () if isinstance(name, str)),
+        file_bytes=_bytes(place, "adapter_model*.safetensors"),
+    )
+
+
+def _strategy(data: dict[str, Any]) -> Strategy | None:
+    if not data:
+        return None
+    try:
+        return Strategy.from_dict(data)
+    except ValueError as error:
+        raise CardError(f"spafit_config.json: {error}") from error
+
+
+def _label_names(labels: dict[str, Any]) -> tuple[str, ...]:
+    ids = _mapping(labels, "id2label")
+    if not all(key.isdigit() for key in ids):
+        raise CardError("the label ids of this folder are not all numbers; save it again.")
+    return tuple(str(ids[key]) for key in sorted(ids, key=int))
+
+
+def _mapping(data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key) or {}
+    if not isinstance(value, dict):
+        raise CardError(f"{key} is a {type(value).__name__}; expected is an object. Save the folder again.")
+    return value
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _of_model(place: Path, config: dict[str, Any]) -> CardFacts:
+    classes = [str(name) for name in config.get("architectures") or [""]]
+    task_type = {
+        "ForSequenceClassification": "SEQ_CLS",
+        "ForTokenClassification": "TOKEN_CLS",
+        "ForQuestionAnswering": "QUESTION_ANS",
+        "ForCausalLM": "CAUSAL_LM",
+        "LMHeadModel": "CAUSAL_LM",
+        "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    }.get(next((end for end in _ENDINGS if classes[0].endswith(end)), ""))
+    problem = _word(config.get("problem_type"))
+    named = task_type in ("SEQ_CLS", "TOKEN_CLS") and problem != "regression"
+    return CardFacts(
+        method="full",
+        kind="model",
+        task_type=task_type,
+        problem_type=problem,
+        labels=_label_names(config) if named else (),
+        has_tokenizer=_has_tokenizer(place),
+        base=Base(model_type=_word(config.get("model_type")), model_class=classes[0] or None),
+        file_bytes=_bytes(place, "model*.safetensors"),
+    )
+
+
+_ENDINGS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForCausalLM",
+    "LMHeadModel",
+    "ForConditionalGeneration",
+)
+
+
+def glue_data(task: str, *, revision: str | None = None, max_length: int | None = None) -> Data:
+    """What is known of a GLUE task without looking at a row of it.
+
+    Args:
+        task: one of `spafit_hf.glue.TASKS`.
+        revision: commit of nyu-mll/glue that was trained on, where known.
+        max_length: tokens after which texts were cut.
+    """
+    found = TASKS[task]
+    return Data(
+        id="nyu-mll/glue",
+        config=found.name,
+        revision=revision,
+        name=f"GLUE {found.title}",
+        task=found.description,
+        glue=found.name,
+        columns=found.columns,
+        train_split="train",
+        max_length=max_length,
+        license=found.license,
+        domain=found.domain,
+    )
+
+
+def layers_of(strategy: Strategy, depth: int, stack: str = "layers") -> tuple[Layers, ...]:
+    """What a strategy means on a depth, frozen layers included, as far as it can be said without the model itself."""
+    bands: dict[int, Layers] = {}
+    for number, (stratum, layers) in enumerate(strategy.resolve(depth), start=1):
+        for layer in layers:
+            bands[layer] = Layers(
+                name=stratum.name or f"stratum {number}",
+                stack=stack,
+                layers=layers,
+                lora=tuple(role for role in ROLES if role in stratum.lora),
+                biases=tuple(role for role in ROLES if role in stratum.biases),
+                r=stratum.r if stratum.lora else None,
+                lora_alpha=float(stratum.lora_alpha) if stratum.lora else None,
+            )
+    frozen = tuple(layer for layer in range(depth) if layer not in bands)
+    found = [*dict.fromkeys(bands.values()), *([Layers("frozen", stack, frozen)] if frozen else [])]
+    return tuple(sorted(found, key=lambda band: band.layers))
+
+
+def _method(config: dict[str, Any]) -> str:
+    return "lora" if config.get("peft_type") == "LORA" else "custom"
+
+
+def _has_tokenizer(place: Path) -> bool:
+    return any((place / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
+
+
+def _bytes(place: Path, pattern: str) -> int | None:
+    return sum(path.stat().st_size for path in place.glob(pattern)) or None
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CardError(
+                f"{path} has {path.stat().st_size:,} bytes; more than {MAX_JSON_BYTES:,} cannot be right for it."
+            )
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CardError(f"{path} cannot be read: {error}.") from error
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
+        raise CardError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise CardError(f"{path} holds a {type(data).__name__}; expected is an object.")
+    return data

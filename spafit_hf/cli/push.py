@@ -1,0 +1,65 @@
+"""spafit push: an adapter folder (or a fully fine-tuned model) to the Hub, in one commit, and into a Collection."""
+
+from __future__ import annotations
+
+import argparse
+
+
+# argparse's own name for what add_subparsers returns; it has no public one.
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add `push`; `run` carries it out."""
+    parser = subparsers.add_parser(
+        "push",
+        help="push an adapter folder to the Hub",
+        description="Push an adapter folder (or a fully fine-tuned model) to the Hub in one commit: weights, "
+        "configurations, card, facts, curve and tokenizer, and no other file. Pushing again sends only what changed.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="what `spafit train` or trainer.save_model() wrote")
+    parser.add_argument("repo", metavar="REPO", help="user/name, or name in your own namespace; made if not there")
+    parser.add_argument("--private", action="store_true", help="make the repository private, if it is made")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; made if not there")
+    parser.add_argument("--pull-request", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--also", metavar="FILE", nargs="+", default=[], help="further files in the folder to push")
+    parser.add_argument("--collection", metavar="TITLE", help="put the repository into the Collection of this title")
+    parser.add_argument(
+        "--keep-card", action="store_true", help="push README.md as it is, and do not write it for this repository"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Push and print where it is.
+
+    Returns:
+        0. Errors of the user are raised as ValueError.
+    """
+    from dataclasses import replace
+
+    from spafit_hf.card import CardError, facts_of_folder, write_card
+    from spafit_hf.hub import collect_adapters, parcel, push_adapter
+
+    parcel(args.folder, also=args.also)
+    if not args.keep_card:
+        try:
+            repo = args.repo if "/" in args.repo else None
+            facts = facts_of_folder(args.folder)
+            write_card(args.folder, replace(facts, repo_id=repo or facts.repo_id, revision=args.revision))
+        except CardError as error:
+            print(f"note: the card stays as it is: {error}")
+    done = push_adapter(
+        args.folder,
+        args.repo,
+        private=args.private or None,
+        revision=args.revision,
+        create_pr=args.pull_request,
+        message=args.message,
+        also=args.also,
+    )
+    what = f"{len(done.files)} files" if done.changed else "nothing new; it is all there"
+    print(f"{done.url}\n  {what}, commit {done.commit}")
+    if args.collection:
+        kept = collect_adapters(args.collection, [done.repo_id])
+        print(f"{kept.url}\n  {len(kept.items)} in the Collection")
+    return 0

@@ -1,0 +1,83 @@
+"""Which version of a base was used, and under which license: what an adapter's repo has to say about it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+
+from spafit_hf.card import is_hub_id
+from spafit_hf.hub.errors import FAILURES
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BaseVersion:
+    """A base on the Hub. What could not be found out is None."""
+
+    id: str
+    revision: str | None = None
+    """Commit, 40 hexadecimal digits."""
+    license: str | None = None
+
+
+def base_version(
+    name_or_path: str | None, *, revision: str | None = None, token: str | None = None
+) -> BaseVersion | None:
+    """What is known of a base by the name it was loaded from.
+
+    The revision is the one that the cache holds for `revision`, which is what transformers loaded; only without it is
+    the Hub asked. The license is asked of the Hub. Without a connection, what is not known stays None.
+
+    Args:
+        name_or_path: as in `config._name_or_path`. A local path has no version, and its name is nobody's business.
+        revision: branch, tag or commit that it was loaded from.
+
+    Returns:
+        None for a local path and for no name at all.
+    """
+    if name_or_path is None or not _is_remote(name_or_path):
+        return None
+    api = HfApi(token=token)
+    commit = cached_revision(name_or_path, revision) or _resolved(api, name_or_path, revision, cached=False)
+    return BaseVersion(name_or_path, commit, _license(api, name_or_path))
+
+
+def cached_revision(name_or_path: str, revision: str | None = None) -> str | None:
+    """The commit that the cache holds for a revision of a repo: the one that was loaded from it. Asks nobody.
+
+    Returns:
+        40 hexadecimal digits; None for a local path, and for what is not in the cache.
+    """
+    return _resolved(HfApi(), name_or_path, revision, cached=True) if _is_remote(name_or_path) else None
+
+
+def _is_remote(name: str) -> bool:
+    if not is_hub_id(name) or Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _resolved(api: HfApi, name: str, revision: str | None, *, cached: bool) -> str | None:
+    try:
+        return api.resolve_revision(name, revision=revision, local_files_only=cached).resolved
+    except FAILURES as error:
+        logger.debug("The revision of %s is not known: %s", name, error)
+        return None
+
+
+def _license(api: HfApi, name: str) -> str | None:
+    try:
+        tags = api.model_info(name, timeout=10).tags or []
+    except FAILURES as error:
+        logger.debug("The license of %s is not known: %s", name, error)
+        return None
+    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)

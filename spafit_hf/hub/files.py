@@ -1,0 +1,130 @@
+"""Which files of a folder leave the machine. Named one by one: whatever is not named stays.
+
+In an output folder of a run lie things that must not be published: `training_args.bin` is a pickle with the Hub's
+token in clear, optimizer and random states are pickles too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import get_token
+
+from spafit_hf.card import CARD_FILE, CURVE_FILE, FACTS_FILE
+from spafit_hf.hub.errors import HubError
+
+CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "spafit_config.json"
+ADAPTER_FILES = (CONFIG, WEIGHTS, SIDECAR)
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+ABOUT_FILES = (CARD_FILE, FACTS_FILE, CURVE_FILE)
+PROCESSOR_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+#: Files that run code when they are read, or may. They are never pushed, not even when asked for.
+UNSAFE = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".joblib",
+    ".npy",
+    ".h5",
+    ".py",
+    ".so",
+    ".zip",
+    ".tar",
+    ".gz",
+)
+#: What a token of the Hub looks like.
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+SCANNED_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """The files of a folder that are pushed."""
+
+    folder: Path
+    kind: str
+    """"adapter" or "model"."""
+    names: tuple[str, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(self.folder / name for name in self.names)
+
+
+def parcel(folder: str | os.PathLike[str], *, also: Sequence[str] = (), tokens: Iterable[str] = ()) -> Parcel:
+    """What of a folder is pushed.
+
+    Args:
+        folder: of an adapter (`adapter_config.json` and `adapter_model.safetensors`) or a model (`config.json` and
+            `model.safetensors`, whole or in shards).
+        also: names of further files in it, such as LICENSE.
+        tokens: secrets that no file may hold, beside the stored token.
+
+    Raises:
+        HubError: for a folder that is neither, a file that may run code, or one that holds a token.
+    """
+    place = Path(folder)
+    there = {path.name for path in place.iterdir() if path.is_file()} if place.is_dir() else set()
+    if {CONFIG, WEIGHTS} <= there:
+        kind, core = "adapter", [name for name in ADAPTER_FILES if name in there]
+    elif "config.json" in there and (weights := [n for n in there if n == "model.safetensors" or SHARD.fullmatch(n)]):
+        kind, core = "model", sorted({*weights, *(name for name in MODEL_FILES if name in there)})
+    else:
+        pickles = sorted(name for name in there if name.endswith((".bin", ".pt", ".pth")))
+        hint = f" {pickles[0]} is a pickle: save it as safetensors." if pickles else ""
+        raise HubError(
+            f"{place} is no folder of an adapter ({CONFIG} and {WEIGHTS}) or a model (config.json and "
+            f"model.safetensors).{hint}"
+        )
+    for name in also:
+        if "/" in name or "\\" in name or name.startswith(".") or name not in there:
+            raise HubError(f"{name!r} is no file in {place}; name files that lie in the folder itself.")
+        if name.lower().endswith(UNSAFE):
+            raise HubError(f"{name} may run code or hold secrets when it is read, so it is not pushed; leave it out.")
+    names = [*core, *(name for name in (*ABOUT_FILES, *PROCESSOR_FILES) if name in there), *also]
+    found = Parcel(place, kind, tuple(dict.fromkeys(names)))
+    _check_secrets(found, tokens)
+    return found
+
+
+def _check_secrets(found: Parcel, tokens: Iterable[str]) -> None:
+    secrets = {token.encode() for token in (*tokens, get_token() or "") if token}
+    for path in found.paths:
+        look_alikes = not path.name.endswith((".safetensors", ".png", ".model"))
+        if _holds(path, secrets, look_alikes):
+            raise HubError(f"{path} holds a token of the Hub; take it out before you push.")
+
+
+def _holds(path: Path, secrets: set[bytes], look_alikes: bool) -> bool:
+    """Whether a file has one of the secrets in it, or anything that looks like a token."""
+    keep = max((len(secret) for secret in secrets), default=0) + 64
+    tail = b""
+    with path.open("rb") as file:
+        while block := file.read(SCANNED_AT_ONCE):
+            window = tail + block
+            if any(secret in window for secret in secrets) or (look_alikes and TOKEN.search(window)):
+                return True
+            tail = window[-keep:]
+    return False

@@ -1,0 +1,59 @@
+"""Trying again: longer and longer waits, or as long as the Hub says."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from spafit_hf.hub.errors import FAILURES, is_passing, retry_after
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often and how long to wait for a Hub that does not answer as it should."""
+
+    tries: int = 6
+    first: float = 1.0
+    """Seconds before the second try; each further wait is twice as long."""
+    longest: float = 30.0
+    longest_asked: float = 300.0
+    """Seconds at most where the Hub itself says how long to wait (Retry-After)."""
+
+    def waits(self) -> Iterator[float]:
+        """Seconds before each further try."""
+        for attempt in range(self.tries - 1):
+            yield min(self.first * 2**attempt, self.longest)
+
+    def wait(self, planned: float, error: Exception, doing: str) -> None:
+        """Sleep before another try, as long as planned or as the Hub asks."""
+        asked = retry_after(error)
+        seconds = planned if asked is None else min(max(asked, planned), self.longest_asked)
+        logger.warning("%s failed (%s); trying again in %g s.", doing, _short(error), seconds)
+        time.sleep(seconds)
+
+
+def patiently(function: Callable[[], Result], doing: str, patience: Patience) -> Result:
+    """Call until it works, as long as the failure is one that passes. What is called must be harmless to repeat.
+
+    Raises:
+        whatever the last try raised.
+    """
+    for planned in patience.waits():
+        try:
+            return function()
+        except FAILURES as error:
+            if not is_passing(error):
+                raise
+            patience.wait(planned, error, doing)
+    return function()
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

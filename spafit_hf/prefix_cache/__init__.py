@@ -1,0 +1,25 @@
+"""The frozen prefix computed once: the hidden states at the border of group 1, kept on disk for every later pass.
+
+    first time      ids -> embeddings -> layer 0 ... layer N1 --+--> layer N1+1 ... -> head
+                                                                |
+                                                              store      on disk: states of all tokens but padding
+                                                                |
+    ever after      ids -> (key) -------------------------------+--> layer N1+1 ... -> head
+
+What stands below the first layer that trains gives the same states in every epoch once its dropout is off. They serve
+later epochs, evaluations, seeds, learning rates, and every strategy with the same N1.
+
+    border.py     where the frozen part of a model ends, seen in one forward pass
+    entry.py      how states get into a model: frozen layers become pass-throughs, the last of them returns the states
+    rows.py       a batch as rows without padding, and back
+    key.py        what an entry is filed under: the row's content, in a folder named by all that computes states
+    segment.py    a pair of files that one process appends to
+    store.py      all segments of a folder, and the byte budget
+    probe.py      one batch both ways, before the cache is believed
+    offload.py    weights of the frozen layers out of memory, and back
+    cache.py      the parts together
+    arguments.py  the user's side
+    training.py   the trainer's side
+
+A model that cannot be cached says why (`NotCacheable`) and trains on as it would have.
+"""

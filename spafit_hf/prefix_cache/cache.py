@@ -1,0 +1,305 @@
+"""The parts together: states for a batch, from the store where it has them, computed and stored where not."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from torch import nn
+from transformers import PreTrainedModel
+
+from spafit_hf.prefix_cache.arguments import DTYPE_NAMES
+from spafit_hf.prefix_cache.border import Border, NotCacheable, base_of, find_border
+from spafit_hf.prefix_cache.entry import Entry
+from spafit_hf.prefix_cache.key import facts_of, fingerprint, row_keys, weights_of
+from spafit_hf.prefix_cache.offload import Offload
+from spafit_hf.prefix_cache.probe import ProbeResult, probe
+from spafit_hf.prefix_cache.rows import Rows, join, select, split
+from spafit_hf.prefix_cache.store import Store
+
+logger = logging.getLogger(__name__)
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
+
+#: Inputs that no state depends on.
+IGNORED = ("labels", "label", "label_ids", "num_items_in_batch")
+
+
+def default_folder() -> Path:
+    """Where "auto" keeps states: beside the Hub's cache, which is where there is room for large files."""
+    return Path(constants.HF_HOME) / "spafit" / "prefix"
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What a user chooses; see `PrefixCacheArguments`, which checks it."""
+
+    folder: Path
+    max_bytes: int = 20_000_000_000
+    """Of the whole folder."""
+    dtype: str = "float16"
+    """Of the stored states: float16 (checked for range), bfloat16, or float32, which is exact."""
+    drop_weights: bool = False
+    """Take the frozen layers' weights out of memory once every example is stored."""
+
+
+@dataclass
+class CacheUse:
+    """What a cache was good for, in rows."""
+
+    read: int = 0
+    computed: int = 0
+    stored: int = 0
+    out_of_range: int = 0
+    """Rows whose states do not fit the stored dtype; they are computed each time."""
+
+
+class PrefixCache:
+    """The frozen prefix of one model, from a cache.
+
+    Example:
+        cache = PrefixCache(model, CacheSettings(folder))
+        cache.prepare(batch)          # finds the border, checks one batch both ways, opens the store
+        with cache.attached():
+            model(**batch)            # starts at the border
+
+    Args:
+        model: the model that trains, on its device.
+        settings: the user's choices.
+        precision: what autocast does around the model's forward, such as "bf16".
+        ignored: inputs that no state depends on, besides `labels`.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: CacheSettings, precision: str = "no", ignored: Sequence[str] = ()
+    ) -> None:
+        self.settings = settings
+        self.base = base_of(model)
+        self.precision = precision
+        self.ignored = (*IGNORED, *ignored)
+        self.use = CacheUse()
+        self.border: Border | None = None
+        self.probed: ProbeResult | None = None
+        self._entry: Entry | None = None
+        self._store: Store | None = None
+        self._offload: Offload | None = None
+        self._live: Any = None
+        """The model's own forward while another stands in its place."""
+        self._told_full = False
+        self._names = list(inspect.signature(type(self.base).forward).parameters)[1:]
+        self._main = self.base.main_input_name if isinstance(self.base, PreTrainedModel) else "input_ids"
+        self._weights: list[torch.Tensor] = []
+        self._state_of_weights: list[tuple[int, int]] = []
+
+    @property
+    def store(self) -> Store:
+        """The open store.
+
+        Raises:
+            RuntimeError: before `prepare`.
+        """
+        if self._store is None:
+            raise RuntimeError("The prefix cache is not open; call prepare(batch) first.")
+        return self._store
+
+    # ---- opening and closing ----
+
+    def prepare(self, inputs: Mapping[str, Any]) -> Border:
+        """Find the border, check one batch both ways, open the store.
+
+        Args:
+            inputs: a batch of a few rows of different lengths, on the model's device.
+
+        Raises:
+            NotCacheable: when the states cannot come from a cache.
+        """
+        inputs = {name: value for name, value in inputs.items() if name not in self.ignored or name == "labels"}
+        rows = self._split(inputs)
+        if rows is None:
+            raise NotCacheable("the batch has no rows of tokens with an attention mask of two dimensions.")
+        try:
+            border = find_border(self.base, inputs)
+            entry = Entry(self.base, border)
+            entry.attach()
+            try:
+                self.probed = probe(entry, inputs, rows, DTYPES[self.settings.dtype])
+            finally:
+                entry.detach()
+        except (RuntimeError, TypeError, AttributeError, LookupError) as error:
+            # A model may do with a row alone, or between its layers, what nobody foresaw. It still trains.
+            raise NotCacheable(f"one batch could not be run both ways: {type(error).__name__}: {error}") from error
+        self.border, self._entry = border, entry
+        self.open()
+        return border
+
+    def open(self) -> None:
+        """Open the store of the base as it is now: other weights, other entries."""
+        if self.border is None:
+            raise RuntimeError("The border of the model is not known; call prepare(batch) first.")
+        device = next(self.base.parameters()).device.type
+        dtype = DTYPES[self.settings.dtype]
+        facts = facts_of(self.base, self.border, dtype, self.precision, device)
+        name = fingerprint(self.base, self.border, facts)
+        self._store = Store(self.settings.folder, name, facts, self.border.width, dtype, self.settings.max_bytes)
+        self._weights = list(weights_of(self.base, self.border).values())
+        self._note_weights()
+
+    def _note_weights(self) -> None:
+        self._state_of_weights = [(weight.data_ptr(), weight._version) for weight in self._weights]
+
+    def _check_weights(self) -> None:
+        """Take another store when the frozen weights are not those any more that this one is named by."""
+        now = [(weight.data_ptr(), weight._version) for weight in self._weights]
+        if now != self._state_of_weights:
+            logger.warning("Prefix cache: frozen weights have been changed, so their states are computed anew.")
+            self.store.close()
+            self.open()
+
+    def close(self) -> None:
+        """Bring the weights back and close the store. What it holds stays."""
+        if self._offload is not None:
+            self._offload.restore()
+            self._offload = None
+            self._note_weights()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within it the model's forward starts at the border."""
+        assert self._entry is not None
+        own = vars(self.base).get("forward")
+        self._live = original = self.base.forward
+        self._entry.attach()
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._forward(original, dict(zip(self._names, args, strict=False)) | kwargs)
+
+        # generate() and Trainer look at the signature for what a model takes.
+        forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+        self.base.forward = forward  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if own is None:
+                del self.base.forward
+            else:
+                self.base.forward = own
+            self._live = None
+            self._entry.detach()
+
+    # ---- weights ----
+
+    def drop_weights(self) -> int:
+        """Take the frozen prefix's weights out of memory; `close` brings them back.
+
+        Returns:
+            Their bytes.
+
+        Raises:
+            OSError: when they cannot be written to the cache's disk.
+        """
+        assert self.border is not None
+        if self._offload is None:
+            self._offload = Offload(self.base, self.border, self.store.folder)
+            self._note_weights()
+        return self._offload.bytes
+
+    # ---- one batch ----
+
+    def keys(self, inputs: Mapping[str, Any]) -> list[bytes]:
+        """What a batch's rows are filed under."""
+        rows = self._split(inputs)
+        return [] if rows is None else row_keys(rows)
+
+    def _split(self, inputs: Mapping[str, Any]) -> Rows | None:
+        return split(inputs, self._main, self.ignored)
+
+    def fill(self, inputs: Mapping[str, Any]) -> None:
+        """Compute and store what the store lacks of a batch."""
+        rows = self._split(inputs)
+        if rows is not None:
+            self._check_weights()
+            keys = row_keys(rows)
+            missing = [row for row, key in enumerate(keys) if key not in self.store]
+            self._compute(self._live or self.base.forward, dict(inputs), rows, keys, missing)
+
+    def _forward(self, original: Any, inputs: dict[str, Any]) -> Any:
+        assert self._entry is not None
+        if self.base.training:
+            self._entry.no_dropout()
+        self._check_weights()
+        rows = None if _asks_for_more(inputs) else self._split(inputs)
+        if rows is None:
+            self._need_weights()
+            return original(**inputs)
+        keys = row_keys(rows)
+        found: dict[int, torch.Tensor] = {}
+        for row, key in enumerate(keys):
+            states = self.store.get(key)
+            if states is not None:
+                found[row] = states
+        self.use.read += len(found)
+        missing = [row for row in range(rows.count) if row not in found]
+        if len(missing) == rows.count and self.store.full:
+            self.use.computed += rows.count
+            self._need_weights()
+            return original(**inputs)
+        found |= self._compute(original, inputs, rows, keys, missing)
+        device = next(value.device for value in inputs.values() if isinstance(value, torch.Tensor))
+        assert self.border is not None
+        states = join([found[row] for row in range(rows.count)], rows, self.border.dtype, device)
+        return self._entry.run(original, inputs, states)
+
+    def _compute(
+        self, forward: Any, inputs: dict[str, Any], rows: Rows, keys: list[bytes], missing: list[int]
+    ) -> dict[int, torch.Tensor]:
+        """The states of rows that the store lacks; those that fit are stored."""
+        if not missing:
+            return {}
+        assert self._entry is not None
+        self._need_weights()
+        computed = self._entry.compute(forward, select(inputs, missing, rows.count)).cpu()
+        self.use.computed += len(missing)
+        found, entries = {}, []
+        for row, states in zip(missing, computed, strict=True):
+            if rows.width:
+                states = states[rows.spans[row]]
+            # Rounded also where it is not read back: whether a row was in the cache must not show in the loss.
+            rounded = states.to(self.store.dtype)
+            if bool(torch.isfinite(rounded).all()):
+                found[row] = rounded
+                entries.append((keys[row], rounded))
+            else:
+                found[row] = states
+                self.use.out_of_range += 1
+        self.use.stored += self.store.put(entries)
+        if self.store.full and not self._told_full:
+            self._told_full = True
+            logger.warning(
+                "Prefix cache: %s. %d rows are stored; the others are computed in each pass.",
+                self.store.full,
+                len(self.store),
+            )
+        return found
+
+    def _need_weights(self) -> None:
+        if self._offload is not None and self._offload.blocks_compute:
+            logger.warning("Prefix cache: a row is not stored, so the weights of the frozen layers come back.")
+            self._offload.restore()
+            self._note_weights()
+
+
+def _asks_for_more(inputs: Mapping[str, Any]) -> bool:
+    """Whether a call needs what frozen layers would say or remember: hidden states, attentions, keys and values."""
+    wanted = ("output_hidden_states", "output_attentions", "use_cache")
+    given = any(inputs.get(name) is not None for name in ("past_key_values", "encoder_outputs"))
+    return given or any(bool(inputs.get(name)) for name in wanted)

@@ -1,0 +1,97 @@
+"""A batch as rows without padding, and back.
+
+attention_mask  1 1 1 0 0      span 0..3
+                1 1 1 1 1      span 0..5
+                0 0 1 1 1      span 2..5 (padded on the left)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+#: Inputs with a value per token, in which padding says nothing. What other inputs hold is part of a row as a whole.
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tensors of a batch that states can depend on, and where each row's tokens lie."""
+
+    tensors: dict[str, torch.Tensor]
+    """On the CPU."""
+    count: int
+    width: int
+    """Tokens per row with padding; 0 where rows have no mask and are kept whole."""
+    spans: tuple[slice, ...]
+    """Where each row's tokens lie: from the first one that is no padding to the last."""
+
+    def of(self, name: str, row: int) -> torch.Tensor:
+        """A row's part of an input, without its padding."""
+        value = self.tensors[name]
+        if value.dim() == 0 or value.shape[0] != self.count:
+            return value  # shared by all rows
+        return value[row, self.spans[row]] if name in PER_TOKEN and self.width else value[row]
+
+
+def split(inputs: Mapping[str, Any], main_name: str, ignored: Sequence[str]) -> Rows | None:
+    """The rows of a batch; None where a batch has none (no main input, a mask of more than two dimensions).
+
+    Args:
+        inputs: keyword arguments of a forward pass.
+        main_name: name of the model's main input, such as "input_ids".
+        ignored: names that no state depends on: labels.
+    """
+    tensors = {
+        name: value.detach().cpu()
+        for name, value in sorted(inputs.items())
+        if isinstance(value, torch.Tensor) and name not in ignored and not name.startswith("decoder_")
+    }
+    main = tensors.get(main_name, tensors.get("inputs_embeds"))
+    if main is None or main.dim() < 2:
+        return None
+    count = main.shape[0]
+    mask = tensors.get("attention_mask")
+    if mask is None:
+        return Rows(tensors, count, 0, (slice(None),) * count)
+    if mask.dim() != 2 or mask.shape != main.shape[:2]:
+        return None
+    spans = []
+    for row in mask != 0:
+        tokens = row.nonzero()
+        # A row of nothing but padding stays whole.
+        spans.append(slice(int(tokens[0]), int(tokens[-1]) + 1) if len(tokens) else slice(0, mask.shape[1]))
+    return Rows(tensors, count, mask.shape[1], tuple(spans))
+
+
+def select(inputs: Mapping[str, Any], rows: Sequence[int], count: int) -> dict[str, Any]:
+    """The batch of some rows, padded as they were."""
+    return {
+        name: value[list(rows)]
+        if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == count
+        else value
+        for name, value in inputs.items()
+    }
+
+
+def without_padding(inputs: Mapping[str, Any], rows: Rows, row: int) -> dict[str, Any]:
+    """The batch of one row, without padding where it can be cut off."""
+    single = select(inputs, [row], rows.count)
+    if rows.width:
+        for name in PER_TOKEN:
+            value = single.get(name)
+            if isinstance(value, torch.Tensor) and value.shape[:2] == (1, rows.width):
+                single[name] = value[:, rows.spans[row]]
+    return single
+
+
+def join(states: Sequence[torch.Tensor], rows: Rows, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Padded states of shape (rows, tokens, width) in `dtype`; zeros where there is padding."""
+    tokens = rows.width or states[0].shape[0]
+    joined = torch.zeros(rows.count, tokens, states[0].shape[1], dtype=dtype)
+    for row, (state, span) in enumerate(zip(states, rows.spans, strict=True)):
+        joined[row, span] = state.to(joined.device)
+    return joined.to(device, non_blocking=True)

@@ -1,0 +1,233 @@
+"""The trainer's side: open the cache before the first step, read from it in every pass, close it at the end.
+
+train()       open -> probe -> build (a pass over the examples that are not stored) -> steps, evaluations -> close
+evaluate()    open -> pass -> close, where it is not part of a training
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset, Subset
+from tqdm.auto import tqdm
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+
+from spafit_hf.prefix_cache.arguments import PrefixCacheArguments
+from spafit_hf.prefix_cache.border import NotCacheable, base_of, frozen_layers
+from spafit_hf.prefix_cache.cache import CacheSettings, PrefixCache, default_folder
+from spafit_hf.prefix_cache.probe import ROWS
+from spafit_hf.sampler import example_lengths
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 64
+"""Examples among which the probe looks for short and long ones."""
+
+
+class PrefixCacheTrainer(Trainer):
+    """Trainer that reads the hidden states of frozen leading layers from a cache. Mixed in by `StrataTrainer`."""
+
+    prefix_cache: PrefixCache | None = None
+    """The cache of the model that trains; None while there is none."""
+    prefix_cache_refused: str = ""
+    """Why the model is trained without one, though one was asked for."""
+    _prefix_open: ExitStack | None = None
+    _refused_for: nn.Module | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """`Trainer.train`, with the cache closed afterwards."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._close_prefix_cache()
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._close_prefix_cache()  # of an attempt with a larger batch (auto_find_batch_size)
+        if self._wants_prefix_cache():
+            if self._open_prefix_cache(self.train_dataset):
+                self._build_prefix_cache()
+            # Whether or not this process has a cache: all have to come here.
+            self.accelerator.wait_for_everyone()
+            if self.prefix_cache is not None:
+                self.prefix_cache.store.refresh()
+        return prepared
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """`Trainer.evaluation_loop`; outside of training it opens the cache for itself."""
+        if self.is_in_train or not self._wants_prefix_cache():
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        self._open_prefix_cache(dataloader.dataset)
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self._close_prefix_cache()
+
+    # ---- opening and closing ----
+
+    def _wants_prefix_cache(self) -> bool:
+        return isinstance(self.args, PrefixCacheArguments) and self.args.prefix_cache != "off"
+
+    def _open_prefix_cache(self, dataset: Any) -> bool:
+        """Open the cache and attach it to the model, or say why not."""
+        assert isinstance(self.args, PrefixCacheArguments)
+        model = self.accelerator.unwrap_model(self.model)
+        base = base_of(model)
+        if self._refused_for is base and self.prefix_cache_refused:
+            return False
+        settings = CacheSettings(
+            Path(self.args.prefix_cache).expanduser() if self.args.prefix_cache != "auto" else default_folder(),
+            self.args.prefix_cache_max_bytes,
+            self.args.prefix_cache_dtype,
+            self.args.prefix_cache_drop_weights,
+        )
+        self._refused_for, self.prefix_cache_refused = base, ""
+        try:
+            self._check_setup()
+            cache = self.prefix_cache
+            if cache is not None and cache.base is base and cache.border is not None and cache.settings == settings:
+                if frozen_layers(base)[1] != cache.border.layers:
+                    cache = None
+            else:
+                cache = None
+            if cache is None:
+                cache = PrefixCache(model, settings, self.accelerator.mixed_precision, self.label_names or ())
+                batch = self._probe_batch(dataset, cache)
+                with torch.random.fork_rng(devices=[]), self.accelerator.autocast():
+                    cache.prepare(batch)
+            else:
+                cache.open()
+        except NotCacheable as error:
+            self.prefix_cache, self.prefix_cache_refused = None, str(error)
+            if self.args.should_log:
+                logger.warning("No prefix cache, the frozen layers run in each pass: %s", error)
+            return False
+        self.prefix_cache = cache
+        self._prefix_open = ExitStack()
+        self._prefix_open.callback(cache.close)
+        self._prefix_open.enter_context(cache.attached())
+        return True
+
+    def _close_prefix_cache(self) -> None:
+        if self._prefix_open is not None:
+            self._prefix_open.close()
+            self._prefix_open = None
+
+    def _check_setup(self) -> None:
+        """Refuse what the cache cannot go together with."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise NotCacheable("the model is sharded by FSDP or DeepSpeed; use DDP (torchrun without them).")
+        if self.args.n_gpu > 1:
+            raise NotCacheable("DataParallel copies the model in each step; use DDP (torchrun), or one GPU.")
+        if self.args.torch_compile:
+            raise NotCacheable("a compiled model does not read from a disk; drop --torch_compile.")
+        if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
+            raise NotCacheable("fp16_full_eval and bf16_full_eval change the model's type after the cache was opened.")
+
+    # ---- the probe's batch ----
+
+    def _probe_batch(self, dataset: Any, cache: PrefixCache) -> Mapping[str, Any]:
+        """A batch of a few examples, short and long ones.
+
+        Raises:
+            NotCacheable: when there are no examples, or the collator changes them from call to call.
+        """
+        if isinstance(dataset, IterableDataset) or not has_length(dataset):
+            examples = list(islice(iter(dataset), LOOKED_AT))
+        else:
+            examples = [dataset[index] for index in range(min(LOOKED_AT, len(dataset)))]  # type: ignore[index]
+        if not examples:
+            raise NotCacheable("there are no examples to look at.")
+        examples.sort(key=self._example_length)
+        last = len(examples) - 1
+        chosen = [examples[index] for index in dict.fromkeys(last * part // (ROWS - 1) for part in range(ROWS))]
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        # The collator may draw random numbers, which must not shift those of the training.
+        with torch.random.fork_rng(devices=[]):
+            batches = [self._prepare_inputs(collate([dict(example) for example in chosen])) for _ in range(2)]
+        if not isinstance(batches[0], Mapping) or cache.keys(batches[0]) != cache.keys(batches[1]):
+            raise NotCacheable("the data collator gives other inputs each time, so no state would be read again.")
+        return batches[0]
+
+    def _example_length(self, example: Mapping[str, Any]) -> int:
+        name = self._main_input()
+        return len(example[name]) if name in example else 0
+
+    def _main_input(self) -> str:
+        names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
+        return str(names[0])
+
+    # ---- the build ----
+
+    def _build_prefix_cache(self) -> None:
+        """Compute and store what the store lacks, where it will be read in this run; then drop weights where asked."""
+        cache = self.prefix_cache
+        assert cache is not None
+        assert cache.border is not None
+        assert cache.probed is not None
+        shown = self.args.should_log
+        if shown:
+            logger.info(
+                "Prefix cache: %d frozen layers from %s. One batch both ways differs by %.1e, by %.1e as %s.",
+                cache.border.length,
+                cache.store.folder,
+                cache.probed.exact,
+                cache.probed.stored,
+                cache.settings.dtype,
+            )
+        drop = cache.settings.drop_weights
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        datasets = [self.train_dataset, *(evaluated.values() if drop else ())]
+        if drop or self.state.num_train_epochs > 1:
+            # One epoch reads nothing twice: its own first pass fills the cache.
+            for dataset in datasets:
+                if dataset is not None and has_length(dataset) and not isinstance(dataset, IterableDataset):
+                    self._fill_prefix_cache(cache, dataset)
+        if drop and cache.store.full:
+            logger.warning("Prefix cache: not every example is stored, so the frozen weights stay in memory.")
+        elif drop:
+            try:
+                dropped = cache.drop_weights()
+            except OSError as error:
+                logger.warning("Prefix cache: the frozen weights stay in memory (%s).", error.strerror or error)
+            else:
+                logger.info("Prefix cache: %s bytes of frozen weights have left memory.", f"{dropped:,}")
+        if shown:
+            logger.info("Prefix cache: %d rows, %s bytes.", len(cache.store), f"{_bytes_of(cache):,}")
+
+    def _fill_prefix_cache(self, cache: PrefixCache, dataset: Any) -> None:
+        lengths = example_lengths(dataset, self._main_input(), self.args.length_column_name)
+        order: Iterable[int] = range(len(dataset))
+        if lengths is not None:
+            # Longest first: what does not fit in memory shows at once.
+            order = sorted(order, key=lengths.__getitem__, reverse=True)
+        loader = self._get_dataloader(
+            Subset(dataset, list(order)), description="Prefix cache", batch_size=self.args.eval_batch_size
+        )
+        hidden = self.args.disable_tqdm or not self.is_local_process_zero()
+        # A data loader draws a seed for its workers.
+        with (
+            torch.random.fork_rng(devices=[]),
+            self.accelerator.autocast(),
+            tqdm(total=len(loader), desc="Prefix cache", unit="batch", disable=hidden, leave=False) as bar,
+        ):
+            for batch in loader:
+                cache.fill(self._prepare_inputs(batch))
+                bar.update()
+                if cache.store.full:
+                    break
+
+
+def _bytes_of(cache: PrefixCache) -> int:
+    try:
+        return cache.store.used_bytes(cache.store.folder)
+    except OSError:  # the folder could not be made
+        return 0

