@@ -86,7 +86,7 @@ def seen_by_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[s
         for strategy in STRATEGIES:
             torch.manual_seed(0)
             model = get_spafit_model(auto.from_pretrained(base, num_labels=3), strategy, r=4)
-            stir(model)
+            stir(model, std=0.03)
             folder = root / f"{name} {strategy}"
             form = save_adapter(model, folder)
             torch.save({**inputs(name), "logits": logits(model, inputs(name))}, folder / "batch.pt")

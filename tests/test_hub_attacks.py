@@ -370,7 +370,6 @@ def test_a_giant_configuration(folder: Folder, base: Any) -> None:
         {"target_modules": ["query", "key", "value", "dense", "embeddings"]},
         {"target_modules": ["query"]},
         {"target_modules": []},
-        {"exclude_modules": ["query"]},
         {"modules_to_save": ["bert"]},  # the whole encoder as a head
         {"modules_to_save": ["embeddings"]},
         {"modules_to_save": ["classifier", "bert.pooler"]},
@@ -380,8 +379,6 @@ def test_a_giant_configuration(folder: Folder, base: Any) -> None:
         {"use_dora": "yes"},
         {"use_rslora": 1},
         {"lora_bias": True},
-        {"layers_to_transform": [0]},
-        {"layers_pattern": "(a+)+$"},
         {"layer_replication": [[0, 4], [0, 4]]},
         {"megatron_config": {"a": 1}},
         {"megatron_core": "os"},  # P imports what is named, from an allow-list
@@ -416,6 +413,9 @@ def test_configurations(folder: Folder, base: Any, change: dict[str, Any], sidec
         {"eva_config": {"rho": 2.0}},
         {"corda_config": {"corda_method": "ipm"}},
         {"inference_mode": False},
+        {"exclude_modules": ["query"]},
+        {"layers_to_transform": [0]},
+        {"layers_pattern": "(a+)+$"},
         {"fan_in_fan_out": True},
         {"peft_version": "99.0"},
     ],

@@ -724,46 +724,6 @@ def test_model_card_with_a_local_base(tmp_path: Path) -> None:
     assert "library_name" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_pushes_during_training_are_portable_and_hold_no_pickle_of_the_arguments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pushed: list[tuple[set[str], dict[str, Any]]] = []
-
-    class Done:
-        def is_done(self) -> bool:
-            return True
-
-        def done(self) -> bool:
-            return True
-
-        def result(self) -> None:
-            return None
-
-    class Api:
-        def upload_folder(self, **kwargs: Any) -> Done:
-            pushed.append((files(Path(kwargs["folder_path"])), kwargs))
-            return Done()
-
-    monkeypatch.setattr("spafit_hf.trainer.HfApi", Api)
-    monkeypatch.setattr(SpafitTrainer, "init_hf_repo", lambda self: setattr(self, "push_in_progress", None))
-    run = trainer(
-        tmp_path,
-        push_to_hub=True,
-        hub_token="hf_secret",
-        hub_strategy="all_checkpoints",
-        save_strategy="steps",
-        save_steps=2,
-    )
-    run.hub_model_id = "someone/model"
-    run.train()
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    roots, checkpoints = pushed[0::2], pushed[1::2]
-    assert all("spafit_config.json" in names and "training_args.bin" not in names for names, _ in roots)
-    assert [kwargs["path_in_repo"] for _, kwargs in checkpoints] == ["checkpoint-2", "checkpoint-3"]
-    assert all(kwargs["token"] == "hf_secret" for _, kwargs in pushed)
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hf_secret" in p.read_bytes()]
-
-
 def test_kinds_are_those_the_arguments_name() -> None:
     assert KINDS == ("lora", "base", "bias", "head")
     assert parameter_kind("base_model.model.bert.x.lora_A.default.weight") == "lora"

@@ -317,15 +317,12 @@ def test_load_adapter_offline(quiet: HubServer, trains: HubClient, tmp_path: Pat
     from spafit_hf import load_adapter
     result = logits(load_adapter(None, "ann/cached", revision=revision), "tiny/bert")
     """
-    home = tmp_path / "home"
-    online = HubClient(quiet.endpoint, home)
-    expected = online(source, revision=None)
-    online.close()
+    expected = trains(source, revision=None)
     quiet.forget()
-    offline = HubClient(quiet.endpoint, home, HF_HUB_OFFLINE="1")
-    down = HubClient("http://127.0.0.1:9", home)
-    for client in (offline, down):
+    offline = HubClient(quiet.endpoint, Path(trains.env["HF_HOME"]), HF_HUB_OFFLINE="1")  # with the same cache
+    try:
         for revision in (None, quiet.commits("ann/cached")[0].oid):
-            assert client(source, revision=revision) == expected
-        client.close()
+            assert offline(source, revision=revision) == expected
+    finally:
+        offline.close()
     assert quiet.seen == []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from spafit_hf.adapter.folder import AdapterError
-from spafit_hf.adapter.load import load_adapter
+from spafit_hf.adapter.load import load_adapter, local_folder
+from spafit_hf.adapter.verify import verify_adapter
 from spafit_hf.adapter.write import save_adapter
 
 
@@ -37,7 +40,9 @@ def merge_adapter(
         ValueError: if a delta meets a module without a bias, which a saved model could not hold.
     """
     target = _empty(output)
-    model = load_adapter(base, folder)
+    _check_plain(base)
+    # A model that was given stays as it is.
+    model = load_adapter(copy.deepcopy(base) if isinstance(base, nn.Module) else base, folder)
     name_or_path = model.peft_config["default"].base_model_name_or_path
     merged: Any = model.merge_and_unload(safe_merge=True)
     merged.config._name_or_path = name_or_path or ""
@@ -63,11 +68,21 @@ def export_adapter(
         AdapterError: if the adapter cannot be loaded, or not be held by the form.
     """
     target = _empty(output)
+    _check_plain(base)
+    folder = local_folder(folder)
     model = load_adapter(base, folder)
-    written = save_adapter(model, target, form=form)
     name_or_path = model.peft_config["default"].base_model_name_or_path
+    try:
+        written = save_adapter(model, target, form=form, task=verify_adapter(folder).task)
+    finally:
+        model.unload()  # a model that was given is plain again
     _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else os.fspath(base), target)
     return written
+
+
+def _check_plain(base: object) -> None:
+    if isinstance(base, PeftModel):
+        raise AdapterError("the base has adapters already; give the plain model, or the id or folder to load it from.")
 
 
 def _empty(output: str | os.PathLike[str]) -> Path:

@@ -18,18 +18,38 @@ from spafit_hf.tuner.plain import plain_view
 PEFT_HEADS = ("classifier", "score")
 
 
-def check_fit(adapter: VerifiedAdapter, base: nn.Module, *, has_sidecar: bool) -> None:
-    """Refuse an adapter of another base.
+def check_same_base(trained_on: BaseFacts, base: nn.Module) -> None:
+    """Refuse another base than the adapter's own, as far as facts are known about that.
 
     Args:
-        adapter: what the folder holds.
+        trained_on: facts about the adapter's base. Where they hold a name alone (plain PEFT knows no more), names of
+            repositories are compared.
         base: the plain model, wrapped by other adapters or not.
-        has_sidecar: whether the adapter comes with facts about its base; if not, names of repositories are compared.
 
     Raises:
         AdapterError: with what differs.
     """
-    _check_same_base(adapter.base, base_facts(base), has_sidecar=has_sidecar)
+    loaded = base_facts(base)
+    difference = trained_on.difference(loaded)
+    if difference:
+        raise AdapterError(f"the adapter does not belong to this base ({loaded.name_or_path}): {difference}.")
+    names = trained_on.name_or_path, loaded.name_or_path
+    if not trained_on.vectors and all(_is_hub_id(name) for name in names) and names[0] != names[1]:
+        raise AdapterError(
+            f"the adapter was trained on {names[0]}, the loaded base is {names[1]}. Load the adapter's own base."
+        )
+
+
+def check_fit(adapter: VerifiedAdapter, base: nn.Module) -> None:
+    """Refuse an adapter whose tensors are not those that the base's modules ask for.
+
+    Args:
+        adapter: what the folder holds.
+        base: the plain model, wrapped by other adapters or not.
+
+    Raises:
+        AdapterError: with what does not fit.
+    """
     plain = plain_view(base)
     _check_complete(adapter, plain)
     _check_shapes(adapter, plain)
@@ -53,17 +73,6 @@ def head_output(base: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:
         if inside and isinstance(module, nn.Linear):
             last = (f"{name}.weight", f"{name}.bias")
     return last
-
-
-def _check_same_base(trained_on: BaseFacts, loaded: BaseFacts, *, has_sidecar: bool) -> None:
-    difference = trained_on.difference(loaded)
-    if difference:
-        raise AdapterError(f"the adapter does not belong to this base ({loaded.name_or_path}): {difference}.")
-    names = trained_on.name_or_path, loaded.name_or_path
-    if not has_sidecar and all(_is_hub_id(name) for name in names) and names[0] != names[1]:
-        raise AdapterError(
-            f"the adapter was trained on {names[0]}, the loaded base is {names[1]}. Load the adapter's own base."
-        )
 
 
 def _is_hub_id(name: str | None) -> bool:

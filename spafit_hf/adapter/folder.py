@@ -273,10 +273,12 @@ def read_json(path: Path, max_bytes: int) -> Any:
     """
     try:
         size = path.stat().st_size
-        if size > max_bytes:
-            raise AdapterError(f"{path.name} has {size:,} bytes; more than {max_bytes:,} cannot be right for it.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes() if size <= max_bytes else b""
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    if size > max_bytes:
+        raise AdapterError(f"{path.name} has {size:,} bytes; more than {max_bytes:,} cannot be right for it.")
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: also of an integer of thousands of digits
         raise AdapterError(f"{path.name} is not valid JSON: {error}.") from error

@@ -67,11 +67,7 @@ def load_adapter(
     Raises:
         AdapterError: for a folder that does not fit or cannot be trusted; the reason is said and nothing is loaded.
     """
-    folder = Path(folder_or_repo)
-    if not folder.is_dir():
-        folder = fetch_adapter(str(folder_or_repo), revision=revision, token=token).folder
-    elif revision is not None:
-        raise AdapterError(f"revision={revision!r} was given, but {folder} is a folder here; drop the revision.")
+    folder = local_folder(folder_or_repo, revision=revision, token=token)
     model = load_base(base, folder) if base is None or isinstance(base, (str, os.PathLike)) else base
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     _check_base_is_whole(model, plain)
@@ -120,6 +116,22 @@ def _add(
     return loaded
 
 
+def local_folder(
+    folder_or_repo: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+) -> Path:
+    """An adapter's folder on this machine: the given one, or the download of a repository.
+
+    Raises:
+        AdapterError: if it is neither a folder nor a repository that can be downloaded.
+    """
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        return fetch_adapter(str(folder_or_repo), revision=revision, token=token).folder
+    if revision is not None:
+        raise AdapterError(f"revision={revision!r} was given, but {folder} is a folder here; drop the revision.")
+    return folder
+
+
 def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
     """The base of an adapter folder, with a head of the adapter's size and its label names.
 
@@ -152,7 +164,7 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
         for key, value in extra.items():
             setattr(config, key, value)
         return AUTO_CLASSES[adapter.task_type].from_pretrained(name, config=config, revision=revision)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a folder or repository that is no model
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"the base {name!r} cannot be loaded: {reason}") from error
 

@@ -20,7 +20,7 @@ from typing import Any
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from spafit_hf.adapter.fit import announces, check_fit, head_names
+from spafit_hf.adapter.fit import announces, check_fit, check_same_base, head_names
 from spafit_hf.adapter.folder import (
     CONFIG_FILE,
     KEY_PREFIX,
@@ -55,12 +55,19 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
         raise AdapterError(f"{path} is not a folder; give the folder that holds {CONFIG_FILE}.")
     config = read_config(path)
     sidecar = read_sidecar(path)
+    trained_on = (
+        sidecar.base
+        if sidecar is not None
+        else BaseFacts(name_or_path=config.get("base_model_name_or_path"), revision=config.get("revision"))
+    )
+    if base is not None:
+        check_same_base(trained_on, base)
     shapes = _read_shapes(path)
     heads = _declared_heads(config, base)
     tensors = _classify(shapes, heads)
-    verified = _assemble(path, config, sidecar, tensors, shapes, heads)
+    verified = _assemble(path, config, sidecar, trained_on, tensors, shapes, heads)
     if base is not None:
-        check_fit(verified, base, has_sidecar=sidecar is not None)
+        check_fit(verified, base)
     verified.read_tensors()
     return verified
 
@@ -118,6 +125,7 @@ def _assemble(
     path: Path,
     config: dict[str, Any],
     sidecar: Sidecar | None,
+    trained_on: BaseFacts,
     tensors: dict[str, TensorName],
     shapes: dict[str, tuple[int, ...]],
     heads: tuple[str, ...],
@@ -140,8 +148,11 @@ def _assemble(
     if len(found) > 1:
         raise AdapterError(f"{WEIGHTS_FILE} mixes biases of the forms {found}; one file has one form.")
     form = "native" if config["peft_type"] == "SPAFIT" else (found[0] if found else "absolute")
-    if found and found[0] != form:
-        raise AdapterError(f"{WEIGHTS_FILE} holds biases of the form {found[0]}, {CONFIG_FILE} says {form}.")
+    if found and (found[0] == "native") != (config["peft_type"] == "SPAFIT"):
+        raise AdapterError(
+            f"{WEIGHTS_FILE} holds biases of the form {found[0]}, but {CONFIG_FILE} says {config['peft_type']}, which "
+            "has none of that form."
+        )
     if form == "absolute" and found and config.get("bias", "none") == "none":
         raise AdapterError(f"{WEIGHTS_FILE} holds biases, but {CONFIG_FILE} says bias='none'.")
     if bool(config.get("lora_bias")) != (form == "lora-bias"):
@@ -179,7 +190,7 @@ def _assemble(
     return VerifiedAdapter(
         folder=path,
         form=form,
-        base=sidecar.base if sidecar is not None else _base_of(config),
+        base=trained_on,
         task_type=config.get("task_type"),
         lora=lora,
         bias_modules=tuple(sorted(biases)),
@@ -196,10 +207,6 @@ def _assemble(
 
 def _scaling(settings: LoraSettings) -> float:
     return settings.lora_alpha / (math.sqrt(settings.r) if settings.use_rslora else settings.r)
-
-
-def _base_of(config: dict[str, Any]) -> BaseFacts:
-    return BaseFacts(name_or_path=config.get("base_model_name_or_path"), revision=config.get("revision"))
 
 
 def _check_announced(config: dict[str, Any], modules: set[str]) -> None:

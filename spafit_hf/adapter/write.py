@@ -155,8 +155,8 @@ def _check_all_there(tensors: dict[str, torch.Tensor], model: PeftModel, adapter
     if missing:
         others = sorted(set(model.peft_config) - {adapter_name})
         raise AdapterError(
-            f"PEFT leaves out {missing[0]} and {len(missing) - 1} more, since another adapter ({others}) is named like "
-            "a module. Delete that adapter, or give it another name."
+            f"PEFT leaves out {len(missing)} tensors ({missing[0]}), since another adapter ({others}) is named like a "
+            "module. Delete that adapter, or give it another name."
         )
 
 

@@ -93,7 +93,7 @@ class DeltaLayer(LoraLayer):
             self.unmerge()
         plain = self.disable_adapters or self.merged
         if not plain and any(self.has_lora(name) for name in self.active_adapters):
-            result = super().forward(x, *args, **kwargs)
+            result = super().forward(x, *args, **kwargs)  # type: ignore[misc]
             delta = self._active_delta()
             return result if delta is None else result + delta.to(result.dtype)
 

@@ -145,6 +145,20 @@ class SpafitModel(LoraModel):
                 if reference.is_floating_point():
                     layer.lora_delta[adapter_name] = layer.lora_delta[adapter_name].to(reference.dtype)
 
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: SpafitConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        # PEFT writes the magnitudes of DoRA under their old name if the configuration says DoRA; here a module may.
+        as_dora = copy.copy(config)
+        as_dora.use_dora = True
+        return super()._get_adapter_state_dict(model, as_dora, adapter_name, state_dict, unwanted_adapter_names)
+
     # ---- the names of the head's outputs ----
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Route = Callable[["HubServer", Request, dict[str, str]], Reply]
 REPO = r"^/api/(?P<kind>model|dataset|space)s/(?P<id>[^/]+/[^/]+)"
 LFS_BYTES = 10_000_000
-EMPTY_TREE = "This repository is empty"
 
 ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
 

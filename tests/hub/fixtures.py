@@ -1,4 +1,4 @@
-"""Fixtures for tests that talk to the loopback Hub; import them by name: `from hub.fixtures import hub, client`."""
+"""Fixtures for tests that talk to the loopback Hub; import them by name: `from hub.fixtures import quiet, client`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,6 @@ import pytest
 
 from hub.client import HubClient
 from hub.server import HubServer
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    """An empty Hub."""
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    with HubServer(folder) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
