@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from spafit_hf.adapter import CONFIG_FILE, load_adapter
+from spafit_hf.card import glue_data
 from spafit_hf.data import TextData, compute_figures, default_figures, jsonable, load_text_data, tokenize
 from spafit_hf.embedded import LABELS, TEXT, embedded_base, load_movie_reviews
 from spafit_hf.glue import DATASET_ID, compute_metrics_for, get_task, load_task
@@ -259,6 +260,10 @@ def train(data: RunData, base: BaseArguments, args: SpafitTrainingArguments, ask
     seconds = time.perf_counter() - start
     metrics = {name: _figures(trainer.evaluate(split), data) for name, split in evaluation.items()}
     trainer.save_model()
+    if data.task:
+        known = glue_data(data.task, max_length=asked.get("max_length"))
+        trainer.describe(data=replace(known, train_rows=len(splits["train"])), main_figure=data.main_figure)
+    trainer.create_model_card()
     parameters = list(trainer.model.parameters())
     result = RunResult(
         strategy=trainer.strategy.name,

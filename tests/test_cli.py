@@ -89,6 +89,8 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert results["arguments"]["learning_rate"] == 0.005
     assert "output_dir" not in results["arguments"]
     assert {"adapter_config.json", "spafit_config.json", "tokenizer.json"} <= {file.name for file in trained.iterdir()}
+    assert {"README.md", "spafit_results.json"} <= {file.name for file in trained.iterdir()}
+    assert str(trained.parent) not in (trained / "README.md").read_text()
     assert not list(trained.rglob("training_args.bin"))
 
 
