@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +63,24 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def refused(folder: Path, reason: str, make: Callable[[], Any] = lambda: tiny("bert", 3)) -> None:
+@cache
+def wrapped_bert() -> PeftModel:
+    """One for all tests, which check that it stays as it is."""
+    model = get_spafit_model(tiny("bert", 3), "bitfit")
+    stir(model)
+    return model
+
+
+def refused(folder: Path, reason: str, make: Callable[[], Any] | None = None) -> None:
     """Loading fails with the reason, on a plain base and beside another adapter, and leaves both as they were."""
-    base = make()
+    base = make() if make is not None else tiny("bert", 3)
     before, labels = tensors(base), dict(base.config.id2label)
     with pytest.raises(AdapterError, match=reason):
         load_adapter(base, folder)
     assert_equal(tensors(base), before)
     assert base.config.id2label == labels
 
-    model = get_spafit_model(make(), "bitfit")
-    stir(model)
+    model = get_spafit_model(make(), "bitfit") if make is not None else wrapped_bert()
     before = tensors(model)
     with pytest.raises(AdapterError, match=reason):
         load_adapter(model, folder, adapter_name="b")

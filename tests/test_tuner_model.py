@@ -71,8 +71,13 @@ def outputs_of_each(model: PeftModel, batch: dict[str, torch.Tensor]) -> dict[st
 # ---- the base keeps every bit ----
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        *((name, strategy) for name in ALL for strategy in ("spafit", "bitfit", "both")),
+        *((name, strategy) for name in ("bert", "gpt2", "llama") for strategy in ("lora", "probe")),
+    ],
+)
 def test_training_changes_the_outputs_and_nothing_of_the_base(name, strategy):
     base, batch = tiny(name, 3), inputs(name)
     expected, before = logits(base, batch), tensors(base)
@@ -295,13 +300,13 @@ def test_generation_with_mixed_adapters(name, beams):
 # ---- merge ----
 
 
-@pytest.mark.parametrize("strategy", ["spafit", "bitfit", "lora", "both"])
+@pytest.mark.parametrize("strategy", ["spafit", "both"])
 @pytest.mark.parametrize("name", WITH_EVERY_BIAS)
 def test_merging_computes_the_same_and_unmerging_restores_every_bit(name, strategy):
     base, batch = tiny(name, 3), inputs(name)
     before = tensors(base)
     model = get_spafit_model(base, STRATEGIES[strategy])
-    train(model, batch)
+    stir(model, std=0.05)
     expected = logits(model, batch)
     model.merge_adapter()
     assert torch.allclose(logits(model, batch), expected, atol=5e-6)
