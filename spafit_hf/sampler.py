@@ -1,6 +1,7 @@
 """Examples of similar length in one batch, in an order that depends on the seed and the epoch alone.
 
-    epoch k:  shuffle with seed + k  ->  runs of 50 batches  ->  each run sorted by length
+    epoch k:     shuffle with seed + k  ->  runs of 50 batches  ->  each run sorted by length
+    evaluation:  all sorted by length, longest first  ->  what comes out is put back into the order of the dataset
 
 Transformers' sampler of the same idea draws from the global random state. A run resumed within an epoch then sees
 another order than the run it continues, and the processes of a distributed run drift apart.
@@ -45,6 +46,39 @@ class LengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class LengthSortedSampler(Sampler[int]):
+    """Indices from the longest example to the shortest: the least padding, and too little memory shows at once.
+
+    Args:
+        lengths: length of each example, in tokens.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.order = np.argsort(-np.asarray(lengths), kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order.tolist())
+
+    def restore(self, values: Any) -> Any:
+        """What came out for the sorted examples, in the order of the dataset.
+
+        Args:
+            values: arrays with a row per example, or tuples, lists and dicts of them, or None.
+        """
+        if isinstance(values, np.ndarray):
+            restored = np.empty_like(values)
+            restored[self.order] = values
+            return restored
+        if isinstance(values, Mapping):
+            return type(values)({key: self.restore(value) for key, value in values.items()})  # type: ignore[call-arg]
+        if isinstance(values, (tuple, list)):
+            return type(values)(self.restore(value) for value in values)
+        return values
 
 
 def example_lengths(dataset: Any, input_name: str, length_column: str) -> list[int] | None:

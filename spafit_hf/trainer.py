@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers import (
     DataCollator,
     EvalPrediction,
@@ -45,7 +45,7 @@ from spafit_hf.checkpointing import check_fits, resumable
 from spafit_hf.optimizer import split_groups
 from spafit_hf.planner import Plan, plan
 from spafit_hf.prefix_cache.training import PrefixCacheTrainer
-from spafit_hf.sampler import LengthGroupedSampler, example_lengths
+from spafit_hf.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
 from spafit_hf.sharding import fsdp_on_cpu, shard_by_layer, whole_parameters
 from spafit_hf.strategy import Strategy, StrategyLike
 from spafit_hf.trainer_hub import HubPushMixin
@@ -214,11 +214,24 @@ class StrataTrainer(PrefixCacheTrainer):
         once, twice = (float(out["loss"] if isinstance(out, Mapping) else out[0]) for out in outputs)
         return abs(once - 2 * twice) < abs(once - twice)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        # Leaves the random state as it was: a run that was killed between a save and an evaluation goes on without
-        # that evaluation, and has to draw the same dropout.
-        with torch.random.fork_rng(devices=[]):
-            return super().evaluation_loop(*args, **kwargs)
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's loop; over examples sorted by length, metrics and caller see them in the order of the dataset."""
+        sampler = getattr(dataloader.batch_sampler, "sampler", None)
+        compute_metrics = self.compute_metrics
+        if isinstance(sampler, LengthSortedSampler) and compute_metrics is not None:
+            self.compute_metrics = lambda rows: compute_metrics(_restored(rows, sampler))
+        try:
+            # Leaves the random state as it was: a run that was killed between a save and an evaluation goes on without
+            # that evaluation, and has to draw the same dropout.
+            with torch.random.fork_rng(devices=[]):
+                output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute_metrics
+        if not isinstance(sampler, LengthSortedSampler):
+            return output
+        return output._replace(
+            predictions=sampler.restore(output.predictions), label_ids=sampler.restore(output.label_ids)
+        )
 
     # ---- data ----
 
@@ -227,14 +240,9 @@ class StrataTrainer(PrefixCacheTrainer):
         self._length_sampler = None
         if self.args.train_sampling_strategy != "group_by_length" or dataset is None or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
-        names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
-        lengths = example_lengths(dataset, names[0], self.args.length_column_name)
+        lengths = self._lengths(dataset)
         if lengths is None:
-            logger.info(
-                "The training examples have no length (no %r column of tokens, no %r column): sampling at random.",
-                names[0],
-                self.args.length_column_name,
-            )
+            logger.info("The training examples have no length (no column of tokens or lengths): sampling at random.")
             return RandomSampler(dataset)  # type: ignore[arg-type]
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -247,7 +255,14 @@ class StrataTrainer(PrefixCacheTrainer):
             return super()._get_eval_sampler(eval_dataset)
         if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
             return None
-        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
+        # Batches that are not gathered into one array cannot be put back into the dataset's order.
+        gathered = self.args.eval_do_concat_batches and not self.args.batch_eval_metrics
+        lengths = self._lengths(eval_dataset) if gathered else None
+        return SequentialSampler(eval_dataset) if lengths is None else LengthSortedSampler(lengths)  # type: ignore[arg-type]
+
+    def _lengths(self, dataset: Any) -> list[int] | None:
+        names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
+        return example_lengths(dataset, names[0], self.args.length_column_name)
 
     # ---- optimizer ----
 
@@ -505,6 +520,11 @@ def _has_adapter(model: nn.Module) -> bool:
 
 def _is_ours(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) and isinstance(model.peft_config[model.active_adapter], SpafitConfig)
+
+
+def _restored(rows: EvalPrediction, sampler: LengthSortedSampler) -> EvalPrediction:
+    parts = (rows.predictions, rows.label_ids, rows.inputs, rows.losses)
+    return EvalPrediction(*(sampler.restore(part) for part in parts))
 
 
 def _as_text(strategy: StrategyLike) -> str:

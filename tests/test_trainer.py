@@ -19,6 +19,7 @@ from transformers import (
     BertForSequenceClassification,
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
+    EvalPrediction,
     Seq2SeqTrainer,
     Trainer,
     TrainerCallback,
@@ -358,6 +359,41 @@ def test_predictions_come_in_the_order_of_the_rows(tmp_path: Path) -> None:
         batch = collate([{key: row[key] for key in ("input_ids", "attention_mask")}])
         with torch.no_grad():
             assert run.model(**batch).logits[0].numpy() == pytest.approx(output.predictions[index], abs=1e-6)
+
+
+def test_evaluation_sorts_by_length_and_metrics_see_the_order_of_the_rows(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(rows: EvalPrediction) -> dict[str, float]:
+        seen.update(predictions=rows.predictions, labels=rows.label_ids, inputs=rows.inputs, losses=rows.losses)
+        return {"rows": float(len(rows.label_ids))}
+
+    args = {"include_for_metrics": ["inputs", "loss"], "per_device_eval_batch_size": 4}
+    run = trainer(tmp_path, compute_metrics=look, **args)
+    rows = tiny.dataset(22, seed=3)
+    widths: list[int] = []
+    run.model.register_forward_pre_hook(
+        lambda model, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    figures = run.evaluate(rows)
+    assert run.compute_metrics is look
+    assert figures["eval_rows"] == 22
+    assert widths == sorted(widths, reverse=True)
+    assert seen["labels"].tolist() == rows["label"]
+    kept = [[token for token in ids if token > 0] for ids in seen["inputs"].tolist()]
+    assert kept == [list(ids) for ids in rows["input_ids"]]
+    output = run.predict(rows)
+    assert np.array_equal(output.predictions, seen["predictions"])
+    plain = trainer(tmp_path, model=run.model, compute_metrics=look, train_sampling_strategy="random", **args)
+    again = plain.evaluate(rows)
+    assert again["eval_loss"] == pytest.approx(figures["eval_loss"], abs=1e-6)
+    assert seen["predictions"] == pytest.approx(output.predictions, abs=1e-6)
+
+
+@pytest.mark.parametrize("args", [{"batch_eval_metrics": True}, {"eval_do_concat_batches": False}])
+def test_evaluation_keeps_the_order_of_batches_that_are_not_gathered(args: dict[str, bool], tmp_path: Path) -> None:
+    run = trainer(tmp_path, **args)
+    assert list(run._get_eval_sampler(tiny.dataset(9))) == list(range(9))
 
 
 # -- activation checkpointing --
