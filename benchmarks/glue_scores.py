@@ -3,7 +3,8 @@
     python benchmarks/glue_scores.py --data_dir GLUE --output runs/glue            run what is missing, write the table
     python benchmarks/glue_scores.py --output runs/glue --table                    the table alone
 
-A run that is done has its results.json and is not repeated, so that the command can be stopped and started again.
+A run that is done has its results.json and is not repeated, so that the command can be stopped and started again; with
+`--strategies` one method per process. The adapters stay in their folders, with card and curve.
 """
 
 from __future__ import annotations
@@ -18,54 +19,59 @@ from transformers import logging
 
 from spafit_hf.glue import get_task
 from spafit_hf.run import RESULTS_FILE, BaseArguments, DataArguments, load_data, train
-from spafit_hf.training_args import SpafitTrainingArguments
+from spafit_hf.training_args import NOT_SET, SpafitTrainingArguments
 
 LEARNING_RATES = {
-    "full": (2e-5, 6e-5, 2e-4),
-    "spafit-4-9-II": (1e-4, 2e-4, 4e-4),
+    "full": (5e-5, 1e-4, 2e-4),
+    "spafit-4-9-II": (5e-4, 1e-3, 2e-3),
 }
 RATES = 3
-LORA = {"lora_r": 64, "lora_alpha": 128.0}  # the paper's
+LORA = {"lora_r": 16, "lora_alpha": 16.0}
+#: The head's learning rate over the others', where the pooler is frozen: that of the embedded base was never trained,
+#: and what it gives to the head is ten times smaller than from a trained one. Full fine-tuning trains the pooler.
+HEAD = 10
 
 
-def run_grid(tasks: list[str], data_dir: str, base: str, epochs: float, output: Path) -> None:
+def run_grid(asked: argparse.Namespace) -> None:
     """Train every combination that has no results yet; `output/<task>/<strategy>/<rate>/results.json` each."""
     # The middle rate of every task first, so that a grid that is cut short has something on each.
     order = sorted(range(RATES), key=lambda index: index != RATES // 2)
-    for index, task in itertools.product(order, tasks):
-        for strategy, rates in LEARNING_RATES.items():
-            folder = output / task / strategy / f"{rates[index]:g}"
+    for index, task in itertools.product(order, asked.tasks):
+        for strategy in asked.strategies:
+            rate = LEARNING_RATES[strategy][index]
+            folder = asked.output / task / strategy / f"{rate:g}"
             if (folder / RESULTS_FILE).exists():
                 continue
             args = SpafitTrainingArguments(
                 output_dir=str(folder),
                 strategy=strategy,
-                learning_rate=rates[index],
-                num_train_epochs=epochs,
+                learning_rate=rate,
+                head_learning_rate=NOT_SET if strategy == "full" else HEAD * rate,
+                num_train_epochs=asked.epochs,
                 per_device_train_batch_size=16,
                 per_device_eval_batch_size=64,
                 weight_decay=0.01,
                 warmup_steps=0.06,
+                bf16=asked.bf16,
+                use_cpu=asked.cpu,
                 save_strategy="no",
+                eval_strategy="epoch",
                 logging_strategy="epoch",
                 disable_tqdm=True,
                 seed=0,
                 **LORA,  # type: ignore[arg-type]
             )
-            asked = {"task": task, "max_length": 128, "learning_rate": rates[index], "epochs": epochs}
-            data = load_data(DataArguments(task=task, data_dir=data_dir))
-            result = train(data, BaseArguments(base=base), args, asked)
+            data = load_data(DataArguments(task=task, data_dir=asked.data_dir))
+            words = {"task": task, "base": asked.base, "max_length": 128, **_changed(args)}
+            result = train(data, BaseArguments(base=asked.base), args, words)
             for weights in folder.glob("model*.safetensors"):
                 weights.unlink()  # 90 MB each, and the figures are what is wanted
-            print(
-                task,
-                strategy,
-                rates[index],
-                result.main_figure,
-                result.score,
-                f"{result.train_seconds:.0f} s",
-                flush=True,
-            )
+            print(f"{task} {strategy} {rate:g}: {result.main_figure} {result.score}", flush=True)
+
+
+def _changed(args: SpafitTrainingArguments) -> dict[str, Any]:
+    names = ("learning_rate", "head_learning_rate", "num_train_epochs", "bf16", "lora_r", "lora_alpha", "seed")
+    return {name: getattr(args, name) for name in names}
 
 
 def read_grid(output: Path) -> dict[str, dict[str, dict[float, dict[str, Any]]]]:
@@ -106,15 +112,18 @@ def score(result: dict[str, Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "stsb"])
+    parser.add_argument("--strategies", nargs="+", default=list(LEARNING_RATES), choices=list(LEARNING_RATES))
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if not args.table:
         logging.set_verbosity_error()
-        run_grid(args.tasks, args.data_dir, args.base, args.epochs, args.output)
+        run_grid(args)
     print(table(read_grid(args.output)))
 
 

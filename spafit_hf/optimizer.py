@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from spafit_hf.architecture import Architecture
+
 KINDS = ("lora", "base", "bias", "head")
 """In the order of the parameter groups; the first one present is what Trainer logs as `learning_rate`."""
 
@@ -58,3 +60,29 @@ def split_groups(
                 groups.append({**group, **rate, "params": parameters, "kind": kind})
     optimizer.param_groups[:] = groups
     return frozenset(group["kind"] for group in groups)
+
+
+UNTRAINED_POOLER_FACTOR = 10
+"""The head's learning rate over the others' behind a pooler that was never trained; measured in docs/glue.md."""
+
+
+def has_untrained_pooler(model: nn.Module, architecture: Architecture) -> bool:
+    """Whether the head reads a pooler that pretraining never touched.
+
+    Sentence encoders and masked language models carry such a pooler: random weights of a small scale and a bias of
+    zeros, while the layers below have biases that are not. Its output is an order of magnitude smaller than that of a
+    trained one, and the head has to grow as much larger before it says anything. Full fine-tuning trains the pooler
+    and does not notice.
+
+    Args:
+        model: the base, not wrapped yet.
+        architecture: of the base.
+    """
+    layers = architecture.stacks[-1].layers
+    below = [model.get_submodule(name) for name in layers[-1].modules["output"]] if layers else []
+    poolers = [model.get_submodule(name) for name in architecture.pooler]
+    return bool(poolers) and all(map(_has_zero_bias, poolers)) and not all(map(_has_zero_bias, below))
+
+
+def _has_zero_bias(linear: Any) -> bool:
+    return linear.bias is not None and linear.bias.numel() > 0 and not linear.bias.any()

@@ -95,7 +95,7 @@ def facts_of_run(
     problem = _problem_type(config, task_type)
     steps, seconds = _steps(trainer.state.log_history)
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-    settings = {name: value for name, value in _settings(trainer.args).items() if value is not None}
+    settings = {name: value for name, value in _settings(trainer).items() if value is not None}
     default = {item.name: item.default for item in dataclasses.fields(trainer.args)}
     changed = {key: value for key, value in settings.items() if key in ALWAYS or (default.get(key) or False) != value}
     parameters = list(model.parameters())
@@ -306,7 +306,8 @@ def _main_figure(trainer: Trainer) -> str | None:
 # -- settings, cost, versions -----------------------------------------------------------------------------------------
 
 
-def _settings(args: Any) -> dict[str, Any]:
+def _settings(trainer: Trainer) -> dict[str, Any]:
+    args: Any = trainer.args
     values = {
         name: getattr(args, name) for name in TELLING if name in {item.name for item in dataclasses.fields(args)}
     }
@@ -314,6 +315,10 @@ def _settings(args: Any) -> dict[str, Any]:
     values = {name: None if name in OPEN and value == -1 else value for name, value in values.items()}
     if values.get("max_steps") is not None:
         values["num_train_epochs"] = None  # the steps end the run, not the epochs
+    for group in trainer.optimizer.param_groups if trainer.optimizer is not None else ():
+        # The trainer may have chosen the head's.
+        if group.get("kind") == "head" and group.get("initial_lr", args.learning_rate) != args.learning_rate:
+            values["head_learning_rate"] = float(group["initial_lr"])
     return {name: value for name, value in values.items() if isinstance(value, (str, int, float, bool))}
 
 

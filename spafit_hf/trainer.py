@@ -42,7 +42,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from spafit_hf.adapter import save_adapter
 from spafit_hf.architecture import find_architecture
 from spafit_hf.checkpointing import check_fits, resumable
-from spafit_hf.optimizer import split_groups
+from spafit_hf.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
 from spafit_hf.planner import Plan, plan
 from spafit_hf.prefix_cache.training import PrefixCacheTrainer
 from spafit_hf.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
@@ -87,6 +87,7 @@ class StrataTrainer(PrefixCacheTrainer):
         self._optimizer_was_given = optimizer is not None
         self._native = False
         self._loss_was_probed = False
+        self._pooler_is_untrained = False
         self._rates: dict[str, Any] = {}
         self._length_sampler: LengthGroupedSampler | None = None
         _follow_log_level(args)
@@ -134,6 +135,7 @@ class StrataTrainer(PrefixCacheTrainer):
             model.disable_input_require_grads()
             self.args.activation_checkpointing = self.args.gradient_checkpointing = True
         self.plan = plan(model, strategy)
+        self._pooler_is_untrained = has_untrained_pooler(model, self.plan.architecture)
         # The same LoRA for the same seed, whatever drew random numbers before.
         set_seed(self.args.seed)
         if isinstance(self.args, StrataArguments) and self.args.init_lora_weights != "default":
@@ -273,6 +275,8 @@ class StrataTrainer(PrefixCacheTrainer):
         rates = self._separate_rates()
         if not exists:
             opt_model = self.model if model is None else model
+            if self._pooler_is_untrained and "head" not in rates:
+                rates["head"] = self._rate_behind_untrained_pooler()
             head = find_architecture(opt_model).head if "head" in rates and not self._trains_adapter() else ()
             present = split_groups(optimizer, opt_model, rates, head)
             for kind in sorted(set(rates) - present):
@@ -286,6 +290,16 @@ class StrataTrainer(PrefixCacheTrainer):
             return {}
         rates = {"bias": self.args.bias_learning_rate, "head": self.args.head_learning_rate}
         return {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
+
+    def _rate_behind_untrained_pooler(self) -> float:
+        rate = UNTRAINED_POOLER_FACTOR * self.args.learning_rate
+        logger.warning(
+            "The base's pooler was never trained (its bias is zero), and what the head reads from it is small: the "
+            "head learns at %g, %d times --learning_rate. Another rate: --head_learning_rate.",
+            rate,
+            UNTRAINED_POOLER_FACTOR,
+        )
+        return rate
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Trainer's choice without the bias deltas: a bias does not decay, whether trained in place or as a delta."""

@@ -78,7 +78,11 @@ class StrataArguments(PrefixCacheArguments):
         default=-1.0, metadata={"help": "Learning rate of the bias deltas. -1: the same as --learning_rate."}
     )
     head_learning_rate: float = field(
-        default=-1.0, metadata={"help": "Learning rate of the task head. -1: the same as --learning_rate."}
+        default=-1.0,
+        metadata={
+            "help": "Learning rate of the task head. -1: the same as --learning_rate, and 10 times it where the "
+            "base's pooler was never trained and stays frozen."
+        },
     )
     train_sampling_strategy: str = field(
         default="group_by_length",

@@ -258,6 +258,42 @@ def test_a_rate_without_parameters_is_said(tmp_path: Path, caplog: pytest.LogCap
     assert "bias_learning_rate is set, and no parameter of that kind trains" in caplog.text
 
 
+def base_with_pooler(*, trained: bool) -> nn.Module:
+    """A BERT whose layers have been trained, as far as their biases tell, and whose pooler has, or has not."""
+    model = tiny.bert()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias") and (trained or "pooler" not in name):
+                parameter.uniform_(0.1, 0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("pooler", "given", "head"),
+    [(False, {}, 0.1), (False, {"head_learning_rate": 0.3}, 0.3), (True, {}, 0.01)],
+    ids=["never trained", "a rate is given", "trained"],
+)
+def test_the_head_learns_faster_behind_a_pooler_that_was_never_trained(
+    pooler: bool, given: dict[str, float], head: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trainer(tmp_path, model=base_with_pooler(trained=pooler), **given)
+    run.create_optimizer()
+    rates = {group["kind"]: group["lr"] for group in run.optimizer.param_groups}
+    assert rates == pytest.approx({"lora": 0.01, "bias": 0.01, "head": head})
+    assert ("pooler was never trained" in caplog.text) == (head == 0.1)
+
+
+def test_an_untrained_pooler_changes_no_rate_of_full_fine_tuning_or_of_a_given_optimizer(tmp_path: Path) -> None:
+    full = trainer(tmp_path, model=base_with_pooler(trained=False), strategy="full")
+    full.create_optimizer()
+    assert {group["lr"] for group in full.optimizer.param_groups} == {0.01}
+    model = get_spafit_model(base_with_pooler(trained=False), "spafit-4-9-II")
+    given = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    run = trainer(tmp_path, model=model, optimizers=(given, None))
+    run.create_optimizer()
+    assert [group["lr"] for group in given.param_groups] == [0.5]
+
+
 def test_optimizer_cls_and_kwargs(tmp_path: Path) -> None:
     run = trainer(
         tmp_path,

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-STRATEGIES = {"spafit-4-9-II": 1e-3, "linear-probe": 1e-2, "full": 1e-4}
+STRATEGIES = {"spafit-4-9-II": 1e-3, "linear-probe": 1e-3, "full": 1e-4}
 """Strategy -> a learning rate that suits it on these rows; the fewer values train, the larger it may be."""
 TRAIN_ROWS = 2000
 EPOCHS = 2
