@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from spafit_hf.adapter import load_adapter, save_adapter
     from spafit_hf.planner import Plan, plan
+    from spafit_hf.predictor import Prediction, SpafitPredictor
     from spafit_hf.strategy import Strategy, Stratum
     from spafit_hf.trainer import SpafitSeq2SeqTrainer, SpafitTrainer
     from spafit_hf.training_args import SpafitSeq2SeqTrainingArguments, SpafitTrainingArguments
@@ -35,11 +36,15 @@ _HOMES = {
     "SpafitSeq2SeqTrainingArguments": "training_args",
     "SpafitTrainer": "trainer",
     "SpafitSeq2SeqTrainer": "trainer",
+    "Prediction": "predictor",
+    "SpafitPredictor": "predictor",
 }
 
 __all__ = [
     "Plan",
+    "Prediction",
     "SpafitConfig",
+    "SpafitPredictor",
     "SpafitSeq2SeqTrainer",
     "SpafitSeq2SeqTrainingArguments",
     "SpafitTrainer",

@@ -10,9 +10,9 @@ import os
 import sys
 
 from spafit_hf import __version__
-from spafit_hf.cli import bench, card, evaluate, export, merge, plan, pull, push, quickstart, train
+from spafit_hf.cli import bench, card, evaluate, export, merge, plan, predict, pull, push, quickstart, train
 
-COMMANDS = (plan, train, evaluate, merge, export, push, pull, card, bench, quickstart)
+COMMANDS = (plan, train, evaluate, predict, merge, export, push, pull, card, bench, quickstart)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,190 @@
+"""Nine adapters for one text: `predict_all` against a loop over PEFT's `set_adapter` with the same adapters.
+
+    OMP_NUM_THREADS=1 python benchmarks/predictor.py        two encoders, 16 to 64 tokens; two minutes and 2 GB at most
+    python benchmarks/predictor.py --base google-bert/bert-large-cased --strategy spafit-8-16-II
+
+The encoders are the packaged one (6 layers) and a random BERT of 24 layers, both 384 wide. The adapters have random
+values, bias deltas included, and heads of GLUE's nine sizes; speed asks for no more. Both sides read the same adapter
+folders and start from the string: tokens, forward passes, probabilities. One round runs every way once, so that what
+disturbs the machine disturbs all of them, and a ratio is that of one round.
+
+What can be won depends on the length. Adapters on few tokens wait for the weights, which one pass reads once; on many
+tokens a pass waits for the matrix products, of which only those of shared layers and of the last layer can be spared.
+There the allocator counts, too: MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=33554432 has glibc keep the
+memory of a pass for the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerBase,
+    logging,
+)
+
+from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
+from spafit_hf.glue import TASKS
+from spafit_hf.predictor import SpafitPredictor
+from spafit_hf.run import resolve_base
+
+LOOP = "loop over `set_adapter`"
+OURS = "`predict_all`"
+RANDOM_BASE = "random-24x384"
+SENTENCE = "a quiet and generous film about two brothers who never learn to talk until the day it is too late"
+
+
+def write_random_base(folder: Path) -> str:
+    """A BERT of 24 layers with random weights, and the packaged encoder's tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("embedded"))
+    sizes = {"hidden_size": 384, "num_hidden_layers": 24, "num_attention_heads": 6, "intermediate_size": 1536}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_adapters(base: str, strategy: Strategy, folder: Path) -> list[str]:
+    """An adapter per GLUE task with random values."""
+    for seed, task in enumerate(TASKS.values()):
+        torch.manual_seed(seed)
+        names = dict(enumerate(task.labels or ("score",)))
+        model = AutoModelForSequenceClassification.from_pretrained(base, id2label=names)
+        model.config.problem_type = task.problem_type
+        wrapped = get_spafit_model(model, strategy)
+        for name, parameter in wrapped.named_parameters():
+            if parameter.requires_grad:
+                std = 0.02 if "lora_" in name else 0.05
+                parameter.data += std * torch.randn_like(parameter)
+        save_adapter(wrapped, folder / task.name)
+    return list(TASKS)
+
+
+def load_loop(base: str, folder: Path, names: list[str]) -> PeftModel:
+    """The same adapters side by side in one `PeftModel`."""
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    for name in names:
+        model = load_adapter(model, folder / name, adapter_name=name)
+    return model.eval()
+
+
+def text_of(tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A text of so many tokens, special ones included."""
+    sentence, words = SENTENCE.split(), list[str]()
+    while len(tokenizer(" ".join(words))["input_ids"]) < tokens:
+        words.append(sentence[len(words) % len(sentence)])
+    return " ".join(words)
+
+
+def loop_over(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, names: list[str], text: str
+) -> dict[str, torch.Tensor]:
+    """What somebody with PEFT alone would write."""
+    answers = {}
+    with torch.inference_mode():
+        batch = tokenizer(text, return_tensors="pt")
+        for name in names:
+            model.set_adapter(name)
+            logits = model(**batch).logits[0]
+            answers[name] = logits.softmax(-1) if len(logits) > 1 else logits
+    return answers
+
+
+def largest_difference(expected: dict[str, torch.Tensor], predictor: SpafitPredictor, text: str) -> float:
+    """Over all probabilities and values of all adapters."""
+    found = predictor.predict_all(text)
+    return max(
+        float((value - torch.tensor(list((found[name].scores or {"": found[name].value}).values()))).abs().max())
+        for name, value in expected.items()
+    )
+
+
+def measure(ways: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of every way in every round, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            start = clock()
+            way()
+            if turn:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def compare(base: str, title: str, strategy: Strategy, folder: Path, args: argparse.Namespace) -> None:
+    """Print one base's table."""
+    names = write_adapters(base, strategy, folder)
+    looped = load_loop(base, folder, names)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    predictor = SpafitPredictor(base, device="cpu")
+    for name in names:
+        predictor.add(folder / name, name)
+    facts = predictor.facts(names[0])
+    print(
+        f"\n{title}, {strategy.name}: {len(names)} adapters, layers {facts.layers[0]} to {facts.layers[-1]} of "
+        f"{facts.depth} changed; {torch.get_num_threads()} threads, {args.clock} time, {args.rounds} rounds\n"
+    )
+    print("| tokens | way | ms (quartiles) | over the loop (quartiles) | largest difference |")
+    print("| --- | --- | --- | --- | --- |")
+    clock = time.perf_counter if args.clock == "wall" else time.process_time
+    for tokens in args.tokens:
+        text = text_of(tokens, tokenizer)
+        ways: dict[str, Callable[[], object]] = {
+            LOOP: partial(loop_over, looped, tokenizer, names, text),
+            # where the difference comes from: the switching, and passes without PEFT's wrappers
+            "`set_adapter` alone": lambda: [looped.set_adapter(name) for name in names],
+            "`predict_all`, adapter by adapter": lambda text=text: [  # type: ignore[misc]
+                predictor.predict_all(text, [name]) for name in names
+            ],
+            OURS: partial(predictor.predict_all, text),
+        }
+        seconds = measure(ways, args.rounds, clock)
+        difference = largest_difference(loop_over(looped, tokenizer, names, text), predictor, text)
+        for way, values in seconds.items():
+            low, middle, high = (1000 * value for value in statistics.quantiles(values, n=4))
+            ratios = [own / loop for own, loop in zip(values, seconds[LOOP], strict=True)]
+            least, ratio, most = statistics.quantiles(ratios, n=4)
+            over = "1" if way == LOOP else f"{ratio:.2f} ({least:.2f} to {most:.2f})"
+            shown = f"{difference:.0e}" if way == OURS else ""
+            print(f"| {tokens} | {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {over} | {shown} |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--base", nargs="+", default=["embedded", RANDOM_BASE], help=f"embedded, {RANDOM_BASE}, Hub ids or folders"
+    )
+    parser.add_argument("--strategy", default="spafit-4-9-II")
+    parser.add_argument("--lora_r", type=int, default=8)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: time of this process alone")
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    strategy = Strategy.from_name(args.strategy)
+    if any(stratum.lora for stratum in strategy.strata):
+        strategy = strategy.with_lora(r=args.lora_r, lora_alpha=2 * args.lora_r)
+    for title in args.base:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            base = write_random_base(folder / "base") if title == RANDOM_BASE else resolve_base(title)
+            compare(base, title, strategy, folder / "adapters", args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

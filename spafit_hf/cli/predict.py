@@ -1,0 +1,222 @@
+"""spafit predict: ask one adapter or several about texts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from spafit_hf.predictor import Prediction, SpafitPredictor
+
+EPILOG = """\
+Texts come from --text, from a file of JSON lines, or one per line from stdin. A JSON line is {"text": "..."} or, for
+pairs, {"text": ["...", "..."]}; "adapter" in it names the adapter to ask, and what else it holds is passed on. Rows
+that name no adapter go to all that were trained on such texts. An adapter is called by the last part of its folder,
+or as in name=folder.
+
+examples:
+  spafit predict runs/sst2 --text "A fine film."
+  spafit predict runs/mrpc --text "It rains." --text_pair "It is raining."
+  spafit predict runs/* --base embedded --file rows.jsonl --output answers.jsonl
+  spafit predict user/bert-large-sst2-spafit --json < sentences.txt
+"""
+
+TEXT, ADAPTER = "text", "adapter"
+ANSWERS = ("label", "scores", "value", "truncated")
+
+#: Rows that are answered at a time, so that a long file's first answers are there early.
+ROWS_AT_A_TIME = 512
+
+
+# argparse's own name for what add_subparsers returns; it has no public one.
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add `predict`; `run` carries it out."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="ask adapters about texts",
+        description="Ask one adapter or several on one base about texts.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="adapter folder or repository, or name=folder")
+    parser.add_argument(
+        "--base", help="the base, if not the one that the first adapter names; embedded for the one from PyPI"
+    )
+    parser.add_argument("--text", action="append", help="a text; may be given again")
+    parser.add_argument("--text_pair", action="append", help="the second text of a pair, for each --text")
+    parser.add_argument("--file", help="file of JSON lines; - for JSON lines on stdin")
+    parser.add_argument("--output", type=Path, help="write JSON lines to this file")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument("--max_length", type=int, help="tokens per text or pair (default: what the base reads)")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows per batch (default: 32)")
+    parser.add_argument(
+        "--max_adapter_bytes", type=int, help="limit of the adapters in memory; others wait in their folders"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer and print.
+
+    Returns:
+        0. Errors of the user are raised as ValueError.
+    """
+    sources = _named(args.folders)
+    rows = list(_read(args))  # wrong rows are found before a model is loaded
+    if not rows:
+        raise ValueError("there are no texts; give --text, --file, or lines on stdin.")
+    predictor = _load(args, sources)
+    answered = truncated = 0
+    with ExitStack() as stack:
+        output = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            for row, answer in _answers(predictor, rows[start : start + ROWS_AT_A_TIME]):
+                answered, truncated = answered + 1, truncated + answer.truncated
+                line = json.dumps({**row, **answer.to_dict()}, ensure_ascii=False)
+                if output is not None:
+                    output.write(line + "\n")
+                if args.json:
+                    print(line)
+                elif output is None:
+                    print(_shown(row, answer, len(sources) > 1))
+    if truncated:
+        print(f"Texts that were too long for the base and lost their end: {truncated} of {answered}.", file=sys.stderr)
+    return 0
+
+
+def _named(folders: list[str]) -> dict[str, str]:
+    """Adapter name -> folder or repository."""
+    named: list[tuple[str, str]] = []
+    for folder in folders:
+        name, equals, source = folder.partition("=")
+        if equals and source and not Path(folder).exists():
+            named.append((name, source))
+        else:
+            named.append((Path(folder).resolve().name if Path(folder).is_dir() else folder.split("/")[-1], folder))
+    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    if twice:
+        raise ValueError(f"two adapters would be called {twice[0]!r}; name them: first=FOLDER second=FOLDER.")
+    return dict(named)
+
+
+def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
+    # Imported here so that `spafit --help` does not wait for torch.
+    from spafit_hf.adapter import fetch_adapter, verify_adapter
+    from spafit_hf.predictor import SpafitPredictor
+    from spafit_hf.run import resolve_base
+
+    base: str | None = resolve_base(args.base) if args.base else None
+    revision: str | None = None
+    if base is None:
+        source = next(iter(sources.values()))
+        folder = Path(source) if Path(source).is_dir() else fetch_adapter(source).folder
+        facts = verify_adapter(folder).base
+        base, revision = facts.name_or_path, facts.revision
+        if base is None:
+            raise ValueError(f"{source} does not name its base; give it: --base FOLDER.")
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise ValueError(f"{source} was trained on the base in {base}, which is not here; give it: --base FOLDER.")
+        revision = None if Path(base).is_dir() else revision
+    predictor = SpafitPredictor(
+        base,
+        revision=revision,
+        max_length=args.max_length,
+        batch_size=args.batch_size,
+        max_adapter_bytes=args.max_adapter_bytes,
+    )
+    for name, source in sources.items():
+        predictor.add(source, name)
+    return predictor
+
+
+# ---- rows ----
+
+
+def _read(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    if args.text_pair and len(args.text_pair) != len(args.text or []):
+        raise ValueError(
+            f"there are {len(args.text or [])} --text and {len(args.text_pair)} --text_pair; give one for each."
+        )
+    if args.text and args.file:
+        raise ValueError("--text and --file were both given; give one of them.")
+    if args.text_pair:
+        yield from ({TEXT: pair} for pair in zip(args.text, args.text_pair, strict=True))
+    elif args.text:
+        yield from ({TEXT: text} for text in args.text)
+    elif args.file == "-":
+        yield from _json_lines(sys.stdin, "stdin")
+    elif args.file:
+        with Path(args.file).open(encoding="utf-8") as file:
+            yield from _json_lines(file, args.file)
+    elif sys.stdin.isatty():
+        raise ValueError("there are no texts; give --text, --file, or lines on stdin.")
+    else:
+        yield from _lines(sys.stdin)
+
+
+def _lines(stream: TextIO) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            raise ValueError(f"line {number} of stdin is empty; each line must hold a text.")
+        yield {TEXT: line.rstrip("\r\n")}
+
+
+def _json_lines(stream: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(stream, 1):
+        where = f"line {number} of {name}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{where} is not JSON ({error.msg}); expected is {{"text": "..."}}.') from error
+        if not isinstance(row, dict) or TEXT not in row:
+            raise ValueError(f'{where} has no "text"; expected is {{"text": "..."}} or {{"text": ["...", "..."]}}.')
+        text = row[TEXT]
+        pair = isinstance(text, list) and len(text) == 2 and all(isinstance(part, str) for part in text)
+        if not isinstance(text, str) and not pair:
+            raise ValueError(f'{where}: "text" must be a string or a list of two strings.')
+        if not all(part.strip() for part in ([text] if isinstance(text, str) else text)):
+            raise ValueError(f"{where} has an empty text; give it at least one word.")
+        if not isinstance(row.get(ADAPTER, ""), str):
+            raise ValueError(f'{where}: "adapter" must be the name of an adapter.')
+        taken = [key for key in ANSWERS if key in row]
+        if taken:
+            raise ValueError(f"{where} has {taken[0]!r}, which the answer would overwrite; rename it.")
+        yield {**row, TEXT: tuple(text) if pair else text}
+
+
+# ---- answers ----
+
+
+def _answers(predictor: SpafitPredictor, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Prediction]]:
+    asked = [(row, name) for row in rows for name in _asked(predictor, row)]
+    answers = predictor.predict([row[TEXT] for row, _ in asked], [name for _, name in asked])
+    yield from zip((row for row, _ in asked), answers, strict=True)
+
+
+def _asked(predictor: SpafitPredictor, row: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the adapters to ask about a row."""
+    fitting = predictor.fitting(row[TEXT])
+    kind = "a single text" if isinstance(row[TEXT], str) else "a pair"
+    if ADAPTER not in row:
+        if not fitting:
+            raise ValueError(f"{row[TEXT]!r:.60} is {kind}, and no adapter here was trained on such texts.")
+        return fitting
+    name = predictor.facts(row[ADAPTER]).name
+    if name not in fitting:
+        wanted = "single texts" if kind == "a pair" else "pairs"
+        raise ValueError(f"{row[TEXT]!r:.60} is {kind}; {name!r} was trained on {wanted}.")
+    return (name,)
+
+
+def _shown(row: dict[str, Any], answer: Prediction, several: bool) -> str:
+    text = row[TEXT] if isinstance(row[TEXT], str) else " | ".join(row[TEXT])
+    said = f"{answer.value:.3f}" if answer.scores is None else f"{answer.label} {max(answer.scores.values()):.3f}"
+    name = f"{answer.adapter}\t" if several else ""
+    return f"{name}{said}\t{text}{' (its end was cut off)' if answer.truncated else ''}"

@@ -1,0 +1,163 @@
+"""The base that adapters are served on: loaded or given, with its tokenizer and the length that it reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+
+from spafit_hf.adapter import AdapterError
+from spafit_hf.tuner import task_type_of
+
+logger = logging.getLogger(__name__)
+
+MAX_LENGTH = 512
+"""Tokens per text, where neither base nor caller ask for fewer: some decoders would read a whole book."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base, ready to serve."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    untrained: frozenset[str]
+    """Parameters that its checkpoint had no values for: those of a new head."""
+
+
+def load_base(
+    base: PreTrainedModel | str | os.PathLike[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    token: str | bool | None = None,
+) -> Base:
+    """A base from its name, or the model itself.
+
+    Args:
+        base: Hub id or folder of a pretrained model; or a model for sequence classification, which is served where it
+            is and put into eval mode.
+        tokenizer: the base's, if not the one that comes with it.
+        revision: branch, tag or commit on the Hub.
+        device: for a base by name; a GPU if there is one, where it is None.
+        token: for a private repository.
+
+    Raises:
+        ValueError: for a model that cannot serve, and a name from which none can be loaded.
+    """
+    if isinstance(base, nn.Module):
+        _check_model(base)
+        if revision is not None or device is not None:
+            raise ValueError("revision and device are for a base by name; load or move the model before you give it.")
+        name = base.config._name_or_path
+        found = tokenizer or (_tokenizer(name, None, token) if name else None)
+        return Base(base.eval(), found, frozenset())
+    name = os.fspath(base)
+    try:
+        with _quiet():  # it warns of the new head, which no adapter uses
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name, revision=revision, token=token, output_loading_info=True, trust_remote_code=False
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the base {name!r} cannot be loaded: {reason}") from error
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Base(model.eval(), tokenizer or _tokenizer(name, revision, token), frozenset(report["missing_keys"]))
+
+
+def _check_model(model: nn.Module) -> None:
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the base has adapters on it already; give the plain model (model.unload() of a PeftModel gives it back) "
+            "and add the adapters from their folders."
+        )
+    if not isinstance(model, PreTrainedModel) or task_type_of(model) != "SEQ_CLS":
+        raise ValueError(
+            f"the base is a {type(model).__name__}; a predictor serves models for text classification, such as "
+            "AutoModelForSequenceClassification.from_pretrained(...)."
+        )
+
+
+def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase | None:
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:  # a folder of weights alone; adapters may bring one
+        logger.info("No tokenizer comes with the base %s: %s", name, str(error).strip().splitlines()[0])
+        return None
+
+
+def tokenizer_of(folder: Path, known: Iterable[PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that texts for an adapter go through: its folder's, else the base's.
+
+    Args:
+        folder: the adapter's.
+        known: tokenizers in use, the base's first if it has one. One of them is returned where the folder's does the
+            same, so that a text is tokenized once for all adapters.
+
+    Returns:
+        None where neither has one.
+
+    Raises:
+        AdapterError: for a tokenizer that cannot be read.
+    """
+    known = list(known)
+    if not (folder / "tokenizer_config.json").is_file():
+        return known[0] if known else None
+    try:
+        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise AdapterError(
+            f"the tokenizer in {folder} cannot be read: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return next((tokenizer for tokenizer in known if _alike(own, tokenizer)), own)
+
+
+def _alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    if not one.is_fast or not other.is_fast:
+        return False
+    return _rules(one) == _rules(other) and one.model_max_length == other.model_max_length
+
+
+def _rules(tokenizer: Any) -> dict[str, Any]:
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {key: value for key, value in rules.items() if key not in ("truncation", "padding")}  # set anew each time
+
+
+def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
+    """Tokens per text: what is asked for, or what the base and its tokenizer allow, up to `MAX_LENGTH`."""
+    limits = [asked or MAX_LENGTH, tokenizer.model_max_length]
+    positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
+    if isinstance(positions, int) and positions > 0:
+        limits.append(positions)
+    for name, module in model.named_modules():
+        # RoBERTa's first positions are for padding: its table is longer than the texts it reads.
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min(limits)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()

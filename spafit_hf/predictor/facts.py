@@ -1,0 +1,77 @@
+"""What a predictor knows of an adapter besides its tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spafit_hf.adapter import WEIGHTS_FILE, AdapterError, VerifiedAdapter
+from spafit_hf.glue import TASKS
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter on a predictor: what it decides, and what it takes."""
+
+    name: str
+    source: str
+    """The folder or repository that it was added from."""
+    labels: tuple[str, ...]
+    """Names of the head's outputs, in their order."""
+    problem_type: str
+    """As in transformers: regression, single_label_classification or multi_label_classification."""
+    texts: int | None
+    """1 for single texts, 2 for pairs, None where the adapter does not say."""
+    task: dict[str, Any] = field(default_factory=dict)
+    """What the folder says of the task, such as {"name": "mrpc"}."""
+    strategy: str | None = None
+    """Name of the strategy that it was trained with, where the folder says."""
+    layers: tuple[int, ...] = ()
+    """Layers of the base's first stack that it changes, from zero."""
+    depth: int = 0
+    """Layers of that stack."""
+    memory_bytes: int = 0
+    """Of its tensors while they are loaded."""
+    file_bytes: int = 0
+    """Of its weights file."""
+
+
+def labels_of(adapter: VerifiedAdapter, outputs: int) -> tuple[tuple[str, ...], str]:
+    """Names of the head's outputs and the kind of problem.
+
+    A folder without labels (plain PEFT writes none) gets those that transformers would give: LABEL_0, LABEL_1, ...
+
+    Args:
+        adapter: the folder.
+        outputs: number of outputs of its head.
+
+    Raises:
+        AdapterError: for a head whose answers a `Prediction` cannot hold.
+    """
+    labels = adapter.labels or {"id2label": {str(index): f"LABEL_{index}" for index in range(outputs)}}
+    names = tuple(labels["id2label"][str(index)] for index in range(len(labels["id2label"])))
+    problem = labels.get("problem_type") or ("regression" if len(names) == 1 else "single_label_classification")
+    if len(names) != outputs:
+        raise AdapterError(f"the adapter names {len(names)} labels, and its head has {outputs} outputs.")
+    if problem == "regression" and outputs != 1:
+        raise AdapterError(f"the adapter's head gives {outputs} numbers per text; a predictor serves one number.")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise AdapterError(f"two of the adapter's labels are called {twice[0]!r}; save it with names that differ.")
+    return names, problem
+
+
+def texts_of(task: dict[str, Any]) -> int | None:
+    """How many texts a row has, from a sidecar's facts: their columns, or the GLUE task they name; else None."""
+    columns = task.get("columns")
+    if isinstance(columns, (list, tuple)) and len(columns) in (1, 2):
+        return len(columns)
+    name = task.get("name")
+    return len(TASKS[name].columns) if isinstance(name, str) and name in TASKS else None
+
+
+def file_bytes(folder: Path) -> int:
+    """Size of an adapter folder's weights."""
+    return (folder / WEIGHTS_FILE).stat().st_size

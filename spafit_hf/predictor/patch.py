@@ -1,0 +1,207 @@
+"""An adapter as plain tensors: for each module it changes, one patch.
+
+    x ---> module of the base ---> y ---> gain * y + B A x + shift
+
+    A, B     LoRA, the scaling (and DoRA's gain) multiplied into B
+    shift    the bias delta
+    gain     DoRA only: magnitude / |W + B A| per output, which is fixed once training is over
+
+DoRA replaces W x + b by gain * (W + B A) x + b. With y = W x + b this is gain * y + gain * B A x + (1 - gain) * b, so
+a patch needs nothing of the base but its output.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+
+from spafit_hf.adapter import AdapterError, VerifiedAdapter, verify_adapter
+from spafit_hf.adapter.folder import KEY_PREFIX, TensorName
+from spafit_hf.adapter.load import _native
+from spafit_hf.architecture import Architecture
+from spafit_hf.planner import LoraSettings
+from spafit_hf.predictor.facts import AdapterFacts, file_bytes, labels_of, texts_of
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """What an adapter changes in one module. Tensors are fp32 and lie where the module's weight does."""
+
+    a: torch.Tensor | None = None
+    """LoRA A, (r, inputs)."""
+    b: torch.Tensor | None = None
+    """LoRA B with all factors, (outputs, r)."""
+    shift: torch.Tensor | None = None
+    """(outputs,)"""
+    gain: torch.Tensor | None = None
+    """(outputs,)"""
+
+    def apply(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Turn the module's output into the adapter's, in place.
+
+        Args:
+            x: the module's input, (..., inputs).
+            y: what the base's module made of it, (..., outputs).
+        """
+        if self.gain is not None:
+            y.mul_(self.gain)
+        if self.a is not None and self.b is not None:
+            y.add_(F.linear(F.linear(x.to(self.a.dtype), self.a), self.b))
+        if self.shift is not None:
+            y.add_(self.shift)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Those that there are."""
+        return tuple(tensor for tensor in (self.a, self.b, self.shift, self.gain) if tensor is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """An adapter's tensors, ready to serve."""
+
+    patches: dict[str, Patch]
+    """Module name -> patch."""
+    head: dict[str, nn.Module]
+    """Name of a module of the head -> the adapter's own; {} where it has the base's."""
+    outputs: int
+    """Of the head."""
+    border: int
+    """Leading layers of the base's first stack that it leaves as they are."""
+    num_bytes: int
+
+
+def read_adapter(
+    name: str,
+    source: str,
+    folder: Path,
+    base: nn.Module,
+    architecture: Architecture,
+    heads: Mapping[str, nn.Module],
+    untrained: Collection[str] = (),
+) -> tuple[AdapterFacts, LoadedAdapter]:
+    """Verify an adapter folder and read it. The base is only looked at.
+
+    Args:
+        name: the adapter's name in the predictor.
+        source: where it was added from.
+        folder: its folder.
+        base: the plain model.
+        architecture: of the base.
+        heads: name -> module of the base's head, as they are to be copied.
+        untrained: parameters of the base that no checkpoint gave values to, so that the adapter must bring them.
+
+    Raises:
+        AdapterError: for a folder that does not fit or cannot be trusted.
+    """
+    verified = verify_adapter(folder, base)
+    if verified.task_type not in (None, "SEQ_CLS"):
+        raise AdapterError(f"the adapter's task is {verified.task_type}; a predictor serves text classification.")
+    missing = sorted(key for key in untrained if not key.startswith(tuple(f"{head}." for head in verified.head)))
+    if missing:
+        raise AdapterError(
+            f"{source} brings no {missing[0]}, and neither does the base. Give SpafitPredictor the model with the "
+            "head that the adapter was trained under."
+        )
+    tensors = _native(verified, base)
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    head: dict[str, dict[str, torch.Tensor]] = {name: {} for name in verified.head}
+    for key, tensor in tensors.items():
+        parsed = TensorName.parse(key)
+        path = key.removeprefix(KEY_PREFIX)
+        owner = next((name for name in verified.head if path.startswith(f"{name}.")), None)
+        if owner is not None:
+            head[owner][path.removeprefix(f"{owner}.")] = tensor
+        elif parsed is not None:
+            parts.setdefault(parsed.module, {})[parsed.part] = tensor
+    patches = {
+        module: _patch(base.get_submodule(module), part, verified.lora.get(module)) for module, part in parts.items()
+    }
+    modules = {name: _own_head(heads[name], own) for name, own in head.items()}
+    outputs = _outputs(list((modules or heads).values()))
+    changed = _changed_layers(patches, architecture)
+    labels, problem = labels_of(verified, outputs)
+    num_bytes = sum(t.numel() * t.element_size() for patch in patches.values() for t in patch.tensors)
+    num_bytes += sum(p.numel() * p.element_size() for module in modules.values() for p in module.parameters())
+    facts = AdapterFacts(
+        name=name,
+        source=source,
+        labels=labels,
+        problem_type=problem,
+        texts=texts_of(verified.task),
+        task=verified.task,
+        strategy=_strategy_name(verified),
+        layers=changed,
+        depth=architecture.num_layers,
+        memory_bytes=num_bytes,
+        file_bytes=file_bytes(folder),
+    )
+    return facts, LoadedAdapter(patches, modules, outputs, _border(patches, changed, architecture), num_bytes)
+
+
+def _patch(module: nn.Module, part: Mapping[str, torch.Tensor], settings: LoraSettings | None) -> Patch:
+    device = module.get_parameter("weight").device
+    own = {name: tensor.to(device=device, dtype=torch.float32) for name, tensor in part.items()}
+    shift = own.get("lora_delta")
+    if settings is None:
+        return Patch(shift=shift)
+    a, b = own["lora_A.weight"], own["lora_B.weight"] * settings.scaling
+    if not settings.use_dora:
+        return Patch(a=a, b=b, shift=shift)
+    weight = dequantize_module_weight(module).to(device=device, dtype=torch.float32)
+    if not isinstance(module, nn.Linear):
+        weight = weight.T  # Conv1D stores (in, out)
+    gain = own["lora_magnitude_vector"] / torch.linalg.norm(weight + b @ a, dim=1)
+    bias = module._parameters.get("bias")
+    if bias is not None:
+        kept = (1 - gain) * bias.detach().float()
+        shift = kept if shift is None else shift + kept
+    return Patch(a=a, b=gain[:, None] * b, shift=shift, gain=gain)
+
+
+def _own_head(blueprint: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A copy of a module of the head with the adapter's weights, whatever its number of outputs."""
+    module = copy.deepcopy(blueprint).eval()
+    for name, old in list(module.named_parameters()):
+        path, _, last = name.rpartition(".")
+        value = nn.Parameter(tensors[name].to(device=old.device, dtype=old.dtype), requires_grad=False)
+        part = module.get_submodule(path)
+        part._parameters[last] = value
+        if isinstance(part, nn.Linear) and last == "weight":
+            part.out_features = value.shape[0]
+    return module
+
+
+def _outputs(head: list[nn.Module]) -> int:
+    """Outputs of a head: the rows of its last matrix."""
+    return [parameter.shape[0] for module in head for parameter in module.parameters() if parameter.dim() == 2][-1]
+
+
+def _changed_layers(patches: Mapping[str, Patch], architecture: Architecture) -> tuple[int, ...]:
+    layers = architecture.stacks[0].layers
+    return tuple(
+        index for index, layer in enumerate(layers) if any(name.startswith(f"{layer.path}.") for name in patches)
+    )
+
+
+def _border(patches: Mapping[str, Patch], changed: tuple[int, ...], architecture: Architecture) -> int:
+    # What lies outside the layers may stand before them (the norm of the embeddings) or after (the pooler). Only of
+    # the pooler and later stacks it is known here that they come after.
+    later = (*architecture.pooler, *(stack.path for stack in architecture.stacks[1:]))
+    first = architecture.stacks[0].path
+    for name in patches:
+        if not f"{name}.".startswith(tuple(f"{path}." for path in (first, *later))):
+            return 0
+    return changed[0] if changed else architecture.num_layers
+
+
+def _strategy_name(verified: VerifiedAdapter) -> str | None:
+    name = (verified.strategy or {}).get("name")
+    return name if isinstance(name, str) else None

@@ -1,0 +1,374 @@
+"""`SpafitPredictor`: adapters by name, texts in, answers out, for any number of threads."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spafit_hf.adapter import AdapterError, fetch_adapter
+from spafit_hf.adapter.fit import head_names
+from spafit_hf.architecture import find_architecture
+from spafit_hf.predictor.base import load_base, longest, tokenizer_of
+from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
+from spafit_hf.predictor.facts import AdapterFacts
+from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
+from spafit_hf.predictor.prediction import Prediction
+from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
+from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode
+from spafit_hf.tuner.plain import plain_view
+
+BATCH_SIZE = 32
+
+
+class SpafitPredictor:
+    """Many adapters on one base, an adapter per row.
+
+        predictor = SpafitPredictor("google-bert/bert-large-cased")
+        predictor.add("user/bert-large-sst2-spafit", "sst2")
+        predictor.add("runs/mrpc", "mrpc")
+        predictor.predict(["A fine film.", ("It rains.", "It is raining.")], adapter=["sst2", "mrpc"])
+        predictor.predict_all("A fine film.")["sst2"].scores      # {"negative": 0.02, "positive": 0.98}
+
+    Every method may be called by any thread at any time. Forward passes run one after the other, so that memory stays
+    that of one batch; a request uses the adapters that were there when it came. The base's weights are never written
+    to. While the predictor is used the base is its own: train and call another copy.
+
+    Args:
+        base: Hub id or folder of a pretrained model; or a model for sequence classification, which stays where it is.
+        tokenizer: the base's, if not the one that comes with it.
+        revision: branch, tag or commit of the base on the Hub.
+        device: for a base by name; a GPU if there is one, where it is None.
+        token: for private repositories.
+        max_length: tokens per text, special ones included; longer texts lose their end. None: what base and tokenizer
+            allow, up to 512.
+        max_adapter_bytes: limit of the adapters in memory. Those not used for longest are unloaded, and come back from
+            their folders when they are asked for. None: all stay.
+        batch_size: rows per forward pass.
+
+    Raises:
+        ValueError: for a base that cannot be loaded or cannot serve, and for limits that cannot be.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel | str | os.PathLike[str],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        token: str | bool | None = None,
+        max_length: int | None = None,
+        max_adapter_bytes: int | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        for name, value in {
+            "max_length": max_length,
+            "max_adapter_bytes": max_adapter_bytes,
+            "batch_size": batch_size,
+        }.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        self._base = load_base(base, tokenizer=tokenizer, revision=revision, device=device, token=token)
+        self._token = token
+        self._max_length = max_length
+        self._batch_size = batch_size
+        # Adapters are verified against the view: the same tensors in modules that no forward pass puts hooks on.
+        self._view = plain_view(self._base.model)
+        self._architecture = find_architecture(self._view)
+        heads = head_names(self._view)
+        self._heads = {
+            name: copy.deepcopy(module) for name, module in self._base.model.named_modules() if name in heads
+        }
+        self._serving = Serving(self._base.model, self._architecture, self._heads)
+        self._cache = AdapterCache(self._reread, max_adapter_bytes)
+        # Replaced and never changed, so that whoever has it sees one state of it.
+        self._entries: dict[str, Entry] = {}
+        self._lock = threading.RLock()
+
+    # ---- adapters ----
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the adapters, in the order in which they were added."""
+        return tuple(self._entries)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory that adapters take at the moment."""
+        with self._lock:
+            return self._cache.num_bytes
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base."""
+        return self._base.model
+
+    def facts(self, name: str) -> AdapterFacts:
+        """What is known of an adapter.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        return _known(self._entries, name).facts
+
+    def fitting(self, text: Text) -> tuple[str, ...]:
+        """Names of the adapters that were trained on so many texts per row, and of those that do not say."""
+        wanted = 1 if isinstance(text, str) else 2
+        return tuple(name for name, entry in self._entries.items() if entry.facts.texts in (None, wanted))
+
+    def add(
+        self,
+        folder_or_repo: str | os.PathLike[str],
+        name: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> AdapterFacts:
+        """Add an adapter. It is verified and tried on the base first; one that is refused leaves no trace.
+
+        Args:
+            folder_or_repo: a folder, or the id of a repository on the Hub.
+            name: what it is called from now on.
+            revision: branch, tag or commit of the repository.
+            token: for a private repository, if not the predictor's.
+
+        Returns:
+            What is known of it.
+
+        Raises:
+            AdapterError: for a folder that does not fit the base or cannot be trusted.
+            ValueError: for a name that is taken or empty.
+        """
+        source = os.fspath(folder_or_repo)
+        self._check_free(name)
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = fetch_adapter(source, revision=revision, token=token if token is not None else self._token).folder
+        elif revision is not None:
+            raise AdapterError(f"revision={revision!r} was given, but {folder} is a folder here; drop the revision.")
+        stamp = stamp_of(folder)
+        facts, adapter = self._read(name, source, folder)
+        limit = self._cache.max_bytes
+        if limit is not None and adapter.num_bytes > limit:
+            raise AdapterError(
+                f"{source} takes {adapter.num_bytes:,} bytes, and max_adapter_bytes is {limit:,}; raise the limit."
+            )
+        with self._lock:
+            self._check_free(name)
+            entry = self._entry(facts, folder, stamp)
+            self._try(entry, adapter)
+            self._cache.put(entry, adapter)
+            self._entries = {**self._entries, name: entry}
+        return facts
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter. Requests that began before still get their answers; then its memory is free.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        with self._lock:
+            entry = _known(self._entries, name)
+            entry.removed = True
+            self._entries = {other: kept for other, kept in self._entries.items() if other != name}
+            self._cache.drop(entry)
+
+    # ---- answers ----
+
+    def predict(self, texts: Sequence[Text], adapter: str | Sequence[str] | None = None) -> list[Prediction]:
+        """Ask adapters about texts, an adapter per row.
+
+        Args:
+            texts: a text is a string, or a tuple of two.
+            adapter: a name for all rows, or a name for each. None where there is only one adapter.
+
+        Returns:
+            A prediction for each text, in their order.
+
+        Raises:
+            ValueError: for an empty text, an unknown adapter, a pair for an adapter of single texts or the reverse,
+                and numbers of texts and names that differ.
+        """
+        checked = check_texts(texts)
+        entries = self._chosen(adapter, len(checked))
+        for index, (text, entry) in enumerate(zip(checked, entries, strict=True)):
+            _check_count(text, entry.facts, f"text {index}")
+        return self._answer(checked, entries)
+
+    def predict_all(self, text: Text, adapters: Iterable[str] | None = None) -> dict[str, Prediction]:
+        """Ask every adapter about one text, in one pass.
+
+        Adapters trained on pairs answer to a single text too, and the reverse, for what that is worth;
+        `adapters=predictor.fitting(text)` asks those that were trained on such texts.
+
+        Args:
+            text: a string, or a tuple of two.
+            adapters: names; None for all.
+
+        Returns:
+            Name -> prediction.
+
+        Raises:
+            ValueError: for an empty text, an unknown adapter, and a predictor without adapters.
+        """
+        checked = check_text(text)
+        known = self._entries
+        if not known:
+            raise ValueError("the predictor has no adapters; add one: predictor.add(folder, name).")
+        names = [adapters] if isinstance(adapters, str) else known if adapters is None else adapters
+        entries = [_known(known, name) for name in dict.fromkeys(names)]
+        return {answer.adapter: answer for answer in self._answer([checked] * len(entries), entries)}
+
+    # ---- inside ----
+
+    def _answer(self, texts: list[Text], entries: list[Entry]) -> list[Prediction]:
+        answers: dict[int, Prediction] = {}
+        encoded = self._encoded(texts, entries)
+        for text, tokens in zip(texts, encoded, strict=True):
+            if tokens.empty:
+                raise ValueError(f"{text!r:.60} holds nothing that the tokenizer knows.")
+        for group in self._that_fit(entries):
+            # Rows of a text side by side, so that a batch holds them all; of like lengths, to pad little.
+            group.sort(key=lambda row: (len(encoded[row].ids), encoded[row].ids))
+            for start in range(0, len(group), self._batch_size):
+                rows = group[start : start + self._batch_size]
+                with self._lock:
+                    adapters = {entry: self._cache.get(entry) for entry in dict.fromkeys(entries[row] for row in rows)}
+                    logits = self._serving.logits([(encoded[row], adapters[entries[row]]) for row in rows])
+                for row, values in zip(rows, logits, strict=True):
+                    answers[row] = Prediction.from_logits(entries[row].facts, values, encoded[row].truncated)
+        return [answers[row] for row in range(len(texts))]
+
+    def _encoded(self, texts: list[Text], entries: list[Entry]) -> list[Encoded]:
+        """Each text through its adapter's tokenizer; each once, however many rows have it."""
+        ways = {(id(entry.tokenizer), entry.max_length): entry for entry in entries}
+        found: dict[tuple[int, int], dict[Text, Encoded]] = {}
+        with self._lock:  # tokenizers keep the settings of a call in themselves
+            for way, entry in ways.items():
+                own = [
+                    text
+                    for text, other in zip(texts, entries, strict=True)
+                    if (id(other.tokenizer), other.max_length) == way
+                ]
+                distinct = list(dict.fromkeys(own))
+                rows = encode(distinct, entry.tokenizer, entry.max_length)
+                self._check_tokens(rows)
+                found[way] = dict(zip(distinct, rows, strict=True))
+        return [found[id(entry.tokenizer), entry.max_length][text] for text, entry in zip(texts, entries, strict=True)]
+
+    def _check_tokens(self, rows: list[Encoded]) -> None:
+        # An index beyond a table is an obscure error on a CPU, and the end of the process's use of a GPU.
+        tokens = self.model.get_input_embeddings().get_parameter("weight").shape[0]
+        types = getattr(self.model.config, "type_vocab_size", None)  # models without token types have no such field
+        for row in rows:
+            if max(row.ids, default=0) >= tokens or (types and row.types and max(row.types) >= types):
+                raise ValueError(
+                    f"the tokenizer gives token {max(row.ids)} of type {max(row.types or (0,))}, and the base has "
+                    f"{tokens} tokens and {types or 1} types; it is another base's tokenizer."
+                )
+
+    def _that_fit(self, entries: list[Entry]) -> list[list[int]]:
+        """Rows in groups whose adapters are within the limit together."""
+        limit = self._cache.max_bytes
+        groups: list[list[Entry]] = []
+        for entry in dict.fromkeys(entries):
+            together = sum(other.facts.memory_bytes for other in groups[-1]) if groups else 0
+            if not groups or (limit is not None and together + entry.facts.memory_bytes > limit):
+                groups.append([])
+            groups[-1].append(entry)
+        number = {entry: index for index, group in enumerate(groups) for entry in group}
+        rows: list[list[int]] = [[] for _ in groups]
+        for row, entry in enumerate(entries):
+            rows[number[entry]].append(row)
+        return rows
+
+    def _read(self, name: str, source: str, folder: Path) -> tuple[AdapterFacts, LoadedAdapter]:
+        return read_adapter(
+            name, source, folder, self._view, self._architecture, self._heads, untrained=self._base.untrained
+        )
+
+    def _reread(self, entry: Entry) -> LoadedAdapter:
+        facts, adapter = self._read(entry.facts.name, entry.facts.source, entry.folder)
+        if facts != entry.facts or stamp_of(entry.folder) != entry.stamp:
+            raise AdapterError(
+                f"{entry.folder} has changed since it was added; remove {facts.name!r} and add it again."
+            )
+        return adapter
+
+    def _entry(self, facts: AdapterFacts, folder: Path, stamp: tuple[int, int]) -> Entry:
+        known = [self._base.tokenizer, *(entry.tokenizer for entry in self._entries.values())]
+        tokenizer = tokenizer_of(folder, [each for each in known if each is not None])
+        if tokenizer is None:
+            raise AdapterError(
+                f"neither {facts.source} nor the base comes with a tokenizer; give one: "
+                "SpafitPredictor(base, tokenizer=...)."
+            )
+        config = self._base.model.config.get_text_config()
+        if config.pad_token_id is None:
+            # Decoders come without one, and their heads look for it to find a text's last token.
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            config.pad_token_id = pad
+        return Entry(facts, folder, stamp, tokenizer, longest(self._base.model, tokenizer, self._max_length))
+
+    def _try(self, entry: Entry, adapter: LoadedAdapter) -> None:
+        source = entry.facts.source
+        try:
+            texts = encode(PROBE_TEXTS, entry.tokenizer, entry.max_length)
+            self._check_tokens(texts)
+            logits = self._serving.admit(adapter, texts)
+        except (RuntimeError, IndexError) as error:  # shapes that go together one by one, and not as a whole
+            reason = str(error).strip().splitlines()[0]
+            raise AdapterError(f"{source} does not run on {type(self.model).__name__}: {reason}") from error
+        if logits.shape != (len(entry.facts.labels),) or not torch.isfinite(logits).all():
+            raise AdapterError(
+                f"{source} gives {logits.tolist()} for a short text, where {len(entry.facts.labels)} finite numbers "
+                "were to come; the adapter is broken."
+            )
+
+    def _check_free(self, name: str) -> None:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{name!r} cannot name an adapter; give it a name that is not empty.")
+        if name in self._entries:
+            raise ValueError(
+                f"there is an adapter {name!r} already; remove it first, or choose a name other than "
+                f"{', '.join(self._entries)}."
+            )
+
+    def _chosen(self, adapter: str | Sequence[str] | None, rows: int) -> list[Entry]:
+        known = self._entries
+        if adapter is None:
+            if len(known) != 1:
+                raise ValueError(f"name an adapter: there are {', '.join(known) or 'none yet'}.")
+            return [*known.values()] * rows
+        if isinstance(adapter, str):
+            return [_known(known, adapter)] * rows
+        if len(adapter) != rows:
+            raise ValueError(
+                f"there are {rows} texts and {len(adapter)} adapter names; give one name, or one per text."
+            )
+        return [_known(known, name) for name in adapter]
+
+
+def _known(entries: dict[str, Entry], name: str) -> Entry:
+    entry = entries.get(name)
+    if entry is None:
+        close = difflib.get_close_matches(str(name), entries, n=1, cutoff=0.4)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"there is no adapter {name!r}; there are {', '.join(entries) or 'none yet'}.{hint}")
+    return entry
+
+
+def _check_count(text: Text, facts: AdapterFacts, where: str) -> None:
+    found = 1 if isinstance(text, str) else 2
+    if facts.texts not in (None, found):
+        wants = "a pair: ('first text', 'second text')" if facts.texts == 2 else "a single text"
+        raise ValueError(
+            f"{where} is {'a single text' if found == 1 else 'a pair'}; {facts.name!r} was trained on {wants}."
+        )

@@ -1,0 +1,259 @@
+"""The forward pass of rows with different adapters: one model, each row with its own patches and head.
+
+    rows ordered by adapter        a module of the base              its output, slice by slice
+    | text 0, text 3 | adapter 1   -----------------------> y        y[0:2] patched by adapter 1
+    | text 0         | adapter 2    one matmul for all rows          y[2:3] patched by adapter 2
+    | text 1, text 2 | adapter 3                                     y[3:5] patched by adapter 3
+
+With a border, the layers before it run once per text and not once per row, in two passes over the same model:
+
+    texts -> embeddings -> [layers before the border] ------> states          layers after it pass their input on
+    rows  -> embeddings -> [passed over, last one returns the rows' states] -> layers after the border -> heads
+
+The second pass gets whole rows as inputs, so what a model derives from them (masks, positions, the last token of a
+decoder's text) is right without this module knowing of it. Hooks and replaced `forward`s are there for the length of
+a pass only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from spafit_hf.architecture import Architecture
+from spafit_hf.predictor.patch import LoadedAdapter, Patch
+from spafit_hf.tuner.model import FLATTENING
+
+Forward = Callable[..., Any]
+
+FIRST_TOKEN_TYPES = ("bert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+"""Model types whose norm after the attention comes after the residual too, and whose head reads the first token."""
+
+
+class NotByRow(Exception):
+    """A module's rows are not the batch's, or a layer hands on more than its states: this way cannot be gone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Neighboring rows of one adapter."""
+
+    adapter: LoadedAdapter
+    start: int
+    stop: int
+
+
+class RowForward:
+    """Forward passes of one model. Not for two threads at a time.
+
+    Args:
+        model: for sequence classification, plain, in eval mode.
+        architecture: of the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
+        self.model = model
+        layers = architecture.stacks[0].layers
+        self._layers = [model.get_submodule(layer.path) for layer in layers]
+        self._entrances = [
+            [model.get_submodule(name) for name in layer.names(("query", "key", "value"))] for layer in layers
+        ]
+        self._last_norm: nn.Module | None = None
+        if architecture.model_type in FIRST_TOKEN_TYPES:
+            self._last_norm = model.get_submodule(layers[-1].names(("attention_norm",))[0])
+        self._flattens = architecture.model_type in FLATTENING
+        self._inputs = set(inspect.signature(model.forward).parameters)
+
+    @property
+    def can_narrow(self) -> bool:
+        """Whether the last layer has a place where it could be narrowed to the first token."""
+        return self._last_norm is not None
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        texts: Mapping[str, torch.Tensor],
+        text_of_row: torch.Tensor,
+        spans: Sequence[Span],
+        *,
+        border: int = 0,
+        narrow: bool = False,
+    ) -> torch.Tensor:
+        """One pass.
+
+        Args:
+            texts: inputs of the texts, (texts, tokens) each.
+            text_of_row: which text a row is of, (rows,) int64 on the same device.
+            spans: adapters of the rows, in order, covering all rows.
+            border: layers that run once per text; no adapter of the rows may change one of them.
+            narrow: compute the last layer's feed-forward for the first token alone, for heads that read no other.
+
+        Returns:
+            (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
+
+        Raises:
+            NotByRow: if the model does not allow several adapters at once, or the border.
+        """
+        self.model.eval()  # somebody may have trained it since
+        texts = {name: tensor for name, tensor in texts.items() if name in self._inputs}
+        rows = {name: tensor.index_select(0, text_of_row) for name, tensor in texts.items()}
+        extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._inputs else {}
+        with ExitStack() as stack:
+            if border:
+                states, returns = self._states(texts, border, extra)
+                stack.enter_context(self._entered(states, returns, text_of_row, border))
+            stack.enter_context(self._patched(spans, len(text_of_row)))
+            if narrow and self._last_norm is not None:
+                # after the patches: hooks run in the order in which they came
+                handle = self._last_norm.register_forward_hook(lambda _module, _args, output: output[:, :1])
+                stack.callback(handle.remove)
+            return self.model(**rows, **extra).logits
+
+    # ---- each row its adapter ----
+
+    @contextmanager
+    def _patched(self, spans: Sequence[Span], rows: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in dict.fromkeys(name for span in spans for name in span.adapter.patches):
+                parts = [(span, span.adapter.patches[name]) for span in spans if name in span.adapter.patches]
+                hook = _whole(parts[0][1]) if len(spans) == 1 else _by_row(name, parts, rows, self._flattens)
+                stack.callback(self.model.get_submodule(name).register_forward_hook(hook).remove)
+            for name in dict.fromkeys(name for span in spans for name in span.adapter.head):
+                hook = _heads(name, spans, rows)
+                stack.callback(self.model.get_submodule(name).register_forward_hook(hook).remove)
+            yield
+
+    # ---- once per text ----
+
+    def _states(self, texts: dict[str, torch.Tensor], border: int, extra: dict[str, Any]) -> tuple[torch.Tensor, int]:
+        """The states that the last layer before the border returns, and in a tuple of how many values (0: in none)."""
+        kept: list[torch.Tensor] = []
+        returns: list[int] = []
+
+        def keep(index: int, forward: Forward) -> Forward:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if index >= border:
+                    return _like(_given(args, kwargs), returns[0])
+                output = forward(*args, **kwargs)
+                states = output[0] if isinstance(output, tuple) else output
+                if isinstance(output, tuple) and any(value is not None for value in output[1:]):
+                    raise NotByRow(f"layer {index} returns more than its states")
+                returns.append(len(output) if isinstance(output, tuple) else 0)
+                if index == border - 1:
+                    kept.append(states)
+                return output
+
+            return run
+
+        with _replaced(self._layers, keep):
+            self.model(**texts, **extra)
+        if len(kept) != 1:
+            raise NotByRow(f"layer {border - 1} ran {len(kept)} times")
+        return kept[0], returns[0]
+
+    @contextmanager
+    def _entered(self, states: torch.Tensor, returns: int, text_of_row: torch.Tensor, border: int) -> Iterator[None]:
+        """Within it a pass starts at the border, from the texts' states."""
+        text_of_row = text_of_row.to(states.device)
+        entering = states.index_select(0, text_of_row)
+
+        def enter(index: int, forward: Forward) -> Forward:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if index >= border:
+                    return forward(*args, **kwargs)
+                return _like(entering if index == border - 1 else _given(args, kwargs), returns)
+
+            return run
+
+        def once_per_text(_index: int, forward: Forward) -> Forward:
+            # Rows of a text differ from here on, but what a projection of the base makes of equal inputs is equal.
+            def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+                if x is not entering:
+                    return forward(x, *args, **kwargs)
+                return forward(states, *args, **kwargs).index_select(0, text_of_row)
+
+            return run
+
+        entrances = self._entrances[border] if border < len(self._layers) else []
+        with _replaced(self._layers, enter), _replaced(entrances, once_per_text):
+            yield
+
+
+def _whole(patch: Patch) -> Forward:
+    """A hook that patches all of a module's output, whatever its rows stand for."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        patch.apply(args[0], output)
+        return output
+
+    return hook
+
+
+def _by_row(name: str, parts: Sequence[tuple[Span, Patch]], rows: int, flattens: bool) -> Forward:
+    """A hook that patches each adapter's rows."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        x = args[0]
+        each, rest = divmod(x.shape[0], rows)
+        if rest or (each != 1 and not flattens) or output.shape[0] != x.shape[0]:
+            raise NotByRow(f"{name} sees {x.shape[0]} rows of a batch of {rows}")
+        for span, patch in parts:
+            start, stop = span.start * each, span.stop * each
+            patch.apply(x[start:stop], output[start:stop])
+        return output
+
+    return hook
+
+
+def _heads(name: str, spans: Sequence[Span], rows: int) -> Forward:
+    """A hook that puts what each adapter's own head says in the place of what the base's says."""
+
+    def own(span: Span, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return span.adapter.head[name](x) if name in span.adapter.head else output
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        x = args[0]
+        if len(spans) == 1:
+            return own(spans[0], x, output)
+        if x.shape[0] != rows or output.shape[0] != rows:
+            raise NotByRow(f"{name} sees {x.shape[0]} rows of a batch of {rows}")
+        pieces = [own(span, x[span.start : span.stop], output[span.start : span.stop]) for span in spans]
+        width = max(piece.shape[-1] for piece in pieces)
+        return torch.cat([F.pad(piece, (0, width - piece.shape[-1])) for piece in pieces])
+
+    return hook
+
+
+@contextmanager
+def _replaced(modules: Sequence[nn.Module], make: Callable[[int, Forward], Forward]) -> Iterator[None]:
+    """Within it each module runs `make(index, its forward)`; afterwards its own again."""
+    before = [vars(module).get("forward") for module in modules]  # where accelerate has put one of its own
+    try:
+        for index, module in enumerate(modules):
+            module.forward = make(index, module.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is not None:
+                module.forward = own  # type: ignore[method-assign]
+            else:
+                vars(module).pop("forward", None)
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    given = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(given, torch.Tensor):
+        raise NotByRow("a layer is called without its states")
+    return given
+
+
+def _like(states: torch.Tensor, returns: int) -> Any:
+    return (states, *[None] * (returns - 1)) if returns else states

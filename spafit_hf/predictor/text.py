@@ -1,0 +1,119 @@
+"""Texts as tokens: checked, cut to what the base reads, and padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+Text = str | tuple[str, str]
+"""One text, or a pair."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text or pair as tokens, special ones included."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...] | None
+    """Which of the two texts a token is of; None where the tokenizer does not tell."""
+    truncated: bool
+    empty: bool
+    """Whether the tokenizer found nothing in it: all tokens are special."""
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Equal for texts that the base cannot tell apart."""
+        return self.ids, self.types
+
+
+def check_texts(texts: Sequence[Text]) -> list[Text]:
+    """The texts, pairs as tuples.
+
+    Raises:
+        ValueError: for what is neither a text nor a pair, and for empty texts; with the place in the list.
+    """
+    if isinstance(texts, (str, tuple)):
+        raise ValueError(f"texts is one {'text' if isinstance(texts, str) else 'pair'}; give a list: predict([...]).")
+    return [_checked(text, f"text {index}") for index, text in enumerate(texts)]
+
+
+def check_text(text: Text) -> Text:
+    """One text or pair, as in `check_texts`."""
+    return _checked(text, "the text")
+
+
+def _checked(text: Text, where: str) -> Text:
+    if isinstance(text, str):
+        _check_string(text, where)
+        return text
+    if not isinstance(text, (tuple, list)) or len(text) != 2:
+        found = f"{len(text)} parts" if isinstance(text, (tuple, list)) else f"a {type(text).__name__}"
+        raise ValueError(f"{where} has {found}; it must be a string, or a pair of strings.")
+    for part, name in zip(text, ("first", "second"), strict=True):
+        _check_string(part, f"the {name} part of {where}")
+    return text[0], text[1]
+
+
+def _check_string(text: object, where: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{where} is a {type(text).__name__}; it must be a string.")
+    if not text.strip():
+        raise ValueError(f"{where} is empty; give it at least one word.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} is no valid Unicode: character {error.start} is half of a pair.") from error
+
+
+def encode(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
+    """Tokenize. A text of more than `max_length` tokens loses its end (pairs: that of the longer part first)."""
+    encoded: dict[int, Encoded] = {}
+    singles = {index: text for index, text in enumerate(texts) if isinstance(text, str)}
+    pairs = {index: text for index, text in enumerate(texts) if not isinstance(text, str)}
+    if singles:
+        encoded |= zip(singles, _encode(tokenizer, max_length, list(singles.values())), strict=True)
+    if pairs:
+        firsts, seconds = zip(*pairs.values(), strict=True)
+        encoded |= zip(pairs, _encode(tokenizer, max_length, list(firsts), list(seconds)), strict=True)
+    return [encoded[index] for index in range(len(texts))]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, max_length: int, *texts: list[str]) -> list[Encoded]:
+    # padding=False also overrides a padding length that tokenizer.json may bring along
+    batch = tokenizer(*texts, truncation=True, max_length=max_length, padding=False)
+    ids = batch["input_ids"]
+    if batch.encodings is None:  # a tokenizer in Python keeps no trace of what it cut off
+        whole = tokenizer(*texts, truncation=False, padding=False, verbose=False)["input_ids"]
+        cut = [len(row) < len(full) for row, full in zip(ids, whole, strict=True)]
+    else:
+        cut = [bool(row.overflowing) for row in batch.encodings]
+    types = [tuple(row) for row in batch["token_type_ids"]] if "token_type_ids" in batch else [None] * len(ids)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return [
+        Encoded(tuple(row), kind, lost, special.issuperset(row))
+        for row, kind, lost in zip(ids, types, cut, strict=True)
+    ]
+
+
+def pad(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch, padded on the right: (rows, tokens) int64 each.
+
+    On the right whatever the tokenizer prefers: a decoder's tokens then have the positions that they have alone.
+    """
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    types = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        length = len(row.ids)
+        ids[index, :length] = torch.tensor(row.ids)
+        mask[index, :length] = 1
+        if row.types is not None:
+            types[index, :length] = torch.tensor(row.types)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if rows[0].types is not None:
+        batch["token_type_ids"] = types
+    return {name: tensor.to(device) for name, tensor in batch.items()}

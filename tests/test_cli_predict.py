@@ -1,0 +1,198 @@
+"""`spafit predict` as a user meets it: texts from everywhere, answers as text or JSON lines, errors as sentences."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers as hf
+from models import tiny
+from test_predictor import make_tokenizer, write_adapter
+
+from spafit_hf.cli import main
+from spafit_hf.cli import predict as command
+from spafit_hf.predictor import SpafitPredictor
+
+TEXT, PAIR = "a fine film", ("it rains", "a dull film")
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder with its tokenizer, as a folder."""
+    folder = tmp_path_factory.mktemp("predict") / "base"
+    tiny("bert").base_model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapters(base: Path) -> dict[str, str]:
+    """A task of single texts, one of pairs, and a regression that does not say what it was trained on."""
+    facts: dict[str, tuple[str, int, dict[str, Any]]] = {
+        "film": ("spafit-4-9-II", 2, {"name": "sst2"}),
+        "same": ("spafit-8-16-II", 3, {"name": "mrpc"}),
+        "score": ("bitfit", 1, {}),
+    }
+    for seed, (name, (strategy, outputs, task)) in enumerate(facts.items()):
+        model = hf.AutoModelForSequenceClassification.from_pretrained(base, num_labels=outputs)
+        settings = {} if strategy == "bitfit" else {"r": 2 + seed}
+        write_adapter(base.parent / name, strategy, settings, outputs, base=model, task=task, seed=seed)
+    return {name: str(base.parent / name) for name in facts}
+
+
+@pytest.fixture(scope="session")
+def predictor(base: Path, adapters: dict[str, str]) -> SpafitPredictor:
+    """What the command must say, said by the class."""
+    made = SpafitPredictor(base, device="cpu")
+    for name, folder in adapters.items():
+        made.add(folder, name)
+    return made
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def assert_says(row: dict[str, Any], predictor: SpafitPredictor) -> None:
+    """A line holds the adapter's answer to its text."""
+    text = row["text"] if isinstance(row["text"], str) else tuple(row["text"])
+    answer = predictor.predict([text], row["adapter"])[0]
+    assert (row["label"], row["truncated"]) == (answer.label, answer.truncated)
+    assert row["value"] == (None if answer.value is None else pytest.approx(answer.value, abs=1e-5))
+    assert row["scores"] == (None if answer.scores is None else pytest.approx(answer.scores, abs=1e-5))
+
+
+# ---- texts in ----
+
+
+def test_texts_on_the_command_line(adapters: dict[str, str], predictor: SpafitPredictor, capsys: Captured) -> None:
+    assert main(["predict", adapters["film"], "--text", TEXT, "--text", "it rains"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, text in zip(lines, (TEXT, "it rains"), strict=True):
+        answer = predictor.predict([text], "film")[0]
+        assert line == f"{answer.label} {max((answer.scores or {}).values()):.3f}\t{text}"
+
+
+def test_a_pair_goes_to_the_adapters_that_read_pairs(
+    adapters: dict[str, str], predictor: SpafitPredictor, capsys: Captured
+) -> None:
+    assert main(["predict", *adapters.values(), "--text", PAIR[0], "--text_pair", PAIR[1]]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["same", "score"]
+    assert lines[1][1] == f"{predictor.predict([PAIR], 'score')[0].value:.3f}"
+    assert lines[0][2] == "it rains | a dull film"
+
+
+def test_lines_of_stdin(
+    adapters: dict[str, str], predictor: SpafitPredictor, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin(monkeypatch, f"{TEXT}\nit rains\n")
+    assert main(["predict", adapters["film"], "--json"]) == 0
+    rows = json_lines(capsys.readouterr().out)
+    assert [row["text"] for row in rows] == [TEXT, "it rains"]
+    for row in rows:
+        assert_says(row, predictor)
+
+
+@pytest.mark.parametrize("from_stdin", [True, False])
+def test_json_lines_in_and_out(
+    from_stdin: bool,
+    adapters: dict[str, str],
+    predictor: SpafitPredictor,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [{"text": TEXT, "adapter": "film", "id": 7}, {"text": PAIR, "adapter": "same"}, {"text": TEXT}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    stdin(monkeypatch, lines if from_stdin else "")
+    monkeypatch.setattr(command, "ROWS_AT_A_TIME", 2)
+    output = tmp_path / "answers.jsonl"
+    source = "-" if from_stdin else str(tmp_path / "rows.jsonl")
+    assert main(["predict", *adapters.values(), "--file", source, "--output", str(output)]) == 0
+    assert capsys.readouterr().out == ""
+    answers = json_lines(output.read_text(encoding="utf-8"))
+    assert [answer["adapter"] for answer in answers] == ["film", "same", "film", "score"]
+    assert answers[0]["id"] == 7
+    for answer in answers:
+        assert_says(answer, predictor)
+
+
+def test_names_limits_and_another_place_of_the_base(adapters: dict[str, str], base: Path, capsys: Captured) -> None:
+    flags = ["--base", str(base), "--text", TEXT, "--json", "--batch_size", "1", "--max_adapter_bytes", "30000"]
+    assert main(["predict", f"one={adapters['film']}", f"two={adapters['film']}", *flags]) == 0
+    one, two = json_lines(capsys.readouterr().out)
+    assert (one.pop("adapter"), two.pop("adapter")) == ("one", "two")
+    assert one == two
+
+
+def test_what_was_cut_off_is_said(adapters: dict[str, str], capsys: Captured) -> None:
+    assert main(["predict", adapters["film"], "--max_length", "4", "--text", TEXT, "--text", "it rains"]) == 0
+    captured = capsys.readouterr()
+    assert [line.endswith("(its end was cut off)") for line in captured.out.splitlines()] == [True, False]
+    assert "too long for the base and lost their end: 1 of 2." in captured.err
+
+
+# ---- user errors ----
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "sentence"),
+    [
+        (["--text", " "], "", "text 0 is empty"),
+        (["--text", "a", "--text_pair", "b", "--text_pair", "c"], "", "there are 1 --text and 2 --text_pair"),
+        (["--text", "a", "--file", "rows.jsonl"], "", "--text and --file were both given"),
+        (["--text", "it rains", "--text_pair", "a film"], "", "is a pair, and no adapter here was trained on such"),
+        (["--file", "nowhere.jsonl"], "", "nowhere.jsonl"),
+        ([], "", "there are no texts"),
+        ([], "a film\n\n", "line 2 of stdin is empty"),
+        (["--file", "-"], "a film", "line 1 of stdin is not JSON"),
+        (["--file", "-"], '{"sentence": "a"}', 'line 1 of stdin has no "text"'),
+        (["--file", "-"], '{"text": ["a"]}', '"text" must be a string or a list of two strings'),
+        (["--file", "-"], '{"text": ["a", ""]}', "line 1 of stdin has an empty text"),
+        (["--file", "-"], '{"text": "a", "label": 1}', "has 'label', which the answer would overwrite"),
+        (["--file", "-"], '{"text": "a", "adapter": 1}', '"adapter" must be the name'),
+        (["--file", "-"], '{"text": "a", "adapter": "flim"}', "Did you mean 'film'?"),
+        (["--file", "-"], '{"text": ["a", "b"], "adapter": "film"}', "'film' was trained on single texts"),
+    ],
+)
+def test_user_errors(
+    flags: list[str],
+    given: str,
+    sentence: str,
+    adapters: dict[str, str],
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stdin(monkeypatch, given)
+    assert main(["predict", adapters["film"], *flags]) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert (captured.out, "Traceback" in captured.err) == ("", False)
+
+
+def test_folders_that_cannot_be_served(adapters: dict[str, str], tmp_path: Path, capsys: Captured) -> None:
+    assert main(["predict", adapters["film"], adapters["film"], "--text", TEXT]) == 2
+    assert "two adapters would be called 'film'" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "nowhere"), "--text", TEXT]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_an_adapter_whose_base_is_not_here(base: Path, tmp_path: Path, capsys: Captured) -> None:
+    gone = tmp_path / "gone"
+    hf.AutoModelForSequenceClassification.from_pretrained(base).save_pretrained(gone)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(gone)
+    folder = write_adapter(tmp_path / "adapter", "bitfit", {}, 2, base=model)
+    gone.rename(tmp_path / "moved")
+    assert main(["predict", str(folder), "--text", TEXT]) == 2
+    assert "which is not here; give it: --base FOLDER" in capsys.readouterr().err
+    assert main(["predict", str(folder), "--text", TEXT, "--base", str(base)]) == 0
