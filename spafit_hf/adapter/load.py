@@ -26,6 +26,7 @@ from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter
+from spafit_hf.embedded import local_copy
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of
 
 #: PEFT task type -> the class that makes a base of it.
@@ -155,18 +156,22 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
             "and give the model: load_adapter(model, folder)."
         )
     extra: dict[str, Any] = {}
+    source = local_copy(name)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision)
         if adapter.labels is not None:
             id2label = {int(index): label for index, label in adapter.labels["id2label"].items()}
             extra = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
             config.problem_type = adapter.labels["problem_type"]
         for key, value in extra.items():
             setattr(config, key, value)
-        return AUTO_CLASSES[adapter.task_type].from_pretrained(name, config=config, revision=revision)
+        model = AUTO_CLASSES[adapter.task_type].from_pretrained(source, config=config, revision=revision)
     except (OSError, ValueError) as error:  # ValueError: a folder or repository that is no model
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"the base {name!r} cannot be loaded: {reason}") from error
+    if source != name:
+        model.config._name_or_path = model.name_or_path = name  # what it is called wherever the folder is read next
+    return model
 
 
 def _check_base_is_whole(model: nn.Module, plain: nn.Module) -> None:

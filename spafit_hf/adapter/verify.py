@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
     if base is not None:
         check_same_base(trained_on, base)
     shapes = _read_shapes(path)
-    heads = _declared_heads(config, base)
+    heads = _declared_heads(config, base, shapes)
     tensors = _classify(shapes, heads)
     verified = _assemble(path, config, sidecar, trained_on, tensors, shapes, heads)
     if base is not None:
@@ -83,10 +84,13 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _declared_heads(config: dict[str, Any], base: nn.Module | None) -> tuple[str, ...]:
+def _declared_heads(config: dict[str, Any], base: nn.Module | None, keys: Iterable[str]) -> tuple[str, ...]:
     declared = tuple(dict.fromkeys(config.get("modules_to_save") or ()))
+    # For PEFT a name is the end of a module's name: "classifier" also saves DistilBERT's pre_classifier.
+    outermost = dict.fromkeys(key.removeprefix(KEY_PREFIX).split(".")[0] for key in keys)
+    meant = tuple(name for name in outermost if name.endswith(declared) and name not in declared)
     if base is None:
-        return declared
+        return (*declared, *meant)
     known = head_names(base)
     for name in declared:
         if name not in known:
@@ -95,7 +99,7 @@ def _declared_heads(config: dict[str, Any], base: nn.Module | None) -> tuple[str
                 f"can be one: {sorted(known)}."
             )
     modules = {name for name, _ in base.named_modules()}
-    return tuple(name for name in declared if name in modules)
+    return tuple(name for name in (*declared, *(name for name in meant if name in known)) if name in modules)
 
 
 _HEAD_COPIES = r"(original_module|modules_to_save(\.\w+)?)\.([\w.]+\.)?bias"

@@ -128,7 +128,7 @@ class CardFacts:
     """Everything a card says. Build it by hand, or with `facts_of_folder`, or let the trainer do it.
 
     Raises:
-        CardError: for a `kind` other than "adapter" and "model".
+        CardError: for a `kind` other than "adapter" and "model", and for a command that would break the card.
     """
 
     method: str
@@ -178,6 +178,8 @@ class CardFacts:
     all_hyperparameters: dict[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    """The command line that trained it; no paths of the machine it ran on."""
     examples: tuple[tuple[str, ...], ...] = ()
     """Inputs to show in the usage, each with one text per column; never rows of a test split."""
     curve: str | None = None
@@ -186,6 +188,8 @@ class CardFacts:
     def __post_init__(self) -> None:
         if self.kind not in ("adapter", "model"):
             raise CardError(f"kind is {self.kind!r}; allowed are 'adapter' and 'model'.")
+        if self.command is not None and "```" in self.command:
+            raise CardError("command holds ```, which would end its block in the card; leave it out.")
 
     @property
     def regression(self) -> bool:

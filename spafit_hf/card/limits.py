@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spafit_hf.card.facts import CardFacts
 from spafit_hf.card.words import figure, figure_name, plain
+from spafit_hf.glue.tasks import TASKS
 
 TASK_LIMITS = {
     "wnli": "WNLI's validation set was built against its training set: 0.56 is what the larger class alone scores, "
@@ -31,6 +32,7 @@ def _items(facts: CardFacts) -> list[str]:
         items.append(TASK_LIMITS[data.glue])
     elif facts.regression:
         items.append("Nothing keeps the output inside the range of the training labels.")
+    items.extend(_other_rows(facts))
     if data.max_length:
         items.append(f"What stands after the first {data.max_length} tokens of a text was not seen in training.")
     if facts.scores:
@@ -50,6 +52,25 @@ def _items(facts: CardFacts) -> list[str]:
         items.append(
             "Whatever the base learned about groups of people may show in its answers; that was not measured."
         )
+    return items
+
+
+def _other_rows(facts: CardFacts) -> list[str]:
+    """Where the rows of a GLUE task are fewer than GLUE's own."""
+    task = TASKS.get(facts.data.glue or "")
+    if task is None:
+        return []
+    items = []
+    rows, official = facts.data.train_rows, task.rows["train"]
+    if rows and rows != official:
+        items.append(f"Trained on {rows:,} rows; GLUE's own training set has {official:,}.")
+    sizes = {task.rows[split] for split in task.validation}
+    for score in facts.scores:
+        if score.rows and score.rows not in sizes:
+            items.append(
+                f"Measured on {score.rows:,} rows, not on GLUE's own validation set of {max(sizes):,}: the scores do "
+                "not compare with published ones."
+            )
     return items
 
 

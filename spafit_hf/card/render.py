@@ -156,6 +156,7 @@ def _context(facts: CardFacts, own: str) -> dict[str, Any]:
         "steps": _steps(facts, known) if len(known) > 1 else "",
         "steps_open": len(known) <= SHOWN_STEPS,
         "training": _training(facts),
+        "command": facts.command or "",
         "hyperparameters": _settings(facts.hyperparameters),
         "all_hyperparameters": _settings(facts.all_hyperparameters),
         "versions": ", ".join(f"{plain(name)} {plain(version)}" for name, version in facts.versions.items()),

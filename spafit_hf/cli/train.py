@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     "load_best_model_at_end": True,
 }
+
+#: Flags that are nobody's business, or say nothing about the result.
+NOT_SHOWN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "push_to_hub", "disable_tqdm")
 
 
 # argparse's own name for what add_subparsers returns; it has no public one.
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     for note in data.text.notes:
         print(f"note: {note}")
     asked = _asked(data_args, base_args, training_args)
-    result = train(data, base_args, training_args, asked)
+    result = train(data, base_args, training_args, asked, command_line(args.rest))
     print(summary(result, str(training_args.output_dir)))
     return 0
 
@@ -99,6 +104,26 @@ def summary(result: Any, folder: str) -> str:
     )
     lines.append(f"  written to {folder}")
     return "\n".join(lines)
+
+
+def command_line(flags: list[str]) -> str:
+    """The command for a card: of paths the last part alone, without secrets and where results go.
+
+    Args:
+        flags: as typed after `spafit train`.
+    """
+    lines: list[list[str]] = []
+    for word in flags:
+        if word.startswith("--") or not lines:
+            lines.append(word.split("=", 1))
+        else:
+            lines[-1].append(word)
+    shown = [
+        " ".join(shlex.quote(Path(word).name if os.path.isabs(word) or ".." in word else word) for word in line)
+        for line in lines
+        if (name := line[0].lstrip("-").replace("-", "_")) not in NOT_SHOWN and "token" not in name
+    ]
+    return " \\\n  ".join(["spafit train", *shown])
 
 
 def _from_file(path: Path, known: set[str]) -> dict[str, Any]:
