@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert {"README.md", "spafit_results.json"} <= {file.name for file in trained.iterdir()}
     card = (trained / "README.md").read_text()
     assert str(trained.parent) not in card
-    assert "spafit train \\\n  --base base \\\n" in card
+    assert re.search(r"spafit train \\\n  --base base\d+ \\\n  --train_file reviews.csv ", card)
     assert not list(trained.rglob("training_args.bin"))
 
 
