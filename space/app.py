@@ -1,0 +1,52 @@
+"""One encoder, many tasks: the Space. `python app.py` starts it; config.yaml says what it serves."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from typing import Any
+
+# Before Gradio is imported, which reads these once.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from spafit_space.config import load_config
+from spafit_space.page import CSS, HEAD, build, theme
+from spafit_space.service import Service
+
+
+def launch_options(service: Service) -> dict[str, Any]:
+    """What the page is launched with: its looks, no history of runs, no stack traces, MCP where it can be."""
+    mcp = service.config.mcp and importlib.util.find_spec("mcp") is not None
+    return {
+        "theme": theme(),
+        "css_paths": [CSS],
+        "head": HEAD,
+        "footer_links": ["api", "settings"],
+        "run_history": False,  # it would keep what is typed
+        "show_error": False,
+        "ssr_mode": False,
+        "mcp_server": mcp,
+    }
+
+
+def main() -> int:
+    """Start the Space and serve until it is stopped."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        service = Service.start(load_config())
+    except ValueError as error:
+        print(f"The Space cannot start: {error}", file=sys.stderr)
+        return 2
+    names = ", ".join(member.name for member in service.members) or "no adapters"
+    print(f"Base {service.base_name} with {names}.", flush=True)
+    page = build(service)
+    page.queue(max_size=service.config.queue, default_concurrency_limit=service.config.concurrency)
+    page.launch(**launch_options(service))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""How well an adapter does and what it cost, from the result files in its folder; and what the paper reports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spafit_hf.adapter import AdapterError
+from spafit_hf.adapter.folder import read_json
+from spafit_hf.card import CardFacts
+from spafit_hf.card.facts import CardError
+from spafit_hf.glue import PAPER_SCORES, TASKS
+
+RUN_FILE = "results.json"
+"""Written by `spafit train`."""
+FACTS_FILE = "spafit_results.json"
+"""The card's facts, which also travel to the Hub."""
+MAX_BYTES = 8 * 2**20
+
+PAPER_BASE = "BERT-large"
+PAPER_PARAMETERS = {
+    "full": 333.58,
+    "bitfit": 31.52,
+    "lora-I": 9.44,
+    "lora-II": 12.59,
+    "spafit-8-12-I": 4.44,
+    "spafit-8-12-II": 5.88,
+    "spafit-8-16-II": 3.81,
+    "spafit-4-9-I": 5.65,
+    "spafit-4-9-II": 7.49,
+    "spafit-4-14-II": 4.89,
+}
+"""Trainable parameters in millions, Table 2 of Arora and Wang (2024), arXiv:2405.00201, on BERT-large-cased."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a result file says. Whatever it leaves open is None."""
+
+    task: str | None = None
+    """The GLUE task."""
+    method: str | None = None
+    figure: str | None = None
+    """Name of the main figure."""
+    score: float | None = None
+    """Its value on the first evaluation split."""
+    rows: int | None = None
+    """Rows of that split."""
+    train_rows: int | None = None
+    trained_parameters: int | None = None
+    total_parameters: int | None = None
+    train_seconds: float | None = None
+
+
+def read_result(folder: Path) -> Result | None:
+    """The folder's result file; None where there is none.
+
+    Raises:
+        AdapterError: for one that is there and cannot be read.
+    """
+    if (folder / RUN_FILE).is_file():
+        return _from_run(read_json(folder / RUN_FILE, MAX_BYTES))
+    if (folder / FACTS_FILE).is_file():
+        try:
+            return _from_facts(CardFacts.from_json((folder / FACTS_FILE).read_text(encoding="utf-8")))
+        except (CardError, OSError, UnicodeDecodeError) as error:
+            raise AdapterError(f"{FACTS_FILE} cannot be read: {error}") from error
+    return None
+
+
+def paper_score(task: str | None, method: str | None) -> float | None:
+    """Table 2's score of a method on a task, in the task's main figure."""
+    return PAPER_SCORES.get(task or "", {}).get(method or "")
+
+
+def _from_run(data: Any) -> Result:
+    if not isinstance(data, dict):
+        raise AdapterError(f"{RUN_FILE} holds a {type(data).__name__}; expected is what `spafit train` writes.")
+    task = data.get("task") if data.get("task") in TASKS else None
+    metrics = data.get("metrics")
+    first: Any = next(iter(metrics.values()), {}) if isinstance(metrics, dict) else {}
+    figure = data.get("main_figure")
+    split = next(iter(metrics), "") if isinstance(metrics, dict) else ""
+    return Result(
+        task=task,
+        method=_text(data.get("strategy")),
+        figure=_text(figure),
+        score=_number(first.get(figure)) if isinstance(first, dict) else None,
+        rows=TASKS[task].rows.get(split) if task and not _was_limited(data) else None,
+        train_rows=_count(data.get("train_rows")),
+        trained_parameters=_count(data.get("trained_parameters")),
+        total_parameters=_count(data.get("total_parameters")),
+        train_seconds=_number(data.get("train_seconds")),
+    )
+
+
+def _was_limited(data: dict[str, Any]) -> bool:
+    arguments = data.get("arguments")
+    return isinstance(arguments, dict) and bool(arguments.get("max_validation_rows"))
+
+
+def _from_facts(facts: CardFacts) -> Result:
+    score = facts.scores[0] if facts.scores else None
+    task = facts.data.glue if facts.data.glue in TASKS else None
+    figure = facts.main_figure or (TASKS[task].main_metric if task else None)
+    if score is not None and figure not in score.figures:
+        figure = next(iter(score.figures), None)
+    return Result(
+        task=task,
+        method=facts.method,
+        figure=figure,
+        score=_number(score.figures.get(figure)) if score is not None and figure is not None else None,
+        rows=score.rows if score is not None else None,
+        train_rows=facts.data.train_rows,
+        trained_parameters=facts.trained_parameters,
+        total_parameters=facts.total_parameters,
+        train_seconds=facts.cost.seconds,
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: Any) -> float | None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

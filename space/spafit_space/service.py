@@ -1,0 +1,395 @@
+"""What stands behind the page and the API: one base, its adapters, and answers with what they cost.
+
+    Service.start(config)     base + every adapter that verifies; what was refused is in .problems
+    .answer(name, text)       one adapter
+    .answer_all(text)         every adapter that fits, in one pass
+    .compare(a, b, text)      two of them
+    .add(repo_id)             one more from the Hub, if the configuration allows it
+
+Nothing of a text is kept or logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from spafit_hf.adapter import AdapterError, fetch_adapter, verify_adapter
+from spafit_hf.architecture import find_architecture
+from spafit_hf.glue import TASKS
+from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor
+from spafit_hf.run import EMBEDDED_BASE, resolve_base
+from spafit_hf.tuner.plain import plain_view
+from spafit_space.config import Config, Source
+from spafit_space.full import FullModel, is_full_model
+from spafit_space.results import Result, read_result
+from spafit_space.strata import Strata, full_strata, strata_of
+from spafit_space.tasks import TASK_WORDS
+
+logger = logging.getLogger(__name__)
+
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+REVISION = re.compile(r"[\w./-]{1,100}")
+_GENERIC = re.compile(r"LABEL_\d+")
+
+Text = str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Member:
+    """An adapter, or a full model, that answers."""
+
+    name: str
+    source: str
+    """Where it is from, for a reader: a repository's id, or a folder's name."""
+    task: str | None
+    """The GLUE task, where it is known."""
+    method: str | None
+    """The strategy's name, such as "spafit-4-9-II"; "full" for a full model."""
+    labels: tuple[str, ...]
+    texts: int | None
+    """1 for single texts, 2 for pairs, None where unknown."""
+    file_bytes: int
+    strata: Strata
+    result: Result | None
+    full: bool = False
+    added: bool = False
+    """Whether a visitor added it."""
+
+    @property
+    def regression(self) -> bool:
+        """Whether it gives a score instead of a label."""
+        return self.task == "stsb" or (self.task is None and len(self.labels) == 1)
+
+    def fits(self, texts: int) -> bool:
+        """Whether it takes so many texts, as far as is known."""
+        return self.texts in (None, texts)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction with the labels a person expects, and how long it took."""
+
+    member: Member
+    prediction: Prediction
+    seconds: float
+    """In the model, with the wait for it; for several adapters in one pass, of that pass."""
+
+
+class Service:
+    """The base, its adapters, and full models beside them. Safe for many threads.
+
+    Args:
+        predictor: the base.
+        base_name: of the base, for a reader.
+        config: what is allowed.
+    """
+
+    def __init__(self, predictor: SpafitPredictor, base_name: str, config: Config) -> None:
+        self.config = config
+        self.base_name = base_name
+        self.problems: tuple[str, ...] = ()
+        """A sentence for each adapter of the configuration that is not served."""
+        self._predictor = predictor
+        self._view = plain_view(predictor.model)
+        self._architecture = find_architecture(self._view)
+        model = predictor.model
+        self.base_parameters = sum(p.numel() for p in model.parameters())
+        self.base_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.depth = self._architecture.num_layers
+        self.width = getattr(model.config.get_text_config(), "hidden_size", None)
+        self._full: dict[str, FullModel] = {}
+        self._members: dict[str, Member] = {}
+        # One at a time: names are checked first and taken at the end, with a download in between.
+        self._changing = threading.Lock()
+
+    @classmethod
+    def start(cls, config: Config) -> Service:
+        """Load the base and every adapter. An adapter that cannot be served becomes a problem, not an error.
+
+        Raises:
+            ValueError: if the base cannot be loaded.
+        """
+        limit = config.max_adapter_megabytes * 10**6
+        base = resolve_base(config.base)
+        predictor = SpafitPredictor(base, revision=config.base_revision, max_adapter_bytes=limit)
+        name = "all-MiniLM-L6" if config.base == EMBEDDED_BASE else Path(base).name
+        service = cls(predictor, name, config)
+        folders, models, problems = _in_folder(config.folder)
+        adapters = {**folders, **(config.adapters or {})}
+        models = {**models, **(config.models or {})}
+        for found, put in ((adapters, service._put_adapter), (models, service._put_model)):
+            for name, source in found.items():
+                try:
+                    put(name, source)
+                except ValueError as error:
+                    # The page shows this, and need not tell where a machine keeps its files.
+                    said = str(error).replace(source.source, _readable(source))
+                    problems.append(f"{name} is not served: {said}")
+        for problem in problems:
+            logger.warning("%s", problem)
+        service.problems = tuple(problems)
+        return service
+
+    # -- who is there -------------------------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Everything that answers: by task in the order of the page, then by the time it was added."""
+        order = {task: index for index, task in enumerate(TASK_WORDS)}
+        return tuple(sorted(self._members.values(), key=lambda m: order.get(m.task or "", len(order))))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """GLUE tasks that something answers, in the order of the page; "" at the end for what names no task."""
+        return tuple(dict.fromkeys(member.task or "" for member in self.members))
+
+    def of_task(self, task: str) -> tuple[Member, ...]:
+        """What answers a task; "" for what names none."""
+        return tuple(member for member in self.members if (member.task or "") == task)
+
+    def member(self, name: str) -> Member:
+        """By its name, or by the name of a task (then the task's first).
+
+        Raises:
+            ValueError: for a name that nothing has.
+        """
+        members = self._members
+        if isinstance(name, str) and name in members:
+            return members[name]
+        of_task = self.of_task(name.strip().lower().replace("-", "")) if isinstance(name, str) and name else ()
+        if of_task:
+            return of_task[0]
+        there = ", ".join(members) or "none, since no adapters are here"
+        raise ValueError(f"There is no task or adapter {str(name)[:40]!r}; there are {there}.")
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def text(self, text: str, text_pair: str = "") -> Text:
+        """One text or a pair from two boxes, checked.
+
+        Raises:
+            ValueError: for no text, a second one without a first, and texts beyond the limit.
+        """
+        for box, value in (("text", text), ("second text", text_pair)):
+            if not isinstance(value, str):
+                raise ValueError(f"The {box} is a {type(value).__name__}; it must be a string.")
+            if len(value) > self.config.max_characters:
+                raise ValueError(
+                    f"The {box} has {len(value):,} characters; at most {self.config.max_characters:,} are read here."
+                )
+        if not text.strip():
+            raise ValueError("There is no text yet; type a sentence.")
+        return (text, text_pair) if text_pair.strip() else text
+
+    def answer(self, name: str, text: Text) -> Answer:
+        """One adapter's answer.
+
+        Raises:
+            ValueError: for an unknown name, and for one text where the task takes a pair or the reverse.
+        """
+        member = self.member(name)
+        _check_count(member, text)
+        ask = self._asking(member)
+        start = time.perf_counter()
+        prediction = ask(text)
+        return Answer(member, _named(member, prediction), time.perf_counter() - start)
+
+    def answer_all(self, text: Text) -> tuple[Answer, ...]:
+        """The answers of every adapter that takes such texts, in one pass. Full models have no part in it.
+
+        Raises:
+            ValueError: where there is none.
+        """
+        count = 1 if isinstance(text, str) else 2
+        members = [member for member in self.members if not member.full and member.fits(count)]
+        if not members:
+            kind = "a single text" if count == 1 else "a pair of texts"
+            raise ValueError(f"No adapter here takes {kind}; {'add a second text' if count == 1 else 'drop one'}.")
+        start = time.perf_counter()
+        predictions = self._predictor.predict_all(text, [member.name for member in members])
+        seconds = time.perf_counter() - start
+        return tuple(Answer(member, _named(member, predictions[member.name]), seconds) for member in members)
+
+    def compare(self, first: str, second: str, text: Text) -> tuple[Answer, Answer]:
+        """The answers of two to the same text. Two adapters share one pass.
+
+        Raises:
+            ValueError: as in `answer`, and for the same one twice.
+        """
+        members = self.member(first), self.member(second)
+        if members[0].name == members[1].name:
+            raise ValueError(f"Both sides are {members[0].name!r}; choose two different ones.")
+        for member in members:
+            _check_count(member, text)
+        if any(member.full for member in members):
+            return self.answer(members[0].name, text), self.answer(members[1].name, text)
+        start = time.perf_counter()
+        both = self._predictor.predict_all(text, [member.name for member in members])
+        seconds = time.perf_counter() - start
+        one, two = (Answer(member, _named(member, both[member.name]), seconds) for member in members)
+        return one, two
+
+    # -- one more -----------------------------------------------------------------------------------------------------
+
+    def add(self, repo_id: str, revision: str = "") -> Member:
+        """Add an adapter of the Hub: downloaded without a token, verified, tried on the base.
+
+        Args:
+            repo_id: "user/name".
+            revision: branch, tag or commit; "" for the default branch.
+
+        Raises:
+            ValueError: if adding is off, the id is malformed, there are too many already, or the adapter is refused.
+        """
+        if not self.config.allow_adding:
+            raise ValueError("Adding adapters is switched off here; duplicate the Space and set allow_adding: true.")
+        repo_id, revision = str(repo_id).strip(), str(revision or "").strip()
+        if not REPO_ID.fullmatch(repo_id) or ".." in repo_id:
+            raise ValueError(f"{repo_id[:60]!r} is no id of a repository on the Hub; it must be like user/name.")
+        if revision and (not REVISION.fullmatch(revision) or ".." in revision):
+            raise ValueError(f"{revision[:60]!r} is no branch, tag or commit.")
+        with self._changing:
+            name = f"{repo_id}@{revision}" if revision else repo_id
+            if name in self._members:
+                raise ValueError(f"{name} is here already; choose it in the list.")
+            if sum(member.added for member in self._members.values()) >= self.config.max_added:
+                raise ValueError(f"{self.config.max_added} adapters have been added already, which is the limit here.")
+            # token=False: with the Space's own token, visitors could load its owner's private repositories.
+            folder = fetch_adapter(repo_id, revision=revision or None, token=False).folder
+            return self._put(name, folder, Source(repo_id, revision or None), added=True)
+
+    def remove(self, name: str) -> None:
+        """Undo `add`.
+
+        Raises:
+            ValueError: for a name that nobody added.
+        """
+        with self._changing:
+            member = self._members.get(name)
+            if member is None or not member.added:
+                raise ValueError(f"{name!r} was not added by a visitor, and stays.")
+            self._members = {other: kept for other, kept in self._members.items() if other != name}
+            self._predictor.remove(name)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _asking(self, member: Member) -> Callable[[Text], Prediction]:
+        if member.full:
+            return self._full[member.name].predict
+        return lambda text: self._predictor.predict([text], member.name)[0]
+
+    def _put_adapter(self, name: str, source: Source) -> None:
+        folder = Path(source.source)
+        if not folder.is_dir():
+            folder = fetch_adapter(source.source, revision=source.revision).folder
+        self._put(name, folder, source)
+
+    def _put(self, name: str, folder: Path, source: Source, *, added: bool = False) -> Member:
+        facts = self._predictor.add(folder, name)
+        try:
+            result = read_result(folder)
+            member = Member(
+                name=name,
+                source=_readable(source),
+                task=_task(source, facts, result, name, added),
+                method=facts.strategy or (result.method if result else None),
+                labels=facts.labels,
+                texts=facts.texts,
+                file_bytes=facts.file_bytes,
+                strata=strata_of(verify_adapter(folder, self._view), self._architecture),
+                result=result,
+                added=added,
+            )
+            self._admit(member)
+        except ValueError:
+            self._predictor.remove(name)
+            raise
+        return self._members[name]
+
+    def _put_model(self, name: str, source: Source) -> None:
+        if name in self._members:
+            raise ValueError(f"there is an adapter {name!r} already; give the model another name.")
+        full = FullModel(source.source, name, revision=source.revision)
+        folder = Path(source.source)
+        result = read_result(folder) if folder.is_dir() else None
+        member = Member(
+            name=name,
+            source=_readable(source),
+            task=_task(source, full.facts, result, name, added=False),
+            method="full",
+            labels=full.facts.labels,
+            texts=None,
+            file_bytes=full.file_bytes,
+            strata=full_strata(full.facts.depth),
+            result=result,
+            full=True,
+        )
+        self._full[name] = full
+        self._admit(member)
+
+    def _admit(self, member: Member) -> None:
+        task = TASKS.get(member.task or "")
+        if task is not None:
+            if len(member.labels) != task.num_labels:
+                raise AdapterError(
+                    f"it is for {task.title}, which has {task.num_labels} outputs, and gives {len(member.labels)}."
+                )
+            generic = all(_GENERIC.fullmatch(label) for label in member.labels)
+            labels = task.labels if generic and task.labels else member.labels
+            member = replace(member, texts=len(task.columns), labels=labels)
+        self._members = {**self._members, member.name: member}
+
+
+def _in_folder(folder: Path | None) -> tuple[dict[str, Source], dict[str, Source], list[str]]:
+    """Adapters and full models in a folder, by the names of their folders, and what is neither."""
+    adapters: dict[str, Source] = {}
+    models: dict[str, Source] = {}
+    problems: list[str] = []
+    if folder is None or not folder.is_dir():
+        return adapters, models, problems
+    for path in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        if (path / "adapter_config.json").is_file():
+            adapters[path.name] = Source(str(path))
+        elif is_full_model(path):
+            models[path.name] = Source(str(path))
+        else:
+            problems.append(f"{path.name} is not served: the folder holds no adapter_config.json.")
+    return adapters, models, problems
+
+
+def _readable(source: Source) -> str:
+    """A repository's id, or a folder's last name: a page need not tell where a machine keeps its files."""
+    path = Path(source.source)
+    return path.name if path.is_dir() else source.source
+
+
+def _task(source: Source, facts: AdapterFacts, result: Result | None, name: str, added: bool) -> str | None:
+    """The GLUE task: as configured, as the folder says, or as it is called."""
+    said = [source.task, facts.task.get("name"), result.task if result else None]
+    if not added:  # a stranger's choice of name says nothing
+        said.append(re.split(r"[-_.]", name.lower())[0])
+    return next((task for task in said if isinstance(task, str) and task in TASKS), None)
+
+
+def _named(member: Member, prediction: Prediction) -> Prediction:
+    """The prediction under the member's labels, which are the task's where the adapter has only LABEL_0 and so on."""
+    if prediction.scores is None:
+        return prediction
+    own = dict(zip(prediction.scores, member.labels, strict=True))
+    scores = {own[label]: score for label, score in prediction.scores.items()}
+    return replace(prediction, scores=scores, label=own[prediction.label or ""])
+
+
+def _check_count(member: Member, text: Text) -> None:
+    count = 1 if isinstance(text, str) else 2
+    if not member.fits(count):
+        task = TASKS[member.task].title if member.task else member.name
+        if member.texts == 2:
+            raise ValueError(f"{task} takes two texts, and the second is empty; fill in both.")
+        raise ValueError(f"{task} takes one text; leave the second empty.")

@@ -1,0 +1,116 @@
+"""Which parts of which layers an adapter touches, read from its tensors' names rather than from what it says.
+
+layer   q k v o n | i o n
+0       . . . . . | . . .
+1       b b b b b | b b b
+2       L L L L . | . b b
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from spafit_hf.adapter import VerifiedAdapter
+from spafit_hf.architecture import Architecture
+from spafit_hf.card.words import listing
+from spafit_hf.strategy import ROLES
+
+Mark = Literal["", "bias", "lora", "both", "full"]
+"""What changes in one sub-layer: nothing, its bias, its weight through LoRA, both, or every weight."""
+
+ROLE_LETTERS = dict(zip(ROLES, "qkvonion", strict=True))
+FEED_FORWARD = ROLES[5:]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A run of layers that change in the same way."""
+
+    first: int
+    last: int
+    marks: tuple[Mark, ...]
+    """One per role, in the order of `spafit_hf.strategy.ROLES`."""
+    what: str
+    """In words."""
+
+    @property
+    def touched(self) -> bool:
+        return any(self.marks)
+
+
+@dataclass(frozen=True)
+class Strata:
+    """The layers of a base under one adapter."""
+
+    bands: tuple[Band, ...]
+    depth: int
+    head: bool
+    """Whether it brings a head of its own."""
+    outside: bool
+    """Whether it changes anything outside the layers but the head."""
+
+    @property
+    def frozen(self) -> int:
+        """Leading layers that it leaves as they are."""
+        return self.bands[0].last + 1 if self.bands and not self.bands[0].touched else 0
+
+
+def strata_of(adapter: VerifiedAdapter, architecture: Architecture) -> Strata:
+    """The strata of a verified adapter on a base, for the first of its stacks."""
+    layers = architecture.stacks[0].layers
+    biases = set(adapter.bias_modules)
+    ranks = {name: settings.r for name, settings in adapter.lora.items()}
+    marks: list[tuple[Mark, ...]] = [
+        tuple(_mark(layer.modules[role], ranks.keys(), biases) for role in ROLES) for layer in layers
+    ]
+    rank = [tuple(sorted({ranks[n] for n in layer.names(ROLES) if n in ranks})) for layer in layers]
+    inside = tuple(f"{layer.path}." for stack in architecture.stacks for layer in stack.layers)
+    outside = any(not name.startswith(inside) for name in biases | set(ranks))
+    return Strata(_bands(marks, rank), len(layers), bool(adapter.head), outside)
+
+
+def full_strata(depth: int) -> Strata:
+    """Those of a model in which every weight was trained."""
+    marks: tuple[Mark, ...] = tuple("full" for _ in ROLES)
+    return Strata((Band(0, depth - 1, marks, "every weight"),), depth, head=True, outside=True)
+
+
+def _mark(modules: tuple[str, ...], lora: Collection[str], biases: Collection[str]) -> Mark:
+    has_lora = any(name in lora for name in modules)
+    has_bias = any(name in biases for name in modules)
+    return "both" if has_lora and has_bias else "lora" if has_lora else "bias" if has_bias else ""
+
+
+def _bands(marks: list[tuple[Mark, ...]], ranks: list[tuple[int, ...]]) -> tuple[Band, ...]:
+    bands = []
+    for (mark, rank), run in itertools.groupby(range(len(marks)), key=lambda index: (marks[index], ranks[index])):
+        numbers = list(run)
+        bands.append(Band(numbers[0], numbers[-1], mark, _what(mark, rank)))
+    return tuple(bands)
+
+
+def _what(marks: tuple[Mark, ...], ranks: tuple[int, ...]) -> str:
+    by_role = dict(zip(ROLES, marks, strict=True))
+    lora = [role for role, mark in by_role.items() if mark in ("lora", "both")]
+    biases = [role for role, mark in by_role.items() if mark in ("bias", "both")]
+    parts = []
+    if lora:
+        rank = f" (rank {listing([str(r) for r in ranks])})"
+        parts.append(f"LoRA{rank} on {_where(lora)}")
+    if biases:
+        parts.append("every bias" if len(biases) == len(ROLES) else f"biases of {_where(biases)}")
+    return listing(parts) or "frozen"
+
+
+def _where(roles: list[str]) -> str:
+    attention = [role for role in roles if role not in FEED_FORWARD]
+    forward = [role for role in roles if role in FEED_FORWARD]
+    parts = []
+    if attention:
+        parts.append("attention")
+    if forward:
+        parts.append("feed-forward")
+    return listing(parts)

@@ -1,0 +1,278 @@
+"""What stands behind the page: who answers, what they say, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import stand_ins
+from spafit_space import draw
+from spafit_space.config import Config, Source
+from spafit_space.results import PAPER_PARAMETERS, read_result
+from spafit_space.service import Service
+from spafit_space.tasks import TASK_WORDS, label_words, words_of
+
+from spafit_hf.adapter import AdapterError
+from spafit_hf.glue import PAPER_SCORES, TASKS
+
+FILM = "A warm, funny film."
+PAIR = ("A dog runs.", "A dog is running.")
+
+
+# -- who is there -----------------------------------------------------------------------------------------------------
+
+
+def test_every_task_is_served_once_and_sentiment_three_times(service: Service) -> None:
+    assert service.problems == ()
+    assert service.tasks == tuple(TASK_WORDS)
+    assert [member.name for member in service.of_task("sst2")] == ["sst2", "sst2-lora", "sst2-full"]
+    assert [member.full for member in service.of_task("sst2")] == [False, False, True]
+    for member in service.members:
+        assert member.task is not None
+        assert member.texts == len(TASKS[member.task].columns)
+
+
+def test_any_subset_of_tasks_will_do(stand_in_folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapters = stand_in_folders
+    shutil.copytree(adapters / "stsb", tmp_path / "stsb")
+    alone = Service.start(Config(base=str(base), folder=tmp_path))
+    assert alone.tasks == ("stsb",)
+    assert alone.answer("stsb", PAIR).prediction.value is not None
+    with pytest.raises(ValueError, match="No adapter here takes a single text; add a second"):
+        alone.answer_all(FILM)
+
+
+def test_no_adapters_are_said_plainly(stand_in_folders: tuple[Path, Path], tmp_path: Path) -> None:
+    empty = Service.start(Config(base=str(stand_in_folders[0]), folder=tmp_path / "none"))
+    assert empty.members == ()
+    assert "No adapters are here" in draw.notices(empty)
+    assert "SPAFIT-4-9-II" in draw.results(empty)
+    with pytest.raises(ValueError, match="none, since no adapters are here"):
+        empty.answer("sst2", FILM)
+
+
+def test_what_cannot_be_served_is_named_and_the_rest_is_served(
+    stand_in_folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapters = stand_in_folders
+    for name in ("cola", "rte", "mrpc"):
+        shutil.copytree(adapters / name, tmp_path / name)
+    (tmp_path / "rte" / "adapter_model.safetensors").write_bytes(b"not safetensors")
+    (tmp_path / "mrpc" / "results.json").write_text("{", encoding="utf-8")
+    (tmp_path / "notes").mkdir()
+    found = Service.start(Config(base=str(base), folder=tmp_path))
+    assert [member.name for member in found.members] == ["cola"]
+    assert len(found.problems) == 3
+    assert "rte is not served" in draw.notices(found)
+    assert str(tmp_path) not in draw.notices(found)
+
+
+def test_an_adapter_without_label_names_gets_those_of_its_task(
+    stand_in_folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapters = stand_in_folders
+    folder = shutil.copytree(adapters / "mnli", tmp_path / "plain")
+    (folder / "spafit_config.json").unlink()
+    (folder / "results.json").unlink()
+    config = Config(base=str(base), folder=None, adapters={"plain": Source(str(folder), task="mnli")})
+    member = Service.start(config).member("plain")
+    assert member.labels == ("entailment", "neutral", "contradiction")
+    unknown = Service.start(replace(config, adapters={"plain": Source(str(folder))}))
+    assert unknown.member("plain").task is None
+    assert set(unknown.answer("plain", FILM).prediction.scores or {}) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_and_all_and_two_say_the_same(service: Service) -> None:
+    alone = {member.name: service.answer(member.name, PAIR) for member in service.members if member.texts == 2}
+    together = service.answer_all(PAIR)
+    assert [answer.member.name for answer in together] == list(alone)
+    for answer in together:
+        expected = alone[answer.member.name].prediction
+        assert answer.prediction.label == expected.label
+        assert answer.prediction.value == pytest.approx(expected.value, abs=1e-5)
+        assert answer.prediction.scores == pytest.approx(expected.scores, abs=1e-5)
+    one, two = service.compare("rte", "mnli", PAIR)
+    assert one.prediction.scores == pytest.approx(alone["rte"].prediction.scores, abs=1e-5)
+    assert two.prediction.scores == pytest.approx(alone["mnli"].prediction.scores, abs=1e-5)
+
+
+def test_a_full_model_is_compared_and_stays_out_of_the_pass(service: Service) -> None:
+    one, two = service.compare("sst2", "sst2-full", FILM)
+    assert (one.member.full, two.member.full) == (False, True)
+    assert sum((two.prediction.scores or {}).values()) == pytest.approx(1)
+    assert "sst2-full" not in [answer.member.name for answer in service.answer_all(FILM)]
+    assert "every weight trained" in draw.comparison(one, two)
+
+
+def test_a_long_text_is_cut_with_a_notice(service: Service) -> None:
+    answer = service.answer("sst2", "very " * 200 + "good")
+    assert answer.prediction.truncated
+    assert "its end was not read" in draw.answer(answer)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pair", "words"),
+    [
+        ("sst2", "", "", "no text yet"),
+        ("sst2", "   ", "", "no text yet"),
+        ("sst2", "x" * 2001, "", "2,001 characters; at most 2,000"),
+        ("sst2", "one", "two", "SST-2 takes one text; leave the second empty"),
+        ("mrpc", "one", "", "MRPC takes two texts, and the second is empty"),
+        ("mrcp", "one", "two", "no task or adapter 'mrcp'; there are"),
+        ("sst2", 3, "", "is a int; it must be a string"),
+        ("sst2", "\ud83d", "", "no valid Unicode"),
+    ],
+)
+def test_mistakes_are_sentences(service: Service, name: str, text: str, pair: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        service.answer(name, service.text(text, pair))
+
+
+def test_a_task_may_be_named_as_people_write_it(service: Service) -> None:
+    assert service.member("SST-2").name == "sst2"
+
+
+def test_the_same_twice_is_no_comparison(service: Service) -> None:
+    with pytest.raises(ValueError, match="choose two different"):
+        service.compare("sst2", "sst2", FILM)
+
+
+# -- strata, results, words -------------------------------------------------------------------------------------------
+
+
+def test_strata_are_those_of_the_strategy(service: Service) -> None:
+    strata = service.member("sst2").strata
+    assert [(band.first, band.last, band.what) for band in strata.bands] == [
+        (0, 0, "frozen"),
+        (1, 2, "every bias"),
+        (3, 5, "LoRA (rank 4) on attention and biases of feed-forward"),
+    ]
+    assert strata.frozen == 1
+    assert strata.head
+    assert service.member("sst2-lora").strata.frozen == 0
+    drawn = draw.strata(service.member("sst2"))
+    assert drawn.count("class='sf-cell sf-lora'") == 3 * 4 + 1
+    assert drawn.count("class='sf-cell sf-bias'") == 2 * 8 + 3 * 3 + 1
+
+
+def test_results_are_those_of_the_file_and_the_paper(service: Service) -> None:
+    html = draw.results(service)
+    assert ".83 (paper .93)" in html
+    assert "7.49 M" in html
+    assert set(PAPER_PARAMETERS) == set(PAPER_SCORES["sst2"])
+
+
+def test_both_kinds_of_result_files_are_read(tmp_path: Path) -> None:
+    assert read_result(tmp_path) is None
+    facts = {
+        "format": 1,
+        "method": "lora-I",
+        "data": {"glue": "cola", "train_rows": 10},
+        "scores": [{"split": "validation", "figures": {"matthews_correlation": 0.5}, "rows": 7}],
+        "trained_parameters": 5,
+    }
+    (tmp_path / "spafit_results.json").write_text(json.dumps(facts), encoding="utf-8")
+    result = read_result(tmp_path)
+    assert result is not None
+    assert (result.task, result.score, result.rows, result.trained_parameters) == ("cola", 0.5, 7, 5)
+    stand_ins.write_result(tmp_path, "rte", "lora-II", 9, 0.6)
+    result = read_result(tmp_path)
+    assert result is not None
+    assert (result.task, result.method, result.score, result.rows) == ("rte", "lora-II", 0.6, 277)
+    (tmp_path / "results.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(AdapterError, match="holds a list"):
+        read_result(tmp_path)
+
+
+@pytest.mark.parametrize("task", list(TASK_WORDS))
+def test_every_task_has_words_and_examples_of_its_own(task: str) -> None:
+    words, known = TASK_WORDS[task], TASKS[task]
+    assert set(words.labels) == set(known.labels)
+    assert len(words.boxes) == len(known.columns)
+    assert len(words.examples) == 3
+    assert all(len(example) == len(known.columns) for example in words.examples)
+    assert words.does.endswith(".")
+    assert words.does_not.endswith(".")
+
+
+def test_all_tasks_have_words() -> None:
+    assert set(TASK_WORDS) == set(TASKS)
+    assert label_words("mnli", "neutral") == "may or may not be"
+    assert label_words(None, "off_topic") == "off topic"
+    assert words_of("other").title == "Other"
+
+
+def test_no_example_is_a_row_of_the_data(glue_dir: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    for task, words in TASK_WORDS.items():
+        texts = {text.strip() for example in words.examples for text in example}
+        for file in (glue_dir / task).glob("*.parquet"):
+            table = parquet.read_table(file, columns=list(TASKS[task].columns))
+            for column in table.columns:
+                assert not texts & {str(text).strip() for text in column.to_pylist()}
+
+
+def test_words_from_outside_cannot_become_markup(service: Service) -> None:
+    evil = "<img src=x onerror=alert(1)>${1}{{2}}"
+    assert draw.words(evil) == "&lt;img src=x onerror=alert(1)&gt;&#36;&#123;1&#125;&#123;&#123;2&#125;&#125;"
+    member = replace(service.member("sst2"), name=evil, task=None, labels=(evil, "b"), method=evil, source=evil)
+    answer = service.answer("sst2", FILM)
+    prediction = replace(answer.prediction, label=evil, scores={evil: 0.9, "b": 0.1})
+    fake = replace(answer, member=member, prediction=prediction)
+    for html in (draw.answer(fake, title=evil), draw.answers([fake]), draw.about(member), draw.strata(member)):
+        assert "<img" not in html
+        assert "${" not in html
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "> 99.9 %"), (0.9972, "99.7 %"), (0.5, "50 %"), (0.004, "0.4 %"), (1e-5, "< 0.1 %")]
+)
+def test_no_probability_is_rounded_to_certainty(share: float, text: str) -> None:
+    assert draw.percent(share) == text
+
+
+# -- adding -----------------------------------------------------------------------------------------------------------
+
+
+def test_adding_is_off_unless_allowed(service: Service) -> None:
+    with pytest.raises(ValueError, match="switched off"):
+        service.add("user/sst2")
+
+
+def test_an_adapter_is_added_verified_and_removed(open_service: Service) -> None:
+    member = open_service.add("user/sst2")
+    assert (member.name, member.task, member.added) == ("user/sst2", "sst2", True)
+    assert "Its repository says" in draw.about(member)
+    assert open_service.answer("sst2", FILM).member.name == "user/sst2"
+    with pytest.raises(ValueError, match="here already"):
+        open_service.add("user/sst2")
+    open_service.add("user/stsb", "v1")
+    with pytest.raises(ValueError, match="limit"):
+        open_service.add("user/cola")
+    open_service.remove("user/sst2")
+    assert open_service.tasks == ("stsb",)
+    with pytest.raises(ValueError, match="was not added"):
+        open_service.remove("user/sst2")
+
+
+@pytest.mark.parametrize("repo", ["", "sst2", "../../etc", "/etc/passwd", "a/b/c", "user/..", "user/na me", "a/../b"])
+def test_only_ids_of_repositories_are_taken(open_service: Service, repo: str) -> None:
+    with pytest.raises(ValueError, match="no id of a repository"):
+        open_service.add(repo)
+
+
+def test_what_is_refused_leaves_no_trace(open_service: Service) -> None:
+    with pytest.raises(ValueError, match="no repository"):
+        open_service.add("user/absent")
+    with pytest.raises(ValueError, match="no branch, tag or commit"):
+        open_service.add("user/sst2", "a b")
+    with pytest.raises(ValueError, match="adapter_config"):
+        open_service.add("user/sst2-full")
+    assert open_service.members == ()
