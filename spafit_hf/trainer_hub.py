@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -135,7 +136,7 @@ class HubPushMixin(Trainer):
             "title": model_name,
             "pipeline_tag": _first(tasks),
         }
-        if finetuned_from is not None and is_hub_id(finetuned_from):
+        if finetuned_from is not None and is_hub_id(finetuned_from) and not os.path.exists(finetuned_from):
             said["base"] = dataclasses.replace(facts.base, id=finetuned_from)
         named = {"id": _first(dataset_tags), "name": _first(dataset), "config": _first(dataset_args)}
         if any(named.values()):

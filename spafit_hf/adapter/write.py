@@ -304,6 +304,8 @@ def _config_json(config: LoraConfig, model: nn.Module, sidecar: Sidecar) -> str:
     data["peft_type"] = SpafitPeftType.SPAFIT.value if isinstance(config, SpafitConfig) else "LORA"
     data["base_model_name_or_path"] = data["base_model_name_or_path"] or sidecar.base.name_or_path
     data["inference_mode"] = True
+    # PEFT adds its names of heads to those that are there already.
+    data["modules_to_save"] = list(dict.fromkeys(data["modules_to_save"] or ())) or None
     if data["task_type"] is None:
         # so that PEFT's Auto classes find the class of a model that has no task type of PEFT's
         base = model.get_base_model()  # type: ignore[operator]
