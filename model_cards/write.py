@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from spafit_hf.card import facts_of_folder, render_card
+from spafit_hf.glue.tasks import TASKS
 
 HERE = Path(__file__).parent
 ADAPTERS = HERE.parent / "space" / "adapters"
@@ -25,9 +26,8 @@ def card_of(adapter: Path) -> str:
 
 
 def main() -> None:
-    for config in sorted(ADAPTERS.glob("*/adapter_config.json")):
-        task = config.parent.name
-        (HERE / f"{task}.md").write_text(card_of(config.parent), encoding="utf-8")
+    for task in TASKS:
+        (HERE / f"{task}.md").write_text(card_of(ADAPTERS / task), encoding="utf-8")
         print(f"model_cards/{task}.md")
 
 

@@ -1,27 +1,29 @@
 #!/bin/sh
-# The adapters of the Space for the embedded base: sh space/train_adapters.sh GLUE [TASK ...]
+# The adapters of the Space for the embedded base: sh space/train_adapters.sh GLUE [NAME ...]
 #
-# GLUE is a folder with <task>/train.parquet and validation.parquet. Under an hour on two cores. A task that has its
-# results.json is not repeated. Rank 12 keeps a folder below 700 kB; the tokenizer (another 700 kB) is the base's own and
-# does not stay. Fewer epochs and larger batches where there are more rows.
+# GLUE is a folder with <task>/train.parquet and validation.parquet. Under an hour on two cores. An adapter that has its
+# results.json is not trained again. The ranks keep a folder below 700 kB; the tokenizer (another 700 kB) is the base's
+# own and does not stay. Fewer epochs and larger batches where there are more rows.
 set -eu
 glue=$(realpath "$1")
 shift
-[ $# -gt 0 ] || set -- wnli cola sst2 mrpc stsb rte qqp mnli qnli
+[ $# -gt 0 ] || set -- wnli cola sst2 mrpc stsb rte qqp mnli qnli sst2-lora-II
 mkdir -p "$(dirname "$0")/adapters"
 cd "$(dirname "$0")/adapters"
 
-for task; do
-    [ -e "$task/results.json" ] && continue
-    epochs=3 batch=16
+for name; do
+    [ -e "$name/results.json" ] && continue
+    task=${name%%-*} strategy=spafit-4-9-II rank=12 epochs=3 batch=16
+    case $name in *-lora-II) strategy=lora-II rank=8 ;; esac  # to compare with: LoRA in every layer, of the same size
     case $task in
+        cola) epochs=8 ;;
         rte) epochs=5 ;;
         sst2 | qqp | mnli | qnli) epochs=2 batch=32 ;;
     esac
-    spafit train --task "$task" --data_dir "$glue" --base embedded --strategy spafit-4-9-II \
-        --lora_r 12 --lora_alpha 12 --learning_rate 1e-3 --num_train_epochs $epochs \
+    spafit train --task "$task" --data_dir "$glue" --base embedded --strategy $strategy \
+        --lora_r $rank --lora_alpha $rank --learning_rate 1e-3 --num_train_epochs $epochs \
         --per_device_train_batch_size $batch --warmup_steps 0.06 --bf16 --use_cpu \
-        --save_strategy no --load_best_model_at_end false --output_dir "$task"
-    rm "$task"/tokenizer*
-    spafit card "$task"
+        --save_strategy no --load_best_model_at_end false --output_dir "$name"
+    rm "$name"/tokenizer*
+    spafit card "$name"
 done

@@ -40,6 +40,7 @@ def run(folder: Path, cache: Path | str, model: nn.Module | None = None, **given
         "logging_steps": 1,
         "prefix_cache": str(cache),
         "prefix_cache_dtype": "float32",
+        "first_token_only": "off",  # its probe reads rows as well, and they are counted here
     }
     data = given.pop("data", None)
     collator = given.pop("collator", None) or DataCollatorWithPadding(tiny.tokenizer())

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 EPILOG = """\
 examples:
-  spafit bench                                                        a small BERT, a minute or so
+  spafit bench                                                        a small BERT, a few minutes
   spafit bench --base google-bert/bert-large-cased --rounds 24 --json bench.json --picture bench.png
-  spafit bench --strategies spafit-4-9-II spafit-8-12-I --threads 1
+  spafit bench --strategies spafit-4-9-II spafit-8-12-I --threads 1 --clock cpu      a machine that others use
+
+Where PyTorch sees a GPU, it is measured there: in fp32, in bf16, compiled, and at batches of growing size until memory
+ends.
 """
 
 
@@ -19,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "bench",
         help="measure training steps beside stock PEFT and full fine-tuning",
-        description="Measure training steps of every method side by side, on the CPU, with random weights.",
+        description="Measure training steps of every method side by side, with random weights.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -27,12 +32,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--strategies", nargs="+", default=None, metavar="NAME", help="default: spafit-4-9-II spafit-8-16-II"
     )
+    parser.add_argument(
+        "--baselines", nargs="+", default=None, metavar="NAME", help="default: full bitfit lora-I lora-II"
+    )
+    parser.add_argument(
+        "--own", nargs="*", default=None, metavar="NAME", help="baselines to run through this package too"
+    )
     parser.add_argument("--rounds", type=int, default=12, help="steps of each method (default: 12)")
     parser.add_argument("--batch", type=int, default=8, help="examples per step (default: 8)")
+    parser.add_argument("--batches", type=int, default=8, help="different batches, grouped by length (default: 8)")
     parser.add_argument("--max-tokens", type=int, default=64, help="length of the longest example (default: 64)")
+    parser.add_argument("--full-length", action="store_true", help="every example is of that length")
     parser.add_argument("--lora-r", type=int, default=16, help="rank of LoRA, for the baselines as well (default: 16)")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"], help="of the cache")
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch (default: as it chooses)")
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: seconds that the process had a core"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="do not measure resident memory (a process each)")
+    parser.add_argument("--device", default="", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--json", default="", metavar="FILE", help="write everything that was measured")
     parser.add_argument("--picture", default="", metavar="FILE", help="draw the ratios (needs matplotlib)")
     parser.set_defaults(run=run)
@@ -40,30 +58,48 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print the table.
+    """Measure and print the tables.
 
     Returns:
         0. Errors of the user are raised as ValueError.
     """
+    import torch
     from transformers import logging
 
-    from spafit_hf.bench import STRATEGIES, BenchSettings, measure, write
+    from spafit_hf.bench import BASELINES, STRATEGIES, BenchSettings, measure
+    from spafit_hf.bench.gpu import measure_gpu
 
     logging.set_verbosity_error()
     settings = BenchSettings(
         base=args.base,
         strategies=tuple(args.strategies or STRATEGIES),
+        baselines=tuple(args.baselines or BASELINES),
+        own=("lora-II",) if args.own is None else tuple(args.own),
         rounds=args.rounds,
         batch=args.batch,
+        batches=args.batches,
         max_tokens=args.max_tokens,
+        full_length=args.full_length,
         lora_r=args.lora_r,
         dtype=args.dtype,
         threads=args.threads,
+        clock=args.clock,
+        memory=not args.no_memory,
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
-    result = measure(settings, lambda line: print(line, file=sys.stderr, flush=True))
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    result = measure(settings, tell)
     print(result.table())
-    if args.json:
-        write(result, args.json)
     if args.picture:
         result.picture(args.picture)
+    facts = result.to_dict()
+    if settings.device != "cpu":
+        on_gpu = measure_gpu(settings, tell)
+        print("\n" + on_gpu.table())
+        facts["gpu"] = on_gpu.to_dict()
+    if args.json:
+        Path(args.json).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return 0

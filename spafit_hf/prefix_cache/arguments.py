@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from spafit_hf.first_token.arguments import FirstTokenArguments
+
 DTYPE_NAMES = ("float16", "bfloat16", "float32")
 
 
 @dataclass
-class PrefixCacheArguments:
+class PrefixCacheArguments(FirstTokenArguments):
     """The fields of the prefix cache, to be mixed in before `TrainingArguments`.
 
     Raises:
@@ -39,7 +41,7 @@ class PrefixCacheArguments:
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[misc]  # the next class in line is TrainingArguments
+        super().__post_init__()
         if not self.prefix_cache:
             raise ValueError("prefix_cache is empty; allowed are off, auto, or a folder.")
         if self.prefix_cache_dtype not in DTYPE_NAMES:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import find_architecture
+from spafit_hf.first_token import base_of
 from spafit_hf.tuner.plain import plain_view
 
 # Model types whose layers hand a position bias from one to the next, which layer 0 computes from the length alone.
@@ -56,11 +56,6 @@ class Border:
     def length(self) -> int:
         """Number of frozen layers: N1 + 1."""
         return len(self.layers)
-
-
-def base_of(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT's wrapper, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def frozen_layers(base: nn.Module) -> tuple[str, tuple[str, ...], str]:

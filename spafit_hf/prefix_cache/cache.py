@@ -15,8 +15,9 @@ from huggingface_hub import constants
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.first_token import base_of
 from spafit_hf.prefix_cache.arguments import DTYPE_NAMES
-from spafit_hf.prefix_cache.border import Border, NotCacheable, base_of, find_border
+from spafit_hf.prefix_cache.border import Border, NotCacheable, find_border
 from spafit_hf.prefix_cache.entry import Entry
 from spafit_hf.prefix_cache.key import facts_of, fingerprint, row_keys, weights_of
 from spafit_hf.prefix_cache.offload import Offload

@@ -34,7 +34,7 @@ class Offload:
     """
 
     def __init__(self, base: nn.Module, border: Border, folder: Path) -> None:
-        self._parameters = _movable(base, border)
+        self._parameters = movable(base, border)
         self._devices = [parameter.device for parameter in self._parameters]
         self.bytes = sum(parameter.numel() * parameter.element_size() for parameter in self._parameters)
         if not self._parameters:
@@ -68,7 +68,7 @@ class Offload:
         self._parameters, self._devices, self.bytes = [], [], 0
 
 
-def _movable(base: nn.Module, border: Border) -> list[nn.Parameter]:
+def movable(base: nn.Module, border: Border) -> list[nn.Parameter]:
     """Parameters that only the frozen prefix reads: of its layers and, on the CPU, of the embeddings before them."""
     parts = [*border.layers, *border.before]
     inside = tuple(f"{name}." for name in parts)

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from tqdm.auto import tqdm
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
+from spafit_hf.first_token import base_of
+from spafit_hf.first_token.training import FirstTokenTrainer
 from spafit_hf.prefix_cache.arguments import PrefixCacheArguments
-from spafit_hf.prefix_cache.border import NotCacheable, base_of, frozen_layers
+from spafit_hf.prefix_cache.border import NotCacheable, frozen_layers
 from spafit_hf.prefix_cache.cache import CacheSettings, PrefixCache, default_folder
 from spafit_hf.prefix_cache.probe import ROWS
 from spafit_hf.sampler import example_lengths
@@ -32,7 +33,7 @@ LOOKED_AT = 64
 """Examples among which the probe looks for short and long ones."""
 
 
-class PrefixCacheTrainer(Trainer):
+class PrefixCacheTrainer(FirstTokenTrainer):
     """Trainer that reads the hidden states of frozen leading layers from a cache. Mixed in by `StrataTrainer`."""
 
     prefix_cache: PrefixCache | None = None
@@ -70,6 +71,13 @@ class PrefixCacheTrainer(Trainer):
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self._close_prefix_cache()
+
+    def _reads_prefix(self) -> bool:
+        return self._prefix_open is not None
+
+    def _last_layer_runs(self) -> bool:
+        cache = self.prefix_cache if self._prefix_open is not None else None
+        return cache is None or cache.border is None or cache.border.last_layer not in cache.border.layers
 
     # ---- opening and closing ----
 
