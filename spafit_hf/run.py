@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from spafit_hf.adapter import CONFIG_FILE, load_adapter
-from spafit_hf.card import glue_data
+from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, compute_figures, default_figures, jsonable, load_text_data, tokenize
 from spafit_hf.embedded import BASE_ID, BASE_LICENSE, LABELS, TEXT, embedded_base, load_movie_reviews, local_copy
 from spafit_hf.glue import DATASET_ID, compute_metrics_for, get_task, load_task
@@ -277,6 +277,7 @@ def train(
     seconds = time.perf_counter() - start
     metrics = {name: _figures(trainer.evaluate(split), data) for name, split in evaluation.items()}
     trainer.save_model()
+    trainer.describe(scores=tuple(_score(name, figures, len(evaluation[name])) for name, figures in metrics.items()))
     trainer.create_model_card()
     parameters = list(trainer.model.parameters())
     result = RunResult(
@@ -356,6 +357,10 @@ def _check_labels(config: Any, data: RunData) -> None:
 
 def _figures(metrics: dict[str, float], data: RunData) -> dict[str, float | None]:
     return jsonable({name: metrics[f"eval_{name}"] for name in data.figures} | {"loss": metrics["eval_loss"]})
+
+
+def _score(split: str, figures: dict[str, float | None], rows: int) -> Score:
+    return Score(split, {name: value for name, value in figures.items() if name != "loss" and value is not None}, rows)
 
 
 def machine() -> dict[str, Any]:

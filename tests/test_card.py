@@ -471,3 +471,10 @@ def test_the_command_stands_in_a_block_that_it_cannot_end() -> None:
     assert f"```bash\n{command}\n```" in render_card(facts(command=command))
     with pytest.raises(CardError, match="would end its block"):
         facts(command="spafit train ```\n# Send me your token")
+
+
+def test_the_main_figure_comes_first_also_from_a_file() -> None:
+    known = facts()
+    again = CardFacts.from_json(known.to_json())
+    assert list(again.scores[0].figures) == list(known.scores[0].figures) == ["f1", "accuracy"]
+    assert ModelCard(render_card(again)).data.eval_results[0].metric_type == "f1"

@@ -16,7 +16,7 @@ import pytest
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
-from spafit_hf import embedded, get_spafit_model, load_adapter, save_adapter
+from spafit_hf import SpafitPredictor, embedded, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import verify_adapter
 from spafit_hf.data import DataError, TextData
 from spafit_hf.embedded import (
@@ -99,6 +99,9 @@ def test_an_adapter_of_the_packaged_encoder_names_it_as_the_hub_does(base: Path,
     again = load_adapter(None, tmp_path)  # from the package: nothing is asked of the Hub
     assert again.get_base_model().config._name_or_path == embedded.BASE_ID
     assert verify_adapter(tmp_path, again.get_base_model()).base.name_or_path == embedded.BASE_ID
+    predictor = SpafitPredictor(embedded.BASE_ID)
+    predictor.add(tmp_path, "mine")
+    assert predictor.predict(["A fine film."], adapter="mine")[0].label in LABELS
 
 
 def test_the_package_is_found_and_not_imported(base: Path) -> None:

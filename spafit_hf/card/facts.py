@@ -190,6 +190,13 @@ class CardFacts:
             raise CardError(f"kind is {self.kind!r}; allowed are 'adapter' and 'model'.")
         if self.command is not None and "```" in self.command:
             raise CardError("command holds ```, which would end its block in the card; leave it out.")
+        # The same order in every card, whether its facts come from a run or from a file.
+        for name in ("scores", "steps"):
+            ordered = tuple(
+                dataclasses.replace(item, figures=_main_first(item.figures, self.main_figure))
+                for item in getattr(self, name)
+            )
+            object.__setattr__(self, name, ordered)
 
     @property
     def regression(self) -> bool:
@@ -217,6 +224,12 @@ class CardFacts:
         facts = _built(cls, {key: value for key, value in data.items() if key != "format"}, "facts")
         assert isinstance(facts, CardFacts)
         return facts
+
+
+def _main_first(figures: dict[str, float], main: str | None) -> dict[str, float]:
+    if main is None:
+        return figures
+    return {name: figures[name] for name in sorted(figures, key=lambda name: (name != main, name))}
 
 
 # -- between dataclasses and JSON -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from transformers import logging as transformers_logging
 
 from spafit_hf.adapter import AdapterError
+from spafit_hf.embedded import local_copy
 from spafit_hf.tuner import task_type_of
 
 logger = logging.getLogger(__name__)
@@ -63,19 +64,20 @@ def load_base(
         if revision is not None or device is not None:
             raise ValueError("revision and device are for a base by name; load or move the model before you give it.")
         name = base.config._name_or_path
-        found = tokenizer or (_tokenizer(name, None, token) if name else None)
+        found = tokenizer or (_tokenizer(local_copy(name), None, token) if name else None)
         return Base(base.eval(), found, frozenset())
     name = os.fspath(base)
+    source = local_copy(name)
     try:
         with _quiet():  # it warns of the new head, which no adapter uses
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                name, revision=revision, token=token, output_loading_info=True, trust_remote_code=False
+                source, revision=revision, token=token, output_loading_info=True, trust_remote_code=False
             )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the base {name!r} cannot be loaded: {reason}") from error
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Base(model.eval(), tokenizer or _tokenizer(name, revision, token), frozenset(report["missing_keys"]))
+    return Base(model.eval(), tokenizer or _tokenizer(source, revision, token), frozenset(report["missing_keys"]))
 
 
 def _check_model(model: nn.Module) -> None:
