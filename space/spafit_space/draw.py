@@ -9,7 +9,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from spafit_hf.card.words import figure_name, method_title, share, size, spans
+from spafit_hf.card.words import ROLE_WORDS, figure_name, method_title, share, size, spans
 from spafit_hf.glue import PAPER_SCORES, TASKS
 from spafit_hf.strategy import METHODS, ROLES
 from spafit_space.results import PAPER_BASE, PAPER_PARAMETERS, paper_score
@@ -17,16 +17,6 @@ from spafit_space.service import Answer, Member, Service
 from spafit_space.strata import ROLE_LETTERS, Band, Mark
 from spafit_space.tasks import label_words, words_of
 
-ROLE_NAMES = {
-    "query": "query",
-    "key": "key",
-    "value": "value",
-    "attention_output": "attention output",
-    "attention_norm": "attention norm",
-    "intermediate": "feed-forward in",
-    "output": "feed-forward out",
-    "output_norm": "feed-forward norm",
-}
 MARK_NAMES: dict[Mark, str] = {
     "": "frozen",
     "bias": "bias trained",
@@ -296,7 +286,7 @@ def strata(member: Member) -> str:
     """Every layer of the base as a row of sub-layers, in the color of what the adapter does to it."""
     found = member.strata
     head = "".join(
-        f"<th scope='col' title='{ROLE_NAMES[role]}' class='{_gap(role)}'>{ROLE_LETTERS[role]}</th>" for role in ROLES
+        f"<th scope='col' title='{ROLE_WORDS[role]}' class='{_gap(role)}'>{ROLE_LETTERS[role]}</th>" for role in ROLES
     )
     # ROLES has five sub-layers of the attention, then three of the feed-forward.
     top = (
@@ -332,7 +322,7 @@ def strata(member: Member) -> str:
 
 def _layer(layer: int, band: Band) -> str:
     cells = "".join(
-        f"<td class='{_gap(role)}' title='layer {layer}, {ROLE_NAMES[role]}: {MARK_NAMES[mark]}'>"
+        f"<td class='{_gap(role)}' title='layer {layer}, {ROLE_WORDS[role]}: {MARK_NAMES[mark]}'>"
         f"<i class='sf-cell sf-{mark or 'none'}'>{MARK_LETTERS[mark]}</i></td>"
         for role, mark in zip(ROLES, band.marks, strict=True)
     )

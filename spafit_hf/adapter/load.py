@@ -74,7 +74,7 @@ def load_adapter(
     _check_base_is_whole(model, plain)
     _check_name(model, adapter_name)
     adapter = verify_adapter(folder, plain)
-    tensors = _native(adapter, plain)
+    tensors = native_tensors(adapter, plain)
     config = _config(adapter, plain, is_trainable)
     is_training = isinstance(model, PeftModel) and model.training
     loaded = _add(model, config, adapter, adapter_name, tensors)
@@ -240,7 +240,7 @@ def _unnamed_labels(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, Any
     }
 
 
-def _native(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, torch.Tensor]:
+def native_tensors(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, torch.Tensor]:
     """The adapter's tensors under this package's own names: deltas, whatever the form they were stored in."""
     tensors = {}
     stored = adapter.read_tensors()

@@ -24,7 +24,7 @@ from torch import nn
 
 from spafit_hf.adapter import AdapterError, VerifiedAdapter, verify_adapter
 from spafit_hf.adapter.folder import KEY_PREFIX, TensorName
-from spafit_hf.adapter.load import _native
+from spafit_hf.adapter.load import native_tensors
 from spafit_hf.architecture import Architecture
 from spafit_hf.planner import LoraSettings
 from spafit_hf.predictor.facts import AdapterFacts, file_bytes, labels_of, texts_of
@@ -110,7 +110,7 @@ def read_adapter(
             f"{source} brings no {missing[0]}, and neither does the base. Give SpafitPredictor the model with the "
             "head that the adapter was trained under."
         )
-    tensors = _native(verified, base)
+    tensors = native_tensors(verified, base)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     head: dict[str, dict[str, torch.Tensor]] = {name: {} for name in verified.head}
     for key, tensor in tensors.items():
