@@ -212,6 +212,26 @@ def test_the_model_is_as_before_when_the_cache_is_detached(tmp_path: Path) -> No
 # -- models that cannot be cached say why --
 
 
+def test_cached_passes_look_up_one_row_of_the_embeddings(tmp_path: Path) -> None:
+    model = wrapped(tiny("bert"))
+    batch = batches(1)[0]
+    cache = cached(model, tmp_path, batch)
+    looked_up: list[torch.Tensor] = []
+    table = cache.base.get_submodule("bert.embeddings.word_embeddings")
+    model.eval()
+    with cache.attached():
+        model(**batch)  # computed and stored
+        # after the cache's own hook, so it sees what the table is asked for
+        table.register_forward_hook(lambda _module, args, _output: looked_up.append(args[0]))
+        read = model(**batch).logits
+    assert looked_up[-1].shape == batch["input_ids"].shape
+    assert not looked_up[-1].any()
+    live = model(**batch).logits
+    assert torch.equal(looked_up[-1], batch["input_ids"])
+    torch.testing.assert_close(read, live, rtol=0, atol=1e-6)
+    cache.close()
+
+
 def refusal(model: nn.Module, tmp_path: Path, batch: dict[str, torch.Tensor] | None = None) -> str:
     with pytest.raises(NotCacheable) as caught:
         cached(model, tmp_path, batch or batches()[0])

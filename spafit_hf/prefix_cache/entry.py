@@ -5,7 +5,8 @@
                    it was given        the states
 
 Only the `forward` of these layers is put aside, on the instance, and put back afterwards. Names, weights and hooks
-stay.
+stay. The embeddings run, since models take shapes and masks from what they return, but they look up one row alone: the
+table, 120 MB of BERT-large, need not be in memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from spafit_hf.prefix_cache.border import SHARED_POSITION_BIAS, Border, model_type_of
 
@@ -37,7 +39,9 @@ class Entry:
         self.border = border
         self._layers = [base.get_submodule(name) for name in border.layers]
         self._before = [base.get_submodule(name) for name in border.before]
+        self._tables = [module for module in self._before if isinstance(module, nn.Embedding)]
         self._forwards: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
         self._states: torch.Tensor | None = None
         self._entered = False
         self._position_bias: Any = None
@@ -50,9 +54,13 @@ class Entry:
             own = vars(layer).get("forward")
             self._forwards.append(own)
             layer.forward = partial(self._layer, index, own or layer.forward)  # type: ignore[assignment]
+        self._hooks = [table.register_forward_pre_hook(self._first_row) for table in self._tables]
 
     def detach(self) -> None:
         """Give the layers their own forward back."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         for layer, own in zip(self._layers, self._forwards, strict=True):
             if own is None:
                 del layer.forward
@@ -109,6 +117,9 @@ class Entry:
         if not reached:
             raise RuntimeError(f"{self.border.layers[-1]} did not run, so there are no states to keep.")
         return reached[0]
+
+    def _first_row(self, _table: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return None if self._states is None or not args else (torch.zeros_like(args[0]), *args[1:])
 
     def _layer(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._states is None:
