@@ -134,7 +134,8 @@ class FirstToken:
         return (args[0][:, :1], *args[1:])
 
     def _for_every_token(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor | None:
-        return output.expand(-1, self._tokens, -1) if self._active else None
+        # A copy and not a view: attention kernels are slow on rows that are the same memory.
+        return output.repeat(1, self._tokens, 1) if self._active else None
 
     def _first(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         return (args[0][:, :1], *args[1:]) if self._active else None

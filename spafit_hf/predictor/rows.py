@@ -29,13 +29,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
+from spafit_hf.first_token import FirstToken
+from spafit_hf.first_token.probe import probe
 from spafit_hf.predictor.patch import LoadedAdapter, Patch
 from spafit_hf.tuner.model import FLATTENING
 
 Forward = Callable[..., Any]
-
-FIRST_TOKEN_TYPES = ("bert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
-"""Model types whose norm after the attention comes after the residual too, and whose head reads the first token."""
 
 
 class NotByRow(Exception):
@@ -66,16 +65,20 @@ class RowForward:
         self._entrances = [
             [model.get_submodule(name) for name in layer.names(("query", "key", "value"))] for layer in layers
         ]
-        self._last_norm: nn.Module | None = None
-        if architecture.model_type in FIRST_TOKEN_TYPES:
-            self._last_norm = model.get_submodule(layers[-1].names(("attention_norm",))[0])
+        self._first_token: FirstToken | None = None
         self._flattens = architecture.model_type in FLATTENING
         self._inputs = set(inspect.signature(model.forward).parameters)
 
-    @property
-    def can_narrow(self) -> bool:
-        """Whether the last layer has a place where it could be narrowed to the first token."""
-        return self._last_norm is not None
+    def find_first_token(self, texts: Mapping[str, torch.Tensor]) -> None:
+        """Learn how the last layer runs for the first token alone.
+
+        Args:
+            texts: inputs to try it on, (texts, tokens) each.
+
+        Raises:
+            NotFirstToken: if it cannot, or the base's own head reads other tokens.
+        """
+        self._first_token = probe(self.model, self._accepted(texts), gradients=False)
 
     @torch.inference_mode()
     def logits(
@@ -94,7 +97,7 @@ class RowForward:
             text_of_row: which text a row is of, (rows,) int64 on the same device.
             spans: adapters of the rows, in order, covering all rows.
             border: layers that run once per text; no adapter of the rows may change one of them.
-            narrow: compute the last layer's feed-forward for the first token alone, for heads that read no other.
+            narrow: compute the last layer for the first token alone, once `find_first_token` has found how.
 
         Returns:
             (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
@@ -103,7 +106,7 @@ class RowForward:
             NotByRow: if the model does not allow several adapters at once, or the border.
         """
         self.model.eval()  # somebody may have trained it since
-        texts = {name: tensor for name, tensor in texts.items() if name in self._inputs}
+        texts = self._accepted(texts)
         rows = {name: tensor.index_select(0, text_of_row) for name, tensor in texts.items()}
         extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._inputs else {}
         with ExitStack() as stack:
@@ -111,11 +114,14 @@ class RowForward:
                 states, returns = self._states(texts, border, extra)
                 stack.enter_context(self._entered(states, returns, text_of_row, border))
             stack.enter_context(self._patched(spans, len(text_of_row)))
-            if narrow and self._last_norm is not None:
-                # after the patches: hooks run in the order in which they came
-                handle = self._last_norm.register_forward_hook(lambda _module, _args, output: output[:, :1])
-                stack.callback(handle.remove)
+            if narrow and self._first_token is not None:
+                # After the patches: hooks run in the order in which they came, and what the query says is patched
+                # before it is given to every token.
+                stack.enter_context(self._first_token.attached())
             return self.model(**rows, **extra).logits
+
+    def _accepted(self, texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in texts.items() if name in self._inputs}
 
     # ---- each row its adapter ----
 

@@ -4,7 +4,7 @@
     padding         texts of different lengths in one batch
     mixing          rows of several adapters in one batch
     border          layers that no adapter of the batch changes run once per text
-    narrowing       the last feed-forward runs for the first token alone, where the head reads no other
+    narrowing       the last layer runs for the first token alone, where the head reads no other
 
 What gives other answers is left out from then on, and the log says so.
 """
@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
+from spafit_hf.first_token import NotFirstToken
 from spafit_hf.predictor.patch import LoadedAdapter
 from spafit_hf.predictor.rows import NotByRow, RowForward, Span
 from spafit_hf.predictor.text import Encoded, pad
@@ -120,7 +121,7 @@ class Serving:
             wanted = shortcuts and len(texts) < len(rows) and self.borders.get(lowest, False)
             border = lowest if wanted else 0
         result = self._forward.logits(
-            pad(texts, self.model.config.get_text_config().pad_token_id or 0, self.device),
+            self._padded(texts),
             torch.tensor([place_of[rows[index][0].key] for index in order], device=self.device),
             spans,
             border=border,
@@ -128,6 +129,9 @@ class Serving:
         ).cpu()
         back = {index: result[place, : rows[index][1].outputs] for place, index in enumerate(order)}
         return [back[index] for index in range(len(rows))]
+
+    def _padded(self, texts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        return pad(texts, self.model.config.get_text_config().pad_token_id or 0, self.device)
 
     # ---- finding out ----
 
@@ -137,7 +141,11 @@ class Serving:
         alone = [self._batch([row], shortcuts=False)[0] for row in rows]
         self._check("mixes", "heads in one batch", [alone[0], alone[3]], [[rows[0], rows[3]]])
         self._check("pads", "texts of different lengths in one batch", alone, [rows[:2], rows[2:]])
-        if self._forward.can_narrow:
+        try:
+            self._forward.find_first_token(self._padded(texts if self.pads else texts[:1]))
+        except NotFirstToken as error:
+            logger.info("The last layer runs for all tokens: %s", error)
+        else:
             narrowed = [self._batch([row], shortcuts=False, narrow=True)[0] for row in rows]
             self.narrows = self._agree(alone, narrowed)
 
