@@ -50,6 +50,8 @@ def run_grid(asked: argparse.Namespace) -> None:
             logging_strategy="epoch",
             disable_tqdm=True,
             seed=seed,
+            bf16=asked.bf16,
+            use_cpu=asked.cpu,
         )
         data = load_data(DataArguments(task=task, data_dir=asked.data_dir))
         words = {"task": task, "base": asked.base, "strategy": asked.strategy, "seed": seed}
@@ -84,6 +86,8 @@ def main() -> None:
     parser.add_argument("--strategy", default="spafit-8-16-II")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--bf16", action="store_true", help="autocast, in both ways")
+    parser.add_argument("--cpu", action="store_true", help="even where there is a GPU; bf16 without one asks for it")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
