@@ -142,6 +142,26 @@ def test_sixteen_bits_are_near(dtype: str, near: float, tmp_path: Path) -> None:
     assert sum(sizes) == tokens * 16 * 2  # no byte for padding
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_autocast_rounds_more_than_the_states_type_says(precision: str, tmp_path: Path) -> None:
+    # Norms return fp32 under autocast, and what they norm comes from products in bf16.
+    lengths = (5, 23, 41, 60)
+    mask = (torch.arange(60) < torch.tensor(lengths)[:, None]).long()
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, VOCAB, mask.shape, generator=draw) * mask + PAD * (1 - mask)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(4, dtype=torch.long)}
+    torch.manual_seed(0)
+    config = hf.BertConfig(vocab_size=VOCAB, hidden_size=128, num_hidden_layers=4, num_attention_heads=4)
+    cache = PrefixCache(wrapped(hf.BertForSequenceClassification(config)), CacheSettings(tmp_path), precision)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        cache.prepare(batch)
+    assert cache.border is not None
+    assert cache.probed is not None
+    assert cache.border.dtype == torch.float32
+    assert (cache.probed.exact > 1e-4) == (precision == "bf16")
+    cache.close()
+
+
 def test_a_whole_frozen_stack(tmp_path: Path) -> None:
     data = batches()
     for name in ("bert", "t5"):
