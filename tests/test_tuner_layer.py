@@ -174,6 +174,71 @@ def test_lora_and_delta_live_in_one_layer():
     assert torch.equal(layer(X), layer.get_base_layer()(X))
 
 
+def both_parts(kind: str) -> DeltaLayer:
+    """Adapters with a delta ("a", "b"), and on dense modules with LoRA ("l") and with both ("m")."""
+    layer = wrapped(kind, "a", "b")
+    if kind != "norm":
+        for name in ("l", "m"):
+            layer.update_layer(name, 2, 4, config=LoraConfig(init_lora_weights=False))
+        layer.add_delta("m", zero=False)
+    return layer
+
+
+CASES = {
+    "one": lambda layer: layer.set_adapter(["a"]),
+    "one, as a string": lambda layer: setattr(layer, "_active_adapter", "a"),
+    "several": lambda layer: layer.set_adapter(["a", "b"]),
+    "none": lambda layer: layer.set_adapter([]),
+    "one of other modules": lambda layer: layer.set_adapter(["elsewhere"]),
+    "lora": lambda layer: layer.set_adapter(["l"]),
+    "lora beside no delta": lambda layer: (
+        layer.delete_adapter("a"),
+        layer.delete_adapter("b"),
+        layer.set_adapter("l"),
+    ),
+    "lora and delta": lambda layer: layer.set_adapter(["m"]),
+    "disabled": lambda layer: layer.enable_adapters(False),
+    "merged": lambda layer: layer.merge(),
+    "disabled, merged": lambda layer: (layer.merge(), layer.enable_adapters(False)),
+    "a hook": lambda layer: layer.get_base_layer().register_forward_hook(lambda *_: None),
+    "accelerate": lambda layer: setattr(layer.get_base_layer(), "_hf_hook", object()),
+    "zero": lambda layer: setattr(layer.get_base_layer().weight, "ds_id", 0),
+    "plain tensor": lambda layer: (
+        layer.lora_delta._parameters.pop("a"),
+        setattr(layer.lora_delta, "a", torch.ones(layer.out_features)),
+    ),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "norm"])
+def test_the_short_way_computes_what_the_long_one_does(kind, case, autocast, monkeypatch):
+    layer = both_parts(kind)
+    CASES[case](layer)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        short = layer(X)
+        monkeypatch.setattr(DeltaLayer, "_forward_of_one", lambda self, x: None)
+        assert torch.equal(layer(X), short)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changing_the_mode_reaches_every_module(kind):
+    class OwnMode(nn.Module):
+        def train(self, mode: bool = True) -> OwnMode:
+            self.heard = mode
+            return super().train(mode)
+
+    layer = wrapped(kind, "a")
+    if kind != "norm":
+        layer.update_layer("l", 2, 4, config=LoraConfig(lora_dropout=0.5))
+    layer.get_base_layer().add_module("own", OwnMode())
+    for mode in (False, True):
+        assert layer.train(mode) is layer
+        assert {module.training for module in layer.modules()} == {mode}
+        assert layer.get_base_layer().own.heard is mode
+
+
 @pytest.mark.parametrize(
     "module", [nn.Embedding(3, 4), nn.Conv2d(1, 1, 1), nn.ReLU(), nn.LayerNorm(4, bias=False), nn.RMSNorm(4)]
 )

@@ -20,7 +20,7 @@ from models import (
     tiny_generator,
     train,
 )
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model
@@ -66,6 +66,23 @@ def outputs_of_each(model: PeftModel, batch: dict[str, torch.Tensor]) -> dict[st
     with model.disable_adapter():
         found["__base__"] = logits(model, batch)
     return found
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_frozen_is_what_peft_freezes(name, strategy):
+    def trainable() -> dict[str, bool]:
+        return {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+
+    model = get_spafit_model(tiny(name), STRATEGIES[strategy])
+    second_adapter(model)
+    tuner = model.base_model
+    model.get_base_model().requires_grad_(True)
+    tuner._mark_only_adapters_as_trainable(tuner.model)
+    found = trainable()
+    model.get_base_model().requires_grad_(True)
+    LoraModel._mark_only_adapters_as_trainable(tuner, tuner.model)
+    assert found == trainable()
 
 
 # ---- the base keeps every bit ----

@@ -54,8 +54,8 @@ class DeltaLayer(LoraLayer):
         delta = torch.zeros(self.out_features, dtype=torch.float32, device=reference.device)
         if not zero:
             delta.normal_(std=DELTA_INIT_STD)
-        self.lora_delta[adapter_name] = nn.Parameter(delta)
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+        trains = adapter_name in self.active_adapters and not inference_mode
+        self.lora_delta[adapter_name] = nn.Parameter(delta, requires_grad=trains)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         delta = self.lora_delta.get(adapter_name)
@@ -82,10 +82,26 @@ class DeltaLayer(LoraLayer):
         """Whether the adapter has LoRA factors on this module."""
         return adapter_name in self.scaling
 
+    def train(self, mode: bool = True) -> DeltaLayer:
+        """`nn.Module.train`, which a trainer calls before each step, without a visit to each of the many leaves."""
+        self.__dict__["training"] = mode
+        for child in self._modules.values():
+            if child is None:
+                continue
+            if child._modules or type(child).train is not nn.Module.train:
+                child.train(mode)
+            else:
+                child.__dict__["training"] = mode
+        return self
+
     # ---- forward ----
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base module with the active adapters' LoRA and deltas; `adapter_names` gives each row its own."""
+        if not (args or kwargs or self._disable_adapters or self.merged_adapters):
+            result = self._forward_of_one(x)
+            if result is not None:
+                return result
         self._check_forward_args(x, *args, **kwargs)
         if kwargs.get("adapter_names") is not None:
             return self._mixed_batch_forward(x, *args, **kwargs)
@@ -103,10 +119,26 @@ class DeltaLayer(LoraLayer):
         delta = None if plain else self._active_delta()
         if delta is None:
             return self.base_layer(x, *args, **kwargs)
-        if _is_readable(self.base_layer):
-            return _forward_with_delta(self.base_layer, x, delta)
-        result = self.base_layer(x, *args, **kwargs)
-        return result + delta.to(result.dtype)
+        result = None if args or kwargs else _forward_with_delta(self.base_layer, x, delta)
+        if result is None:
+            result = self.base_layer(x, *args, **kwargs)
+            result = result + delta.to(result.dtype)
+        return result
+
+    def _forward_of_one(self, x: torch.Tensor) -> torch.Tensor | None:
+        """`forward` where one adapter is active, with either LoRA or a delta here; None where it is not so.
+
+        Most calls are such, and in small models what Python does in them takes as long as the arithmetic. So nothing
+        is looked up twice, and modules and parameters not by attribute, which `nn.Module` answers slowly.
+        """
+        modules: dict[str, Any] = self._modules
+        active = self._active_adapter
+        name = active if type(active) is str else active[0] if len(active) == 1 else None
+        deltas = modules["lora_delta"]
+        if name in self.scaling:
+            return None if len(deltas) else super().forward(x)  # type: ignore[misc]
+        delta = deltas._parameters.get(name)  # None also where FSDP has put a plain tensor in its place
+        return None if delta is None else _forward_with_delta(modules["base_layer"], x, delta)
 
     def _active_delta(self) -> torch.Tensor | None:
         deltas = [self.lora_delta[name] for name in self.active_adapters if name in self.lora_delta]
@@ -206,6 +238,7 @@ class Norm(nn.Module, DeltaLayer):
 
     # nn.Module stands first for the same reason as in PEFT's layers: its __init__ must not reach LoraLayer's.
     forward = DeltaLayer.forward
+    train = DeltaLayer.train  # type: ignore[assignment]
 
     def __init__(self, base_layer: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -267,24 +300,27 @@ def adopt(layer: LoraLayer) -> DeltaLayer:
     return adopted
 
 
-def _is_readable(base: nn.Module) -> bool:
-    """Whether the base's tensors may be read here, outside its own forward."""
-    return type(base) in (nn.Linear, Conv1D, nn.LayerNorm) and not (
-        hasattr(base, "_hf_hook")  # accelerate moves the weights in this hook
-        or hasattr(base.weight, "ds_id")  # ZeRO-3 gathers them in one of its own
+def _forward_with_delta(base: nn.Module, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor | None:
+    """What a module computes with `delta` (fp32) added to its bias; None if its tensors cannot be read out here."""
+    kind = type(base)
+    weight = base._parameters.get("weight")
+    if (
+        kind not in (nn.Linear, nn.LayerNorm, Conv1D)
+        or weight is None
+        or "_hf_hook" in base.__dict__  # accelerate moves the weights in this hook
+        or hasattr(weight, "ds_id")  # ZeRO-3 gathers them in one of its own
         or base._forward_hooks
         or base._forward_pre_hooks
         or base._backward_hooks
-    )
-
-
-def _forward_with_delta(base: nn.Module, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """What a module of `_is_readable`'s kinds computes with `delta` (fp32) added to its bias."""
-    dtype = base.weight.dtype
-    bias = (delta if base.bias is None else base.bias + delta).to(dtype)
-    if isinstance(base, nn.Linear):
-        return F.linear(x, base.weight, bias)
-    if isinstance(base, nn.LayerNorm):
-        return F.layer_norm(x, base.normalized_shape, base.weight, bias, base.eps)
-    flat = torch.addmm(bias, x.view(-1, x.size(-1)), base.weight)
+    ):
+        return None
+    bias = base._parameters["bias"]
+    bias = delta if bias is None else bias + delta
+    if bias.dtype is not weight.dtype:
+        bias = bias.to(weight.dtype)
+    if kind is nn.Linear:
+        return F.linear(x, weight, bias)
+    if kind is nn.LayerNorm:
+        return F.layer_norm(x, base.normalized_shape, weight, bias, base.eps)
+    flat = torch.addmm(bias, x.view(-1, x.size(-1)), weight)
     return flat.view(*x.size()[:-1], bias.numel())

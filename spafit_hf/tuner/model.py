@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.model import LoraModel, _adapter_names_pre_forward_hook, _get_encoder
-from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer, _ExcludedModule, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, task_arithmetic, ties
 from peft.utils.other import get_pattern_key
@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.planner import plan
 from spafit_hf.tuner.config import SpafitConfig
-from spafit_hf.tuner.layer import DeltaLayer, adopt, is_dense, is_norm, missing_bias_message, wrap
+from spafit_hf.tuner.layer import DeltaLayer, Linear, Norm, adopt, is_dense, is_norm, missing_bias_message, wrap
 from spafit_hf.tuner.plain import plain_view
 
 BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
@@ -114,6 +114,24 @@ class SpafitModel(LoraModel):
             )
             if adapter_name not in self.active_adapters:
                 layer.lora_delta[adapter_name].requires_grad_(False)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT moves each part of a new layer to its base's device, wherever the two are; mostly they are together.
+        devices = {parameter.device for parameter in new_module.parameters()}
+        if type(new_module) in (Linear, Norm) and len(devices) == 1:
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        if any(self.peft_config[name].bias != "none" for name in self.active_adapters):
+            super()._mark_only_adapters_as_trainable(model)
+            return
+        # PEFT compares the names of all parameters; walking past the adapters says the same in a fraction of the time.
+        _freeze_base(model)
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer._freeze_non_trainable_peft_weights()
 
     @staticmethod
     def _create_new_module(
@@ -428,13 +446,39 @@ def _flat_names_hook(
     return args, {**kwargs, "adapter_names": [name for name in adapter_names for _ in range(length)]}
 
 
+def _freeze_base(module: nn.Module) -> None:
+    """Freeze all parameters but those of adapters and of modules that PEFT trains whole."""
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return
+    if isinstance(module, BaseTunerLayer):
+        _freeze_base(module.base_layer)
+        return
+    for parameter in module.parameters(recurse=False):
+        parameter.requires_grad = False
+    for child in module.children():
+        _freeze_base(child)
+
+
 def _wants_delta(config: SpafitConfig, key: str) -> bool:
-    if not config.bias_modules:
+    named = config.bias_modules
+    if not named:
         return False
+    if not isinstance(named, str):
+        # Hundreds of names may be listed, and this is asked of each module: first whether any can mean it at all.
+        parts = key.split(".")
+        endings = (".".join(parts[start:]) for start in range(len(parts)))
+        named = _as_set(tuple(named))
+        if named.isdisjoint(endings):
+            return False
     # PEFT's rules for names, name endings, regular expressions, exclusions and layer indices, asked of bias_modules.
     as_targets = copy.copy(config)
-    as_targets.target_modules = config.bias_modules
+    as_targets.target_modules = named
     return bool(check_target_module_exists(as_targets, key))
+
+
+@lru_cache(maxsize=4)
+def _as_set(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(names)
 
 
 def _combine(

@@ -7,8 +7,6 @@ BertModel                                  BertModel (view)
 
 from __future__ import annotations
 
-import copy
-
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -31,9 +29,10 @@ def _view(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     if isinstance(module, AuxiliaryTrainingWrapper):
         return _view(module.original_module, seen)
     if module not in seen:  # a module that stands in two places stays one
-        seen[module] = copy.copy(module)
-        # The copy is shallow: without this line its children would be replaced in the model as well.
-        seen[module]._modules = {}
-        for name, child in module._modules.items():
-            seen[module]._modules[name] = None if child is None else _view(child, seen)
+        # A module's whole state is its __dict__. The copy is shallow, but for the children, which are views as well.
+        view = type(module).__new__(type(module))
+        view.__dict__.update(module.__dict__)
+        seen[module] = view
+        children = {name: None if child is None else _view(child, seen) for name, child in module._modules.items()}
+        view.__dict__["_modules"] = children
     return seen[module]
