@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from test_tuner_model import BOTH
 
 from spafit_hf import SpafitConfig, Strategy, get_spafit_model, load_adapter, save_adapter
-from spafit_hf.adapter import AdapterError, load_base
+from spafit_hf.adapter import AdapterError, load, load_base
+from spafit_hf.adapter.folder import KEY_PREFIX, TensorName
 from spafit_hf.tuner import DeltaLayer
 
 STRATEGIES = {"spafit": "spafit-4-9-II", "bitfit": "bitfit", "lora": "lora-II", "probe": "linear-probe", "both": BOTH}
@@ -343,7 +345,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(wrapped_already, tmp_path
     def fail(*args: Any, **kwargs: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("spafit_hf.adapter.load.set_peft_model_state_dict", fail)
+    monkeypatch.setattr("spafit_hf.adapter.load._fill", fail)
     with pytest.raises(MemoryError):
         load_adapter(model, tmp_path, adapter_name="b")
     assert torch.equal(logits(model, inputs("bert")), expected)
@@ -353,6 +355,53 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(wrapped_already, tmp_path
         assert list(model.peft_config) == ["default"]
     else:
         assert not any(isinstance(module, DeltaLayer) for module in base.modules())
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "head", "meta"])
+def test_tensors_that_are_not_those_of_the_parameters_are_not_half_loaded(change, tmp_path, monkeypatch):
+    write(tmp_path, "bert", "bitfit", form="native")
+    read = load.read_adapter
+
+    def changed(folder: Path, plain: torch.nn.Module) -> Any:
+        adapter, stored = read(folder, plain)
+        key = next(key for key in stored if key.startswith(f"{KEY_PREFIX}bert"))
+        module = adapter.tensors[key].module
+        if change == "missing":
+            del adapter.tensors[key]
+        elif change == "head":
+            del adapter.tensors[f"{KEY_PREFIX}classifier.weight"]
+        elif change == "unknown":
+            name = TensorName("bert.nowhere", "lora_delta")
+            adapter.tensors[str(name)], stored[str(name)] = name, stored[key]
+            adapter = dataclasses.replace(adapter, bias_modules=(*adapter.bias_modules, "bert.nowhere"))
+        elif change == "shape":
+            stored[key] = stored[key][:1]  # which would be broadcast
+            assert module in adapter.bias_modules
+        return adapter, stored
+
+    monkeypatch.setattr(load, "read_adapter", changed)
+    base = tiny("bert", 2)
+    if change == "meta":
+        base = base.to("meta")
+    reason = "offloaded" if change == "meta" else "did not find their places"
+    with pytest.raises(AdapterError, match=reason):
+        load_adapter(base, tmp_path)
+    assert not any(isinstance(module, DeltaLayer) for module in base.modules())
+
+
+@pytest.mark.parametrize("is_trainable", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_trains_after_loading(strategy, is_trainable, tmp_path):
+    write(tmp_path, "bert", STRATEGIES[strategy])
+    model = load_adapter(tiny("bert", 2), tmp_path, is_trainable=is_trainable)
+    trained = {
+        name
+        for name, parameter in get_spafit_model(tiny("bert"), STRATEGIES[strategy]).named_parameters()
+        if parameter.requires_grad
+    }
+    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert found == (trained if is_trainable else set())
+    assert model.peft_config["default"].init_lora_weights is True
 
 
 # ---- what plain PEFT wrote ----

@@ -7,29 +7,28 @@ import re
 
 from torch import nn
 
-from spafit_hf.adapter.folder import AdapterError, BaseFacts, base_facts
+from spafit_hf.adapter.folder import AdapterError, BaseFacts, facts_of_plain
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture import find_architecture
 from spafit_hf.tuner import labels_of
 from spafit_hf.tuner.layer import is_dense, is_norm
-from spafit_hf.tuner.plain import plain_view
 
 #: Names of heads that PEFT itself stores with an adapter for classification.
 PEFT_HEADS = ("classifier", "score")
 
 
-def check_same_base(trained_on: BaseFacts, base: nn.Module) -> None:
+def check_same_base(trained_on: BaseFacts, plain: nn.Module) -> None:
     """Refuse another base than the adapter's own, as far as facts are known about that.
 
     Args:
         trained_on: facts about the adapter's base. Where they hold a name alone (plain PEFT knows no more), names of
             repositories are compared.
-        base: the plain model, wrapped by other adapters or not.
+        plain: the base, as a `plain_view`.
 
     Raises:
         AdapterError: with what differs.
     """
-    loaded = base_facts(base)
+    loaded = facts_of_plain(plain)
     difference = trained_on.difference(loaded)
     if difference:
         raise AdapterError(f"the adapter does not belong to this base ({loaded.name_or_path}): {difference}.")
@@ -40,37 +39,46 @@ def check_same_base(trained_on: BaseFacts, base: nn.Module) -> None:
         )
 
 
-def check_fit(adapter: VerifiedAdapter, base: nn.Module) -> None:
+def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
     """Refuse an adapter whose tensors are not those that the base's modules ask for.
 
     Args:
         adapter: what the folder holds.
-        base: the plain model, wrapped by other adapters or not.
+        plain: the base, as a `plain_view`.
 
     Raises:
         AdapterError: with what does not fit.
     """
-    plain = plain_view(base)
-    _check_complete(adapter, plain)
-    _check_shapes(adapter, plain)
+    modules = dict(plain.named_modules())
+    _check_complete(adapter, plain, modules)
+    _check_shapes(adapter, plain, modules)
     _check_heads(adapter, plain)
 
 
-def head_names(base: nn.Module) -> set[str]:
-    """Names of modules that an adapter may bring along whole: those of the task head, and no part of the encoder."""
+def head_names(plain: nn.Module) -> set[str]:
+    """Names of modules that an adapter may bring along whole: those of the task head, and no part of the encoder.
+
+    Args:
+        plain: the base, as a `plain_view`.
+    """
     try:
-        found = find_architecture(plain_view(base)).head
+        found = find_architecture(plain).head
     except ValueError:  # an architecture nobody described: PEFT's own names of heads remain
         found = ()
     return {*PEFT_HEADS, *found}
 
 
-def head_output(base: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of weight and bias of a head's last layer, whose number of outputs is that of the labels."""
+def head_output(plain: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of weight and bias of a head's last layer, whose number of outputs is that of the labels.
+
+    Args:
+        plain: the base, as a `plain_view`.
+        heads: names of the modules of the head.
+    """
+    below = tuple(f"{head}." for head in heads)
     last: tuple[str, ...] = ()
-    for name, module in plain_view(base).named_modules():
-        inside = any(name == head or name.startswith(f"{head}.") for head in heads)
-        if inside and isinstance(module, nn.Linear):
+    for name, module in plain.named_modules():
+        if (name in heads or name.startswith(below)) and isinstance(module, nn.Linear):
             last = (f"{name}.weight", f"{name}.bias")
     return last
 
@@ -84,9 +92,11 @@ def announces(target: str, module: str) -> bool:
     return module == target or module.endswith(f".{target}")
 
 
-def _check_complete(adapter: VerifiedAdapter, plain: nn.Module) -> None:
+def _check_complete(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str, nn.Module]) -> None:
+    if not adapter.targets:
+        return
     stored = {name.module for name in adapter.tensors.values() if name.part == "lora_A.weight"}
-    for module, _ in plain.named_modules():
+    for module in modules:
         in_head = any(module == head or module.startswith(f"{head}.") for head in adapter.head)
         wanted = any(announces(target, module) for target in adapter.targets)
         if wanted and not in_head and module not in stored:
@@ -96,8 +106,7 @@ def _check_complete(adapter: VerifiedAdapter, plain: nn.Module) -> None:
             )
 
 
-def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module) -> None:
-    modules = dict(plain.named_modules())
+def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str, nn.Module]) -> None:
     for key, name in adapter.tensors.items():
         if not name.module:
             continue

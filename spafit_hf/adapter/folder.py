@@ -213,13 +213,18 @@ class TensorName:
 
 
 def base_facts(base: nn.Module) -> BaseFacts:
-    """What identifies a loaded base, from its plain model (unmerged, wrapped or not).
+    """What identifies a loaded base, from its plain model (unmerged, wrapped or not); see `facts_of_plain`."""
+    return facts_of_plain(plain_view(base))
+
+
+def facts_of_plain(plain: nn.Module) -> BaseFacts:
+    """What identifies a loaded base, from the plain model itself or a view of it.
 
     The digest covers the one-dimensional parameters inside numbered layers and a corner of the embeddings: few bytes,
     yet no two models share them. It is taken in three dtypes, so that a base loaded in half precision is still
     recognized.
     """
-    config = getattr(base, "config", None)
+    config = getattr(plain, "config", None)
     return BaseFacts(
         name_or_path=getattr(config, "_name_or_path", None) or None,
         revision=getattr(config, "_commit_hash", None),
@@ -227,15 +232,18 @@ def base_facts(base: nn.Module) -> BaseFacts:
         hidden_size=getattr(config, "hidden_size", None),
         num_hidden_layers=getattr(config, "num_hidden_layers", None),
         vocab_size=getattr(config, "vocab_size", None),
-        vectors=_digests(plain_view(base)),
+        vectors=_digests(plain),
     )
+
+
+_NUMBERED = re.compile(r"\.\d+\.")
 
 
 def _digests(base: nn.Module) -> dict[str, str]:
     vectors = [
         parameter.detach()
         for name, parameter in base.named_parameters()
-        if parameter.dim() == 1 and parameter.is_floating_point() and re.search(r"\.\d+\.", f".{name}")
+        if parameter.dim() == 1 and parameter.is_floating_point() and _NUMBERED.search(f".{name}")
     ]
     # Models that were never trained all have biases of 0 and norm weights of 1, but not the same embeddings.
     vectors += [table.detach()[:64] for table in _embeddings(base) if table.is_floating_point()]
@@ -245,14 +253,15 @@ def _digests(base: nn.Module) -> dict[str, str]:
     widths = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
     loaded = vectors[0].dtype
     dtypes = [loaded] if loaded in (torch.float16, torch.bfloat16) else list(widths)
+    vectors = [vector.reshape(-1) for vector in vectors]
+    if len({(vector.dtype, vector.device) for vector in vectors}) == 1:
+        vectors = [torch.cat(vectors)]  # hundreds of casts take longer than the digest
     digests = {}
     for dtype in dtypes:
-        digest = hashlib.sha256()
-        for vector in vectors:
-            # Through int16/int32: numpy has no bfloat16, and the bits are what is compared.
-            cast = vector.to(device="cpu", dtype=dtype).contiguous()
-            digest.update(cast.view(torch.int32 if dtype == torch.float32 else torch.int16).numpy().tobytes())
-        digests[widths[dtype]] = digest.hexdigest()
+        flat = torch.cat([vector.to(device="cpu", dtype=dtype) for vector in vectors])
+        # Through int16/int32: numpy has no bfloat16, and the bits are what is compared.
+        bits = flat.view(torch.int32 if dtype == torch.float32 else torch.int16).numpy()
+        digests[widths[dtype]] = hashlib.sha256(bits.tobytes()).hexdigest()
     return digests
 
 

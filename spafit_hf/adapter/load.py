@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from peft import PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,9 +24,10 @@ from spafit_hf.adapter.fetch import fetch_adapter
 from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
-from spafit_hf.adapter.verify import verify_adapter
+from spafit_hf.adapter.verify import read_adapter, verify_adapter
 from spafit_hf.embedded import local_copy
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of
+from spafit_hf.tuner.plain import plain_view
 
 #: PEFT task type -> the class that makes a base of it.
 AUTO_CLASSES = {
@@ -73,12 +73,13 @@ def load_adapter(
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     _check_base_is_whole(model, plain)
     _check_name(model, adapter_name)
-    adapter = verify_adapter(folder, plain)
-    tensors = native_tensors(adapter, plain)
-    config = _config(adapter, plain, is_trainable)
+    view = plain_view(plain)
+    adapter, stored = read_adapter(folder, view)
+    tensors = _native(adapter, view, stored)
+    config = _config(adapter, view, is_trainable)
     is_training = isinstance(model, PeftModel) and model.training
     loaded = _add(model, config, adapter, adapter_name, tensors)
-    if loaded.active_adapters == [adapter_name]:
+    if loaded is model and loaded.active_adapters == [adapter_name]:
         loaded.base_model.set_adapter(adapter_name, inference_mode=not is_trainable)
     return loaded.train(is_training)  # new modules, such as LoRA's dropout, start in training mode
 
@@ -100,12 +101,8 @@ def _add(
             loaded.add_adapter(adapter_name, config)
         plain = loaded.get_base_model()
         _fit_head(plain, adapter, adapter_name)
-        tensors = {**_base_heads(plain, adapter_name), **tensors}
-        # Not with low_cpu_mem_usage, which on a base in half precision rounds the tensors to it (PEFT 0.21.2).
-        result = set_peft_model_state_dict(loaded, tensors, adapter_name=adapter_name)
-        missing = [key for key in result.missing_keys if f".{adapter_name}." in f"{key}."]
-        if result.unexpected_keys or missing:  # cannot be after the checks; a silent half would be worse than a stop
-            raise AdapterError(f"PEFT did not take {(result.unexpected_keys or missing)[:3]}; nothing was loaded.")
+        _fill(loaded, adapter, adapter_name, tensors)
+        config.init_lora_weights = True
         complete = True
     finally:
         if not complete and loaded is not None:
@@ -115,6 +112,46 @@ def _add(
             else:
                 loaded.unload()
     return loaded
+
+
+def _fill(model: PeftModel, adapter: VerifiedAdapter, adapter_name: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write the tensors into the adapter's parameters, as PEFT does, which looks through the whole model for them.
+
+    Raises:
+        AdapterError: if parameters and tensors differ. They cannot after the checks; a silent half would be worse than
+            a stop.
+    """
+    places = _places(model.get_base_model(), adapter_name)
+    # PEFT gives a head to every adapter for classification: to one that brings none, a copy of the base's.
+    own = tuple(f"{KEY_PREFIX}{head}." for head in adapter.head)
+    wanted = {key for key, (name, _) in places.items() if ".modules_to_save." not in name or key.startswith(own)}
+    odd = sorted((wanted ^ set(tensors)) - (set(places) & set(tensors)))
+    odd += [key for key, tensor in tensors.items() if key in places and places[key][1].shape != tensor.shape]
+    if odd:
+        raise AdapterError(f"{odd[:3]} did not find their places in the model; nothing was loaded.")
+    if any(places[key][1].is_meta for key in tensors):
+        raise AdapterError("the base is on the meta device or offloaded; load it into memory or onto a device first.")
+    if any(type(parameter.data) is not torch.Tensor for _, parameter in places.values()):
+        # Under tensor parallelism each process has a piece of them, and PEFT knows which.
+        whole = {**{key: parameter.detach() for key, (_, parameter) in places.items()}, **tensors}
+        set_peft_model_state_dict(model, whole, adapter_name=adapter_name)
+        return
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            places[key][1].copy_(tensor)
+
+
+def _places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str, nn.Parameter]]:
+    """An adapter's parameters and their names in the model, by the names that they have in a file."""
+    places = {}
+    for name, parameter in plain.named_parameters(remove_duplicate=False):
+        path = name.split(".")
+        if adapter_name in path:  # no module has this name (`_check_name`)
+            kept = (part for part in path if part not in (adapter_name, "modules_to_save"))
+            # DoRA's magnitude is the weight of a module that its name in a file does not tell.
+            key = KEY_PREFIX + ".".join(kept).replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+            places[key] = (name, parameter)
+    return places
 
 
 def local_folder(
@@ -220,6 +257,7 @@ def _config(adapter: VerifiedAdapter, plain: nn.Module, is_trainable: bool) -> S
         base_model_name_or_path=adapter.base.name_or_path,
         revision=adapter.base.revision,
     )
+    config.init_lora_weights = None  # type: ignore[assignment]  # what it would draw is overwritten at once
     config.strategy = adapter.strategy
     config.fill(adapter.lora, adapter.bias_modules, adapter.head)
     return config
@@ -242,8 +280,12 @@ def _unnamed_labels(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, Any
 
 def native_tensors(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, torch.Tensor]:
     """The adapter's tensors under this package's own names: deltas, whatever the form they were stored in."""
+    return _native(adapter, plain, adapter.read_tensors())
+
+
+def _native(adapter: VerifiedAdapter, plain: nn.Module, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     tensors = {}
-    stored = adapter.read_tensors()
+    biases = set(adapter.bias_modules)
     for key, name in adapter.tensors.items():
         tensor = stored[key]
         if not name.module or (
@@ -251,7 +293,7 @@ def native_tensors(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, torc
         ):
             tensors[key] = tensor
             continue
-        if name.module not in adapter.bias_modules or name.part in ("lora_A.weight", "lora_B.weight"):
+        if name.module not in biases or name.part in ("lora_A.weight", "lora_B.weight"):
             continue  # the zero factors and biases that the lora-bias form is filled up with
         if name.part == "lora_B.bias":
             tensor = tensor * adapter.bias_scaling[name.module]
@@ -260,16 +302,6 @@ def native_tensors(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, torc
             tensor = tensor.float() - module.bias.detach().to("cpu").float()
         tensors[f"{KEY_PREFIX}{name.module}.lora_delta"] = tensor.float()
     return tensors
-
-
-def _base_heads(plain: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
-    """The base's heads, for adapters that have none: PEFT gives one to every adapter for classification."""
-    return {
-        f"{KEY_PREFIX}{key}.{name}": tensor
-        for key, module in plain.named_modules()
-        if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save
-        for name, tensor in module.original_module.state_dict().items()
-    }
 
 
 def _fit_head(plain: nn.Module, adapter: VerifiedAdapter, adapter_name: str) -> None:

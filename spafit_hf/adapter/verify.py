@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
@@ -35,6 +36,7 @@ from spafit_hf.adapter.folder import (
 from spafit_hf.adapter.untrusted import NARROWING_FIELDS, open_weights, read_config, read_sidecar
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.planner import LoraSettings
+from spafit_hf.tuner.plain import plain_view
 
 
 def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) -> VerifiedAdapter:
@@ -51,6 +53,18 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
     Raises:
         AdapterError: with the reason, for whatever is missing, superfluous, malformed, not finite, or of another base.
     """
+    return read_adapter(folder, None if base is None else plain_view(base))[0]
+
+
+def read_adapter(
+    folder: str | os.PathLike[str], plain: nn.Module | None
+) -> tuple[VerifiedAdapter, dict[str, torch.Tensor]]:
+    """`verify_adapter`, and the tensors that it has read, on the CPU, by name.
+
+    Args:
+        folder: as for `verify_adapter`.
+        plain: the base as a `plain_view`, or none.
+    """
     path = Path(folder)
     if not path.is_dir():
         raise AdapterError(f"{path} is not a folder; give the folder that holds {CONFIG_FILE}.")
@@ -61,16 +75,15 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
         if sidecar is not None
         else BaseFacts(name_or_path=config.get("base_model_name_or_path"), revision=config.get("revision"))
     )
-    if base is not None:
-        check_same_base(trained_on, base)
+    if plain is not None:
+        check_same_base(trained_on, plain)
     shapes = _read_shapes(path)
-    heads = _declared_heads(config, base, shapes)
+    heads = _declared_heads(config, plain, shapes)
     tensors = _classify(shapes, heads)
     verified = _assemble(path, config, sidecar, trained_on, tensors, shapes, heads)
-    if base is not None:
-        check_fit(verified, base)
-    verified.read_tensors()
-    return verified
+    if plain is not None:
+        check_fit(verified, plain)
+    return verified, verified.read_tensors()
 
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -84,21 +97,21 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _declared_heads(config: dict[str, Any], base: nn.Module | None, keys: Iterable[str]) -> tuple[str, ...]:
+def _declared_heads(config: dict[str, Any], plain: nn.Module | None, keys: Iterable[str]) -> tuple[str, ...]:
     declared = tuple(dict.fromkeys(config.get("modules_to_save") or ()))
     # For PEFT a name is the end of a module's name: "classifier" also saves DistilBERT's pre_classifier.
     outermost = dict.fromkeys(key.removeprefix(KEY_PREFIX).split(".")[0] for key in keys)
     meant = tuple(name for name in outermost if name.endswith(declared) and name not in declared)
-    if base is None:
+    if plain is None:
         return (*declared, *meant)
-    known = head_names(base)
+    known = head_names(plain)
     for name in declared:
         if name not in known:
             raise AdapterError(
-                f"{CONFIG_FILE} declares {name!r} as a module to save; for {type(base).__name__} only the task head "
+                f"{CONFIG_FILE} declares {name!r} as a module to save; for {type(plain).__name__} only the task head "
                 f"can be one: {sorted(known)}."
             )
-    modules = {name for name, _ in base.named_modules()}
+    modules = {name for name, _ in plain.named_modules()}
     return tuple(name for name in (*declared, *(name for name in meant if name in known)) if name in modules)
 
 
