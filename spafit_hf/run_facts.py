@@ -62,6 +62,9 @@ TELLING = (
     "tf32",
     "activation_checkpointing",
     "torch_compile",
+    "first_token_only",
+    "prefix_cache",
+    "prefix_cache_dtype",
     "load_best_model_at_end",
     "metric_for_best_model",
     "seed",
@@ -313,6 +316,10 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     }
     values = {name: getattr(value, "value", value) for name, value in values.items()}  # enums as their names
     values = {name: None if name in OPEN and value == -1 else value for name, value in values.items()}
+    if values.get("prefix_cache", "off") == "off":
+        values["prefix_cache_dtype"] = None
+    else:
+        values["prefix_cache"] = "auto"  # in which folder is for nobody else
     if values.get("max_steps") is not None:
         values["num_train_epochs"] = None  # the steps end the run, not the epochs
     for group in trainer.optimizer.param_groups if trainer.optimizer is not None else ():

@@ -187,9 +187,11 @@ def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixtur
 
 def test_the_command_of_a_card_names_no_folder_of_this_machine_and_no_secret() -> None:
     typed = ["recipe.yaml", "--data_dir", "/home/ann/glue", "--train_file", "../mine/rows.csv", "--hub-token=hf_abc"]
-    typed += ["--hub_token", "hf_abc", "--push_to_hub", "--output_dir", "runs/a", "--learning_rate=1e-3", "--bf16"]
+    typed += ["--hub_token", "hf_abc", "--hub_tok", "hf_abc", "--push_to_hub", "--output_dir", "runs/a"]
+    typed += ["--learning_rate=1e-3", "--bf16", "--first_token_only", "on"]
     assert command_line(typed).replace(" \\\n ", "") == (
-        "spafit train recipe.yaml --data_dir glue --train_file rows.csv --learning_rate 1e-3 --bf16"
+        "spafit train recipe.yaml --data_dir glue --train_file rows.csv --learning_rate 1e-3 --bf16 "
+        "--first_token_only on"
     )
 
 

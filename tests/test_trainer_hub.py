@@ -253,7 +253,12 @@ result = json.load(open(f"{out}/spafit_results.json"))
         out=tmp_path / "out",
         repo="ann/facts",
         token=quiet.token("ann"),
-        options={"hub_strategy": "end", "load_best_model_at_end": True, "metric_for_best_model": "accuracy"},
+        options={
+            "hub_strategy": "end",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "accuracy",
+            "prefix_cache": str(tmp_path / "states"),
+        },
     )
     assert facts["method"] == "spafit-4-9-II"
     assert facts["base"]["id"] == "tiny/bert"
@@ -268,6 +273,7 @@ result = json.load(open(f"{out}/spafit_results.json"))
     )
     assert facts["hyperparameters"]["learning_rate"] == 0.01
     assert facts["hyperparameters"]["lora_r"] == 4
+    assert facts["hyperparameters"]["prefix_cache"] == "auto"  # and no folder of this machine
     assert "output_dir" not in str(facts)
     assert str(tmp_path) not in str(facts)
     assert facts["cost"]["seconds"] > 0

@@ -35,7 +35,9 @@ DEFAULTS: dict[str, Any] = {
     "load_best_model_at_end": True,
 }
 
-#: Flags that are nobody's business, or say nothing about the result.
+#: Flags whose values are for nobody else.
+SECRETS = ("hub_token", "push_to_hub_token")
+#: Flags that say nothing about the result.
 NOT_SHOWN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "push_to_hub", "disable_tqdm")
 
 
@@ -121,7 +123,9 @@ def command_line(flags: list[str]) -> str:
     shown = [
         " ".join(shlex.quote(Path(word).name if os.path.isabs(word) or ".." in word else word) for word in line)
         for line in lines
-        if (name := line[0].lstrip("-").replace("-", "_")) not in NOT_SHOWN and "token" not in name
+        if (name := line[0].lstrip("-").replace("-", "_")) not in NOT_SHOWN
+        # argparse takes beginnings of flags, too
+        and not (line[0].startswith("--") and any(secret.startswith(name) for secret in SECRETS))
     ]
     return " \\\n  ".join(["spafit train", *shown])
 
