@@ -13,16 +13,17 @@ cd "$(dirname "$0")/adapters"
 
 for name; do
     [ -e "$name/results.json" ] && continue
-    task=${name%%-*} strategy=spafit-4-9-II rank=12 epochs=3 batch=16
+    task=${name%%-*} strategy=spafit-4-9-II rank=12 epochs=3 batch=16 more=
     case $name in *-lora-II) strategy=lora-II rank=8 ;; esac  # to compare with: LoRA in every layer, of the same size
     case $task in
         cola) epochs=8 ;;
         rte) epochs=5 ;;
-        sst2 | qqp | mnli | qnli) epochs=2 batch=32 ;;
+        sst2 | qqp | qnli) epochs=2 batch=32 ;;
+        mnli) epochs=8 batch=32 more="--first_token_only on" ;;
     esac
     spafit train --task "$task" --data_dir "$glue" --base embedded --strategy $strategy \
         --lora_r $rank --lora_alpha $rank --learning_rate 1e-3 --num_train_epochs $epochs \
-        --per_device_train_batch_size $batch --warmup_steps 0.06 --bf16 --use_cpu \
+        --per_device_train_batch_size $batch --warmup_steps 0.06 --bf16 --use_cpu $more \
         --save_strategy no --load_best_model_at_end false --output_dir "$name"
     rm "$name"/tokenizer*
     spafit card "$name"
