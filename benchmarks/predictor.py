@@ -10,8 +10,6 @@ disturbs the machine disturbs all of them, and a ratio is that of one round.
 
 What can be won depends on the length. Adapters on few tokens wait for the weights, which one pass reads once; on many
 tokens a pass waits for the matrix products, of which only those of shared layers and of the last layer can be spared.
-There the allocator counts, too: MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=33554432 has glibc keep the
-memory of a pass for the next.
 """
 
 from __future__ import annotations
