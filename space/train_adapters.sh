@@ -1,7 +1,7 @@
 #!/bin/sh
 # The adapters of the Space for the embedded base: sh space/train_adapters.sh GLUE [NAME ...]
 #
-# GLUE is a folder with <task>/train.parquet and validation.parquet. Under an hour on two cores. An adapter that has its
+# GLUE is a folder with <task>/train.parquet and validation.parquet. About two hours on two cores. An adapter that has its
 # results.json is not trained again. The ranks keep a folder below 700 kB; the tokenizer (another 700 kB) is the base's
 # own and does not stay. Fewer epochs and larger batches where there are more rows.
 set -eu
@@ -18,7 +18,9 @@ for name; do
     case $task in
         cola) epochs=8 ;;
         rte) epochs=5 ;;
-        sst2 | qqp | qnli) epochs=2 batch=32 ;;
+        stsb) epochs=6 more="--first_token_only on" ;;
+        sst2) epochs=5 batch=32 more="--first_token_only on" ;;
+        qqp | qnli) epochs=2 batch=32 ;;
         mnli) epochs=8 batch=32 more="--first_token_only on" ;;
     esac
     spafit train --task "$task" --data_dir "$glue" --base embedded --strategy $strategy \
