@@ -1,7 +1,7 @@
 #!/bin/sh
 # The adapters of the Space for the embedded base: sh space/train_adapters.sh GLUE [NAME ...]
 #
-# GLUE is a folder with <task>/train.parquet and validation.parquet. About two hours on two cores. An adapter that has its
+# GLUE is a folder with <task>/train.parquet and validation.parquet. One to two hours on two cores. An adapter that has its
 # results.json is not trained again. The ranks keep a folder below 700 kB; the tokenizer (another 700 kB) is the base's
 # own and does not stay. Fewer epochs and larger batches where there are more rows.
 set -eu
