@@ -15,21 +15,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from grid import HEAD, flags, run_once, score
 from transformers import logging
 
 from spafit_hf.glue import get_task
-from spafit_hf.run import RESULTS_FILE, BaseArguments, DataArguments, load_data, train
-from spafit_hf.training_args import NOT_SET, SpafitTrainingArguments
+from spafit_hf.run import RESULTS_FILE
+from spafit_hf.training_args import NOT_SET
 
 LEARNING_RATES = {
     "full": (5e-5, 1e-4, 2e-4),
     "spafit-4-9-II": (5e-4, 1e-3, 2e-3),
 }
 RATES = 3
-LORA = {"lora_r": 16, "lora_alpha": 16.0}
-#: The head's learning rate over the others', where the pooler is frozen: that of the embedded base was never trained,
-#: and what it gives to the head is ten times smaller than from a trained one. Full fine-tuning trains the pooler.
-HEAD = 10
 
 
 def run_grid(asked: argparse.Namespace) -> None:
@@ -40,38 +37,16 @@ def run_grid(asked: argparse.Namespace) -> None:
         for strategy in asked.strategies:
             rate = LEARNING_RATES[strategy][index]
             folder = asked.output / task / strategy / f"{rate:g}"
-            if (folder / RESULTS_FILE).exists():
-                continue
-            args = SpafitTrainingArguments(
-                output_dir=str(folder),
+            run_once(
+                asked,
+                task,
+                folder,
                 strategy=strategy,
                 learning_rate=rate,
                 head_learning_rate=NOT_SET if strategy == "full" else HEAD * rate,
-                num_train_epochs=asked.epochs,
-                per_device_train_batch_size=16,
-                per_device_eval_batch_size=64,
-                weight_decay=0.01,
-                warmup_steps=0.06,
-                bf16=asked.bf16,
-                use_cpu=asked.cpu,
-                save_strategy="no",
                 eval_strategy="epoch",
-                logging_strategy="epoch",
-                disable_tqdm=True,
                 seed=0,
-                **LORA,  # type: ignore[arg-type]
             )
-            data = load_data(DataArguments(task=task, data_dir=asked.data_dir))
-            words = {"task": task, "base": asked.base, "max_length": 128, **_changed(args)}
-            result = train(data, BaseArguments(base=asked.base), args, words)
-            for weights in folder.glob("model*.safetensors"):
-                weights.unlink()  # 90 MB each, and the figures are what is wanted
-            print(f"{task} {strategy} {rate:g}: {result.main_figure} {result.score}", flush=True)
-
-
-def _changed(args: SpafitTrainingArguments) -> dict[str, Any]:
-    names = ("learning_rate", "head_learning_rate", "num_train_epochs", "bf16", "lora_r", "lora_alpha", "seed")
-    return {name: getattr(args, name) for name in names}
 
 
 def read_grid(output: Path) -> dict[str, dict[str, dict[float, dict[str, Any]]]]:
@@ -104,22 +79,9 @@ def table(grid: dict[str, dict[str, dict[float, dict[str, Any]]]]) -> str:
     return "\n".join(lines)
 
 
-def score(result: dict[str, Any]) -> float:
-    """The main figure; 0 where it is undefined."""
-    return next(iter(result["metrics"].values()))[result["main_figure"]] or 0.0
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "stsb"])
+    parser = flags(__doc__, ["mrpc", "rte", "stsb"])
     parser.add_argument("--strategies", nargs="+", default=list(LEARNING_RATES), choices=list(LEARNING_RATES))
-    parser.add_argument("--data_dir", default="")
-    parser.add_argument("--base", default="embedded")
-    parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if not args.table:
         logging.set_verbosity_error()

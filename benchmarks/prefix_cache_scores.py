@@ -15,11 +15,11 @@ import json
 import statistics
 from pathlib import Path
 
+from grid import HEAD, flags, run_once, score
 from transformers import logging
 
 from spafit_hf.glue import get_task
-from spafit_hf.run import RESULTS_FILE, BaseArguments, DataArguments, load_data, train
-from spafit_hf.training_args import SpafitTrainingArguments
+from spafit_hf.run import RESULTS_FILE
 
 SEEDS = (0, 1, 2)
 WAYS = ("without", "with")
@@ -29,34 +29,18 @@ def run_grid(asked: argparse.Namespace) -> None:
     """Train every combination that has no results yet; `output/<task>/<way>/<seed>/results.json` each."""
     for task, seed, way in itertools.product(asked.tasks, SEEDS, WAYS):
         folder = asked.output / task / way / str(seed)
-        if (folder / RESULTS_FILE).exists():
-            continue
-        args = SpafitTrainingArguments(
-            output_dir=str(folder),
+        run_once(
+            asked,
+            task,
+            folder,
             strategy=asked.strategy,
             prefix_cache=str(asked.output / "states") if way == "with" else "off",
             # The same in both, so that the cache is all that differs.
             first_token_only="off",
             learning_rate=asked.learning_rate,
-            head_learning_rate=10 * asked.learning_rate,
-            lora_r=16,
-            lora_alpha=16.0,
-            num_train_epochs=asked.epochs,
-            per_device_train_batch_size=16,
-            per_device_eval_batch_size=64,
-            weight_decay=0.01,
-            warmup_steps=0.06,
-            save_strategy="no",
-            logging_strategy="epoch",
-            disable_tqdm=True,
+            head_learning_rate=HEAD * asked.learning_rate,
             seed=seed,
-            bf16=asked.bf16,
-            use_cpu=asked.cpu,
         )
-        data = load_data(DataArguments(task=task, data_dir=asked.data_dir))
-        words = {"task": task, "base": asked.base, "strategy": asked.strategy, "seed": seed}
-        result = train(data, BaseArguments(base=asked.base), args, words)
-        print(f"{task} {way} {seed}: {result.main_figure} {result.score}", flush=True)
 
 
 def table(output: Path) -> str:
@@ -68,28 +52,20 @@ def table(output: Path) -> str:
             for path in sorted((folder / way).glob(f"*/{RESULTS_FILE}")):
                 result = json.loads(path.read_text(encoding="utf-8"))
                 figure = result["main_figure"]
-                scores.setdefault(way, []).append(next(iter(result["metrics"].values()))[figure] or 0.0)
+                scores.setdefault(way, []).append(score(result))
         if set(scores) != set(WAYS):
             continue
         means = {way: statistics.mean(each) for way, each in scores.items()}
-        cells = [f"{means[way]:.3f} ({', '.join(f'{score:.3f}' for score in scores[way])})" for way in WAYS]
+        cells = [f"{means[way]:.3f} ({', '.join(f'{value:.3f}' for value in scores[way])})" for way in WAYS]
         difference = f"{100 * (means['with'] - means['without']):+.1f}"
         lines.append(f"| {get_task(folder.name).title} | {figure} | {' | '.join(cells)} | {difference} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "cola", "stsb"])
-    parser.add_argument("--data_dir", default="")
-    parser.add_argument("--base", default="embedded")
+    parser = flags(__doc__, ["mrpc", "rte", "cola", "stsb"])
     parser.add_argument("--strategy", default="spafit-8-16-II")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--bf16", action="store_true", help="autocast, in both ways")
-    parser.add_argument("--cpu", action="store_true", help="even where there is a GPU; bf16 without one asks for it")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if not args.table:
         logging.set_verbosity_error()

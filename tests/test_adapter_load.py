@@ -360,7 +360,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(wrapped_already, tmp_path
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "head", "meta"])
 def test_tensors_that_are_not_those_of_the_parameters_are_not_half_loaded(change, tmp_path, monkeypatch):
     write(tmp_path, "bert", "bitfit", form="native")
-    read = load.read_adapter
+    read = load.verify_and_read
 
     def changed(folder: Path, plain: torch.nn.Module) -> Any:
         adapter, stored = read(folder, plain)
@@ -379,7 +379,7 @@ def test_tensors_that_are_not_those_of_the_parameters_are_not_half_loaded(change
             assert module in adapter.bias_modules
         return adapter, stored
 
-    monkeypatch.setattr(load, "read_adapter", changed)
+    monkeypatch.setattr(load, "verify_and_read", changed)
     base = tiny("bert", 2)
     if change == "meta":
         base = base.to("meta")

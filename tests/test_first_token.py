@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers as hf
 from scripts import tiny
+from scripts.runs import spafit_trainer
 from torch import nn
-from transformers import DataCollatorWithPadding
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum, get_spafit_model
 from spafit_hf.first_token import FirstToken, NotFirstToken, base_of
@@ -168,26 +168,7 @@ def test_dropout_is_the_same_in_distribution() -> None:
 
 
 def run(folder: Path, model: nn.Module | None = None, **given: Any) -> SpafitTrainer:
-    fields = {
-        "strategy": "spafit-8-16-II",
-        "lora_r": 4,
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-    }
-    return SpafitTrainer(
-        tiny.bert(dropout=0.0) if model is None else model,
-        SpafitTrainingArguments(str(folder), **{**fields, **given}),
-        data_collator=DataCollatorWithPadding(tiny.tokenizer()),
-        train_dataset=tiny.dataset(24),
-        eval_dataset=tiny.dataset(12, seed=1),
-        processing_class=tiny.tokenizer(),
-    )
+    return spafit_trainer(folder, model, **{"num_train_epochs": 2, **given})
 
 
 def losses(trained: SpafitTrainer) -> list[float]:

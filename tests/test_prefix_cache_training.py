@@ -17,41 +17,22 @@ from typing import Any
 import pytest
 import torch
 from scripts import tiny
+from scripts.runs import ROWS, spafit_trainer
 from torch import nn
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
+from transformers import DataCollatorForLanguageModeling
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments
 from spafit_hf.prefix_cache import store as store_module
 
-ROWS = 24
-
 
 def run(folder: Path, cache: Path | str, model: nn.Module | None = None, **given: Any) -> SpafitTrainer:
     fields = {
-        "strategy": "spafit-8-16-II",
-        "lora_r": 4,
         "num_train_epochs": 3,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
         "prefix_cache": str(cache),
         "prefix_cache_dtype": "float32",
         "first_token_only": "off",  # its probe reads rows as well, and they are counted here
     }
-    data = given.pop("data", None)
-    collator = given.pop("collator", None) or DataCollatorWithPadding(tiny.tokenizer())
-    return SpafitTrainer(
-        tiny.bert(dropout=0.0) if model is None else model,
-        SpafitTrainingArguments(str(folder), **{**fields, **given}),
-        data_collator=collator,
-        train_dataset=tiny.dataset(ROWS) if data is None else data,
-        eval_dataset=tiny.dataset(12, seed=1),
-        processing_class=tiny.tokenizer(),
-    )
+    return spafit_trainer(folder, model, **{**fields, **given})
 
 
 def losses(trained: SpafitTrainer) -> list[float]:

@@ -24,7 +24,7 @@ from spafit_hf.adapter.fetch import fetch_adapter
 from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
-from spafit_hf.adapter.verify import read_adapter, verify_adapter
+from spafit_hf.adapter.verify import verify_adapter, verify_and_read
 from spafit_hf.embedded import local_copy
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import plain_view
@@ -74,8 +74,8 @@ def load_adapter(
     _check_base_is_whole(model, plain)
     _check_name(model, adapter_name)
     view = plain_view(plain)
-    adapter, stored = read_adapter(folder, view)
-    tensors = _native(adapter, view, stored)
+    adapter, stored = verify_and_read(folder, view)
+    tensors = native_tensors(adapter, view, stored)
     config = _config(adapter, view, is_trainable)
     is_training = isinstance(model, PeftModel) and model.training
     loaded = _add(model, config, adapter, adapter_name, tensors)
@@ -278,12 +278,16 @@ def _unnamed_labels(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, Any
     }
 
 
-def native_tensors(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under this package's own names: deltas, whatever the form they were stored in."""
-    return _native(adapter, plain, adapter.read_tensors())
+def native_tensors(
+    adapter: VerifiedAdapter, plain: nn.Module, stored: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The adapter's tensors under this package's own names: deltas, whatever the form they were stored in.
 
-
-def _native(adapter: VerifiedAdapter, plain: nn.Module, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    Args:
+        adapter: what the folder holds.
+        plain: the base as a `plain_view`.
+        stored: the tensors as `verify_and_read` gives them.
+    """
     tensors = {}
     biases = set(adapter.bias_modules)
     for key, name in adapter.tensors.items():

@@ -53,10 +53,10 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
     Raises:
         AdapterError: with the reason, for whatever is missing, superfluous, malformed, not finite, or of another base.
     """
-    return read_adapter(folder, None if base is None else plain_view(base))[0]
+    return verify_and_read(folder, None if base is None else plain_view(base))[0]
 
 
-def read_adapter(
+def verify_and_read(
     folder: str | os.PathLike[str], plain: nn.Module | None
 ) -> tuple[VerifiedAdapter, dict[str, torch.Tensor]]:
     """`verify_adapter`, and the tensors that it has read, on the CPU, by name.

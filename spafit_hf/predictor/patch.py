@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
-from spafit_hf.adapter import AdapterError, VerifiedAdapter, verify_adapter
+from spafit_hf.adapter import AdapterError, VerifiedAdapter
 from spafit_hf.adapter.folder import KEY_PREFIX, TensorName
 from spafit_hf.adapter.load import native_tensors
+from spafit_hf.adapter.verify import verify_and_read
 from spafit_hf.architecture import Architecture
 from spafit_hf.planner import LoraSettings
 from spafit_hf.predictor.facts import AdapterFacts, file_bytes, labels_of, texts_of
@@ -93,7 +94,7 @@ def read_adapter(
         name: the adapter's name in the predictor.
         source: where it was added from.
         folder: its folder.
-        base: the plain model.
+        base: the plain model, as a `plain_view`.
         architecture: of the base.
         heads: name -> module of the base's head, as they are to be copied.
         untrained: parameters of the base that no checkpoint gave values to, so that the adapter must bring them.
@@ -101,7 +102,7 @@ def read_adapter(
     Raises:
         AdapterError: for a folder that does not fit or cannot be trusted.
     """
-    verified = verify_adapter(folder, base)
+    verified, stored = verify_and_read(folder, base)
     if verified.task_type not in (None, "SEQ_CLS"):
         raise AdapterError(f"the adapter's task is {verified.task_type}; a predictor serves text classification.")
     missing = sorted(key for key in untrained if not key.startswith(tuple(f"{head}." for head in verified.head)))
@@ -110,7 +111,7 @@ def read_adapter(
             f"{source} brings no {missing[0]}, and neither does the base. Give SpafitPredictor the model with the "
             "head that the adapter was trained under."
         )
-    tensors = native_tensors(verified, base)
+    tensors = native_tensors(verified, base, stored)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     head: dict[str, dict[str, torch.Tensor]] = {name: {} for name in verified.head}
     for key, tensor in tensors.items():
