@@ -62,6 +62,7 @@ TELLING = (
     "tf32",
     "activation_checkpointing",
     "torch_compile",
+    "use_onednn",
     "first_token_only",
     "prefix_cache",
     "prefix_cache_dtype",

@@ -21,6 +21,7 @@ FLOW = (
     "hub",
     "architecture",
     "planner",
+    "onednn",
     "tuner",
     "embedded",
     "adapter",

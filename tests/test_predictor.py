@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
+import platform
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -24,7 +28,7 @@ from torch import nn
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, FetchedAdapter
-from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
+from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor, serving
 from spafit_hf.predictor.base import load_base
 
 SENTENCE = "a fine film it rains is dull and short text which goes on for longer than the first one did another"
@@ -131,18 +135,23 @@ def assert_close(answer: Prediction, expected: torch.Tensor) -> None:
 # ---- equal to each alone ----
 
 
+@pytest.mark.parametrize("onednn", [False, True], ids=["torch", "onednn"])
 @pytest.mark.parametrize(
     "family", ["bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "opt", "llama", "qwen2", "bart", "t5"]
 )
-def test_mixed_batches_answer_as_each_adapter_alone(family: str, tmp_path: Path) -> None:
+def test_mixed_batches_answer_as_each_adapter_alone(
+    family: str, onednn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "is_preferred", lambda: onednn)
     folders = write_all(tmp_path, family)
     base = tiny(family)
     before = tensors(base)
     served = serve(base, folders, batch_size=8)
+    assert served._serving.onednn is (onednn and family != "gpt2")  # whose products are Conv1D's
     alone = Alone(family, folders)
     texts = [*TEXTS, PAIR]
-    rows = [(text, name) for text in texts for name in folders]
-    for (text, name), answer in zip(rows, served.predict(*map(list, zip(*rows, strict=True))), strict=True):
+    asked = [(text, name) for text in texts for name in folders]
+    for (text, name), answer in zip(asked, served.predict(*map(list, zip(*asked, strict=True))), strict=True):
         assert answer.adapter == name
         assert_close(answer, alone.numbers(text, name))
     for text in texts:
@@ -311,6 +320,32 @@ def test_an_error_in_a_pass_leaves_the_model_clean(served: SpafitPredictor) -> N
     handle.remove()
     assert not any(module._forward_hooks or "forward" in vars(module) for module in served.model.modules())
     assert len(served.predict_all(TEXTS[0])) == len(ADAPTERS)
+
+
+FAULTS = """
+import resource, torch
+from spafit_hf.predictor import memory
+if {kept}:
+    memory.keep_freed_memory()
+def layer():  # blocks as of 9 x 64 rows of width 1536
+    return torch.ones(9 * 64, 1536).exp().sum()
+for _ in range(3):
+    layer()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    layer()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's memory")
+def test_freed_memory_is_kept_for_the_next_pass() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    without, kept = (
+        int(subprocess.check_output([sys.executable, "-c", FAULTS.format(kept=kept)], env=environment, text=True))
+        for kept in (False, True)
+    )
+    assert 10 * kept < without
 
 
 def test_the_base_is_put_back_into_eval_mode(served: SpafitPredictor) -> None:

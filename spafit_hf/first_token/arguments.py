@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from spafit_hf.onednn.arguments import OneDnnArguments
+
 MODES = ("auto", "on", "off")
 
 
 @dataclass
-class FirstTokenArguments:
+class FirstTokenArguments(OneDnnArguments):
     """The field of the narrowed last layer, to be mixed in before `TrainingArguments`.
 
     Raises:

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from spafit_hf.first_token.arguments import FirstTokenArguments
 from spafit_hf.first_token.layer import FirstToken, NotFirstToken, base_of
 from spafit_hf.first_token.probe import probe, tokens_of
+from spafit_hf.onednn.training import OneDnnTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class FirstTokenTrainer(Trainer):
+class FirstTokenTrainer(OneDnnTrainer):
     """Trainer that computes the last layer for the first token alone where that changes nothing."""
 
     first_token: FirstToken | None = None

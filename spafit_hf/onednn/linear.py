@@ -1,0 +1,130 @@
+"""The product of frozen weights, and modules that are computed by it."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+@functools.cache
+def is_preferred() -> bool:
+    """Whether oneDNN is known to be quicker than what PyTorch takes: where that is MKL and the processor AMD's.
+
+    By the processor and not by a clock, so that one machine always gives the same bits.
+    """
+    info = Path("/proc/cpuinfo")
+    processor = info.read_text(encoding="utf-8", errors="replace") if info.exists() else platform.processor()
+    return torch.backends.mkl.is_available() and "AuthenticAMD" in processor
+
+
+def is_available() -> bool:
+    """Whether this PyTorch has the product."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`F.linear` by oneDNN, with gradients for `x` and `bias`.
+
+    Args:
+        x: (..., in) fp32 on the CPU.
+        weight: (out, in), the same; it gets no gradient.
+        bias: (out,) or None.
+
+    Returns:
+        (..., out).
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return _FrozenProduct.apply(x, weight, bias)
+    return _product(x, weight, bias)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    # What torch.compile puts into a graph for a CPU. It has no other name outside of one.
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _FrozenProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
+        (weight,) = ctx.saved_tensors
+        of_x = _product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
+        of_bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return of_x, None, of_bias
+
+
+class FrozenForward:
+    """Stands in the place of the forward of an `nn.Linear`."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.module = module
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+        """The module's forward."""
+        return self.linear(input, self.module.weight, self.module.bias)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`F.linear`, by oneDNN where it can be: a model may be moved, cast or unfrozen while this is attached."""
+        fits = _is_dense(x) and _is_dense(weight) and x.dim() > 1 and x.numel() > 0
+        trains = weight.requires_grad and torch.is_grad_enabled()
+        if not fits or trains or torch.is_autocast_enabled("cpu"):
+            return F.linear(x, weight, bias)
+        return onednn_linear(x, weight, bias)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) in (torch.Tensor, nn.Parameter)  # not a sharded or a quantized one
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+    )
+
+
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a model whose weights do not train, whatever else of them does."""
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and not weight.requires_grad:
+            yield module
+
+
+def replaceable(modules: Iterable[nn.Module]) -> list[nn.Linear]:
+    """Those whose forward `attached` can replace: dense, in fp32, on the CPU, and nobody else has replaced it."""
+    if not is_available():
+        return []
+    return [
+        module
+        for module in modules
+        if type(module) is nn.Linear
+        and "forward" not in vars(module)  # where accelerate brings the weights in and out
+        and all(map(_is_dense, module.parameters()))
+    ]
+
+
+@contextmanager
+def attached(modules: Iterable[nn.Module]) -> Iterator[list[nn.Linear]]:
+    """Within it products of the modules that are `replaceable` and frozen are oneDNN's."""
+    replaced = replaceable(modules)
+    for module in replaced:
+        module.forward = FrozenForward(module)  # type: ignore[method-assign]
+    try:
+        yield replaced
+    finally:
+        for module in replaced:
+            if isinstance(vars(module).get("forward"), FrozenForward):
+                del module.forward
