@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, GPT2Config
 
-from spafit_hf.bench import BASELINES, BenchResult, BenchSettings, gpu, measure
+from spafit_hf.bench import BASELINES, STRATEGIES, BenchResult, BenchSettings, gpu, measure
 from spafit_hf.bench.gpu import Rung, climb, ladder_table
 from spafit_hf.bench.measure import make_methods
 from spafit_hf.bench.memory import saved_activation_bytes
@@ -27,6 +27,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+ENDINGS = ("", " cached", " cached + first token", " cached + first token + oneDNN")
+
+
 @pytest.fixture(scope="module")
 def result(base: str) -> BenchResult:
     return measure(BenchSettings(base=base, rounds=3, batch=4, batches=2, max_tokens=16, lora_r=2, memory=False))
@@ -37,19 +40,24 @@ def test_every_method_is_measured(result: BenchResult) -> None:
     assert list(found) == [
         *BASELINES,
         "spafit_hf lora-II",
-        *(f"spafit-4-9-II{ending}" for ending in ("", " cached", " cached + first token")),
-        *(f"spafit-8-16-II{ending}" for ending in ("", " cached", " cached + first token")),
+        "spafit_hf lora-II + oneDNN",
+        *(f"{name}{ending}" for name in STRATEGIES for ending in ENDINGS),
     ]
     assert found["lora-II"].ratio == 1
     assert found["lora-II"].theory == found["spafit_hf lora-II"].theory == 1
     assert all(each.step_seconds > 0 and each.tokens_per_second > 0 for each in result.methods)
     assert all(len(each.all_seconds) == 3 for each in result.methods)
-    live, cached, first = (found["spafit-8-16-II" + end] for end in ("", " cached", " cached + first token"))
+    live, cached, first, onednn = (found["spafit-8-16-II" + ending] for ending in ENDINGS)
     assert cached.build_seconds > 0 == live.build_seconds
-    assert first.theory < cached.theory < live.theory < 1 < found["full"].theory
+    assert onednn.theory == first.theory < cached.theory < live.theory < 1 < found["full"].theory
     assert cached.weight_bytes < live.weight_bytes
     assert cached.trained_parameters == live.trained_parameters < found["lora-II"].trained_parameters
-    assert first.saved_activation_bytes < live.saved_activation_bytes < found["lora-II"].saved_activation_bytes
+    assert (
+        onednn.saved_activation_bytes
+        == first.saved_activation_bytes
+        < live.saved_activation_bytes
+        < found["lora-II"].saved_activation_bytes
+    )
     assert cached.adapter_bytes == live.adapter_bytes
     assert found["full"].adapter_bytes is None
     assert cached.epochs_seconds[2] > cached.epochs_seconds[1] > cached.epochs_seconds[0] > cached.build_seconds
@@ -127,8 +135,9 @@ def test_command(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "the process had a core" in printed
     facts = json.loads((tmp_path / "b.json").read_text())
     assert [each["method"] for each in facts["methods"]] == [
-        "lora-II", "spafit-8-16-II", "spafit-8-16-II cached", "spafit-8-16-II cached + first token"
-    ]  # fmt: skip
+        "lora-II",
+        *(f"spafit-8-16-II{ending}" for ending in ENDINGS),
+    ]
     assert facts["machine"]["threads"] >= 1
     for each in facts["methods"]:  # each in a process of its own
         assert each["process_peak_bytes"] > 50_000_000
@@ -167,9 +176,7 @@ def test_batches_grow_until_memory_ends(base: str, monkeypatch: pytest.MonkeyPat
     rungs = climb(settings)
     assert [(each.method, each.batch) for each in rungs if each.step_seconds is None] == [
         ("lora-II", 8),
-        ("spafit-8-16-II", 16),
-        ("spafit-8-16-II cached", 16),
-        ("spafit-8-16-II cached + first token", 16),
+        *((f"spafit-8-16-II{ending}", 16) for ending in ENDINGS),
     ]
     assert [each.batch for each in rungs if each.method == "lora-II"] == [2, 4, 8]
     assert rungs[0].tokens_per_second is not None

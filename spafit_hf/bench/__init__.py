@@ -21,13 +21,14 @@ measured in a process of each method's own.
 
 from spafit_hf.bench.measure import measure
 from spafit_hf.bench.result import BenchResult, MethodResult
-from spafit_hf.bench.settings import BASELINE, BASELINES, CACHED, FIRST_TOKEN, STRATEGIES, BenchSettings
+from spafit_hf.bench.settings import BASELINE, BASELINES, CACHED, FIRST_TOKEN, ONEDNN, STRATEGIES, BenchSettings
 
 __all__ = [
     "BASELINE",
     "BASELINES",
     "CACHED",
     "FIRST_TOKEN",
+    "ONEDNN",
     "STRATEGIES",
     "BenchResult",
     "BenchSettings",

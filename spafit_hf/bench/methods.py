@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, PretrainedConfig
 
-from spafit_hf.bench.settings import BASELINES, CACHED, FIRST_TOKEN, BenchSettings, strategy_of
+from spafit_hf.bench.settings import BASELINES, CACHED, FIRST_TOKEN, ONEDNN, BenchSettings, strategy_of
 from spafit_hf.first_token import FirstToken, NotFirstToken, base_of
 from spafit_hf.first_token.probe import probe
+from spafit_hf.onednn import attached, frozen, replaceable
 from spafit_hf.planner import plan
 from spafit_hf.prefix_cache.cache import CacheSettings, PrefixCache
 from spafit_hf.strategy import Strategy
@@ -38,6 +40,8 @@ class Method:
     optimizer: torch.optim.Optimizer
     cache: PrefixCache | None = None
     first_token: FirstToken | None = None
+    onednn: Sequence[nn.Module] = ()
+    """Modules whose products are oneDNN's."""
     build_seconds: float = 0.0
     precision: str = "float32"
 
@@ -64,6 +68,7 @@ class Method:
             stack.enter_context(self.cache.attached())
         if self.first_token is not None:
             stack.enter_context(self.first_token.attached())
+        stack.enter_context(attached(self.onednn))
         return stack
 
 
@@ -158,7 +163,9 @@ def make_method(name: str, base: nn.Module, settings: BenchSettings, batches: li
         model.compile(backend=settings.compile)  # not the base, whose forward PEFT calls past its `__call__`
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     method = Method(name, model, optimizer, precision=settings.precision)
-    if name.endswith(FIRST_TOKEN):
+    if name.endswith(ONEDNN):
+        method.onednn = replaceable(frozen(model))
+    if FIRST_TOKEN in name:
         method.first_token = probe(base_of(model), batches[0])
     if CACHED in name:
         precision = "bf16" if settings.precision == "bfloat16" else "no"

@@ -16,6 +16,9 @@ CACHED = " cached"
 FIRST_TOKEN = " + first token"
 """Follows `CACHED` where the last layer is computed for the first token alone, too."""
 
+ONEDNN = " + oneDNN"
+"""Ends a name where products with frozen weights are oneDNN's (`use_onednn`): on a CPU, in fp32, not compiled."""
+
 OWN = "spafit_hf "
 """Begins the name of a baseline's method when this package's tuner runs it."""
 
@@ -85,14 +88,18 @@ class BenchSettings:
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of all methods, in the order of the table."""
-        endings = ("",) if self.compile else ("", CACHED, CACHED + FIRST_TOKEN)
+        endings = [""] if self.compile else ["", CACHED, CACHED + FIRST_TOKEN]
+        own = [""]
+        if self.device == "cpu" and self.precision == "float32" and not self.compile:
+            endings.append(CACHED + FIRST_TOKEN + ONEDNN)
+            own.append(ONEDNN)
         return (
             *self.baselines,
-            *(OWN + name for name in self.own),
+            *(OWN + name + ending for name in self.own for ending in own),
             *(each + ending for each in self.strategies for ending in endings),
         )
 
 
 def strategy_of(method: str) -> str:
     """The strategy in a method's name."""
-    return method.removeprefix(OWN).removesuffix(FIRST_TOKEN).removesuffix(CACHED)
+    return method.removeprefix(OWN).removesuffix(ONEDNN).removesuffix(FIRST_TOKEN).removesuffix(CACHED)

@@ -19,7 +19,7 @@ def theory(method: str, config: PretrainedConfig, settings: BenchSettings) -> fl
     def flops(name: str) -> float:
         the_plan = plan(bare, with_rank(strategy_of(name), settings.lora_r))
         total = the_plan.flops(settings.batch, settings.max_tokens, cached_prefix=CACHED in name).total
-        return total - (_spared(the_plan, settings) if name.endswith(FIRST_TOKEN) else 0)
+        return total - (_spared(the_plan, settings) if FIRST_TOKEN in name else 0)
 
     return flops(method) / flops(BASELINE)
 
