@@ -259,7 +259,8 @@ def train(
     trainer = SpafitTrainer(
         model,
         args,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        # oneDNN takes batches of so many tokens; a collator of one's own may do without.
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=16 if args.use_onednn else None),
         train_dataset=splits["train"],
         eval_dataset=next(iter(evaluation.values())),
         processing_class=tokenizer,

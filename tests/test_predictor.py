@@ -28,7 +28,7 @@ from torch import nn
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, FetchedAdapter
-from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor, serving
+from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
 from spafit_hf.predictor.base import load_base
 
 SENTENCE = "a fine film it rains is dull and short text which goes on for longer than the first one did another"
@@ -135,19 +135,14 @@ def assert_close(answer: Prediction, expected: torch.Tensor) -> None:
 # ---- equal to each alone ----
 
 
-@pytest.mark.parametrize("onednn", [False, True], ids=["torch", "onednn"])
 @pytest.mark.parametrize(
     "family", ["bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "opt", "llama", "qwen2", "bart", "t5"]
 )
-def test_mixed_batches_answer_as_each_adapter_alone(
-    family: str, onednn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serving, "is_preferred", lambda: onednn)
+def test_mixed_batches_answer_as_each_adapter_alone(family: str, tmp_path: Path) -> None:
     folders = write_all(tmp_path, family)
     base = tiny(family)
     before = tensors(base)
     served = serve(base, folders, batch_size=8)
-    assert served._serving.onednn is (onednn and family != "gpt2")  # whose products are Conv1D's
     alone = Alone(family, folders)
     texts = [*TEXTS, PAIR]
     asked = [(text, name) for text in texts for name in folders]

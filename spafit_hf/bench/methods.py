@@ -200,8 +200,9 @@ def make_batches(settings: BenchSettings, config: PretrainedConfig) -> list[Batc
     found = []
     for start in range(0, total, settings.batch):
         part = lengths[start : start + settings.batch]
-        shape = (settings.batch, part[0])
-        mask = torch.arange(part[0])[None, :] < torch.tensor(part)[:, None]
+        width = min(longest, -(-part[0] // 8) * 8)  # as with pad_to_multiple_of=8
+        shape = (settings.batch, width)
+        mask = torch.arange(width)[None, :] < torch.tensor(part)[:, None]
         ids = torch.randint(min(1000, vocabulary // 2), vocabulary, shape, generator=generator)
         pad = config.pad_token_id or 0
         labels = torch.randint(0, 2, (settings.batch,), generator=generator)

@@ -1,15 +1,14 @@
-"""Products with frozen weights through oneDNN, in fp32 on a CPU.
+"""Products with frozen weights by oneDNN, in training in fp32 on a CPU.
 
-PyTorch gives these products to MKL, in training and in prediction. On AMD's processors oneDNN, which PyTorch brings
-along and uses for 16 bits, takes three quarters to nine tenths of MKL's time on a batch and half of it on a single
-short text (docs/benchmarks.md). Weights stay where and as they are; sums are taken in another order, so results differ
-in their last bits.
+PyTorch gives these products to MKL. On AMD's processors oneDNN, which PyTorch brings along and uses for 16 bits, takes
+three quarters to nine tenths of MKL's time on a batch (docs/onednn.md). Weights stay where and as they are; sums are
+taken in another order, so losses differ in their last bits.
 
     linear.py     the product with its gradient, and modules that are computed by it
     arguments.py  the user's side
     training.py   the trainer's side
 """
 
-from spafit_hf.onednn.linear import attached, frozen, is_preferred, replaceable
+from spafit_hf.onednn.linear import attached, frozen, replaceable
 
-__all__ = ["attached", "frozen", "is_preferred", "replaceable"]
+__all__ = ["attached", "frozen", "replaceable"]

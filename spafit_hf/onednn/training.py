@@ -1,4 +1,4 @@
-"""The trainer's side: from the first step to the end of a training, and through an evaluation outside of one."""
+"""The trainer's side: attached from the first step to the end of a training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from spafit_hf.onednn.arguments import OneDnnArguments
 from spafit_hf.onednn.linear import attached, frozen, is_available
@@ -34,16 +34,6 @@ class OneDnnTrainer(Trainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         self._open_onednn()
         return prepared
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """`Trainer.evaluation_loop`; outside of training it attaches for itself."""
-        if self.is_in_train:
-            return super().evaluation_loop(*args, **kwargs)
-        self._open_onednn()
-        try:
-            return super().evaluation_loop(*args, **kwargs)
-        finally:
-            self._close_onednn()
 
     def _open_onednn(self) -> None:
         if not (isinstance(self.args, OneDnnArguments) and self.args.use_onednn):

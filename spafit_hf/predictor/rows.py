@@ -31,7 +31,6 @@ from transformers import PreTrainedModel
 from spafit_hf.architecture import Architecture
 from spafit_hf.first_token import FirstToken
 from spafit_hf.first_token.probe import probe
-from spafit_hf.onednn import attached, replaceable
 from spafit_hf.predictor.patch import LoadedAdapter, Patch
 from spafit_hf.tuner.model import FLATTENING
 
@@ -81,10 +80,6 @@ class RowForward:
         """
         self._first_token = probe(self.model, self._accepted(texts), gradients=False)
 
-    def has_products(self) -> bool:
-        """Whether there are any that oneDNN can compute."""
-        return bool(replaceable(self._modules()))
-
     @torch.inference_mode()
     def logits(
         self,
@@ -94,7 +89,6 @@ class RowForward:
         *,
         border: int = 0,
         narrow: bool = False,
-        onednn: bool = False,
     ) -> torch.Tensor:
         """One pass.
 
@@ -104,7 +98,6 @@ class RowForward:
             spans: adapters of the rows, in order, covering all rows.
             border: layers that run once per text; no adapter of the rows may change one of them.
             narrow: compute the last layer for the first token alone, once `find_first_token` has found how.
-            onednn: compute the layers' matrix products on a CPU through oneDNN.
 
         Returns:
             (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
@@ -117,8 +110,6 @@ class RowForward:
         rows = {name: tensor.index_select(0, text_of_row) for name, tensor in texts.items()}
         extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._inputs else {}
         with ExitStack() as stack:
-            if onednn:
-                stack.enter_context(attached(self._modules()))
             if border:
                 states, returns = self._states(texts, border, extra)
                 stack.enter_context(self._entered(states, returns, text_of_row, border))
@@ -131,10 +122,6 @@ class RowForward:
 
     def _accepted(self, texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in texts.items() if name in self._inputs}
-
-    def _modules(self) -> Iterator[nn.Module]:
-        """Of the layers."""
-        return (module for layer in self._layers for module in layer.modules())
 
     # ---- each row its adapter ----
 

@@ -5,7 +5,6 @@
     mixing          rows of several adapters in one batch
     border          layers that no adapter of the batch changes run once per text
     narrowing       the last layer runs for the first token alone, where the head reads no other
-    oneDNN          products on a CPU are oneDNN's, where it is quicker than what PyTorch takes
 
 What gives other answers is left out from then on, and the log says so.
 """
@@ -22,7 +21,6 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
 from spafit_hf.first_token import NotFirstToken
-from spafit_hf.onednn import is_preferred
 from spafit_hf.predictor.patch import LoadedAdapter
 from spafit_hf.predictor.rows import NotByRow, RowForward, Span
 from spafit_hf.predictor.text import Encoded, pad
@@ -50,7 +48,6 @@ class Serving:
         self.pads = True
         self.mixes = True
         self.narrows = False
-        self.onednn = False
         self.borders: dict[int, bool] = {}
         self._forward = RowForward(model, architecture)
         # Encoder-decoder models find a text by its last end token, and ask for as many of them in every row.
@@ -106,15 +103,9 @@ class Serving:
         return self._batch([(texts[0], adapter)], shortcuts=False)[0]
 
     def _batch(
-        self,
-        rows: Sequence[Row],
-        *,
-        shortcuts: bool = True,
-        border: int | None = None,
-        narrow: bool | None = None,
-        onednn: bool | None = None,
+        self, rows: Sequence[Row], *, shortcuts: bool = True, border: int | None = None, narrow: bool | None = None
     ) -> list[torch.Tensor]:
-        """One pass over rows in any order. `border`, `narrow` and `onednn` override what was found out."""
+        """One pass over rows in any order. `border` and `narrow` override what was found out."""
         order = sorted(range(len(rows)), key=lambda index: id(rows[index][1]))
         spans: list[Span] = []
         for place, index in enumerate(order):
@@ -135,7 +126,6 @@ class Serving:
             spans,
             border=border,
             narrow=(shortcuts and self.narrows) if narrow is None else narrow,
-            onednn=(shortcuts and self.onednn) if onednn is None else onednn,
         ).cpu()
         back = {index: result[place, : rows[index][1].outputs] for place, index in enumerate(order)}
         return [back[index] for index in range(len(rows))]
@@ -158,8 +148,6 @@ class Serving:
         else:
             narrowed = [self._batch([row], shortcuts=False, narrow=True)[0] for row in rows]
             self.narrows = self._agree(alone, narrowed)
-        if is_preferred() and self._forward.has_products():
-            self.onednn = self._agree(alone, [self._batch([row], shortcuts=False, onednn=True)[0] for row in rows])
 
     def _border_is_right(self, border: int, texts: Sequence[Encoded]) -> bool:
         if not self.mixes:
