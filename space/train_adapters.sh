@@ -20,7 +20,8 @@ for name; do
         rte) epochs=5 ;;
         stsb) epochs=6 more="--first_token_only on" ;;
         sst2) epochs=5 batch=32 more="--first_token_only on" ;;
-        qqp | qnli) epochs=2 batch=32 ;;
+        qqp) epochs=2 batch=32 ;;
+        qnli) epochs=6 batch=32 more="--first_token_only on" ;;
         mnli) epochs=8 batch=32 more="--first_token_only on" ;;
     esac
     spafit train --task "$task" --data_dir "$glue" --base embedded --strategy $strategy \
