@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,25 @@ def test_activations_are_counted_once() -> None:
 
     method = Method("toy", Model(), torch.optim.SGD(linear.parameters(), lr=0.1))
     assert saved_activation_bytes(method, {"x": torch.randn(5, 8)}) == 5 * 8 * 4
+
+
+def test_counted_activations_are_freed() -> None:
+    outputs: list[weakref.ref[torch.Tensor]] = []
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> argparse.Namespace:
+            output = self.linear(x).tanh()  # which its own gradient reads
+            outputs.append(weakref.ref(output))
+            return argparse.Namespace(loss=output.sum())
+
+    model = Model()
+    method = Method("toy", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert saved_activation_bytes(method, {"x": torch.randn(5, 8)}) > 5 * 4 * 4
+    assert outputs[0]() is None
 
 
 def test_batches_are_grouped_and_of_sentence_length(base: str) -> None:

@@ -32,6 +32,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
     monkeypatch.setattr(linear, "_product", counted)
     monkeypatch.setattr(linear, "ROWS", 1)
+    monkeypatch.setattr(linear, "SMALLEST", 1)
     return seen
 
 
@@ -97,7 +98,12 @@ def test_modules_are_replaced_and_put_back(products: list[torch.Size]) -> None:
     assert not any("forward" in vars(module) for module in model)
 
 
-def test_others_keep_their_forward() -> None:
+def test_small_modules_are_left_to_pytorch() -> None:
+    small, large = nn.Linear(256, 256), nn.Linear(384, 384)
+    assert replaceable([small, large]) == [large]
+
+
+def test_others_keep_their_forward(products: list[torch.Size]) -> None:
     class Other(nn.Linear):
         pass
 
@@ -208,7 +214,9 @@ def test_where_it_has_no_effect_it_says_so(
     assert products == []
 
 
-def test_a_failure_leaves_the_model_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_model_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, products: list[torch.Size]
+) -> None:
     trainer = spafit_trainer(tmp_path, num_train_epochs=1, use_onednn=True)
 
     def fail(*_: Any, **__: Any) -> None:

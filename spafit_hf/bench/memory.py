@@ -47,7 +47,8 @@ def saved_activation_bytes(method: Method, batch: Batch) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Not the tensor: where it is an operation's own output, the two would keep each other alive for good.
+        return tensor.detach()
 
     method.model.train()
     with method.attached(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

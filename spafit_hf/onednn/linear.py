@@ -15,6 +15,9 @@ ROWS = 64
 """Products of a multiple of so many rows are oneDNN's. It prepares itself for each number of rows apart, and keeps
 what it prepared: 2 MB at width 384 and 6 MB at width 1024."""
 
+SMALLEST = 2**17
+"""Numbers in a weight from which it pays: 384 x 384 has more. With fewer, Python takes longer than what is won."""
+
 
 def is_available() -> bool:
     """Whether this PyTorch has the product."""
@@ -103,7 +106,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def replaceable(modules: Iterable[nn.Module]) -> list[nn.Linear]:
-    """Those whose forward `attached` can replace: dense, in fp32, on the CPU, and nobody else has replaced it."""
+    """Those whose forward `attached` replaces: dense, large enough, fp32, on the CPU, and not replaced by another."""
     if not is_available():
         return []
     return [
@@ -112,6 +115,7 @@ def replaceable(modules: Iterable[nn.Module]) -> list[nn.Linear]:
         if type(module) is nn.Linear
         and "forward" not in vars(module)  # where accelerate brings the weights in and out
         and all(map(_is_dense, module.parameters()))
+        and module.weight.numel() >= SMALLEST
     ]
 
 

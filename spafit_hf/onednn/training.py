@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from spafit_hf.onednn.arguments import OneDnnArguments
-from spafit_hf.onednn.linear import attached, frozen, is_available
+from spafit_hf.onednn.linear import SMALLEST, attached, frozen, is_available
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class OneDnnTrainer(Trainer):
             self._onednn_open = ExitStack()
             model = self.accelerator.unwrap_model(self.model)
             if not self._onednn_open.enter_context(attached(frozen(model))):
-                self.onednn_refused = "no dense module of the model is frozen and in fp32."
+                self.onednn_refused = f"no dense module of {SMALLEST:,} numbers or more is frozen and in fp32."
         if self.onednn_refused and self.args.should_log:
             logger.warning("use_onednn has no effect: %s", self.onednn_refused)
 
