@@ -36,6 +36,7 @@ from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, compute_figures, default_figures, jsonable, load_text_data, tokenize
 from spafit_hf.embedded import BASE_ID, BASE_LICENSE, LABELS, TEXT, embedded_base, load_movie_reviews, local_copy
 from spafit_hf.glue import DATASET_ID, compute_metrics_for, get_task, load_task
+from spafit_hf.onednn import padding
 from spafit_hf.trainer import SpafitTrainer
 from spafit_hf.training_args import SpafitTrainingArguments
 
@@ -259,8 +260,9 @@ def train(
     trainer = SpafitTrainer(
         model,
         args,
-        # oneDNN takes batches of so many tokens; a collator of one's own may do without.
-        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=16 if args.use_onednn else None),
+        data_collator=DataCollatorWithPadding(
+            tokenizer, pad_to_multiple_of=padding(args.train_batch_size) if args.use_onednn else None
+        ),
         train_dataset=splits["train"],
         eval_dataset=next(iter(evaluation.values())),
         processing_class=tokenizer,

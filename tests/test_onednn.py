@@ -14,7 +14,7 @@ from scripts.runs import spafit_trainer
 from torch import nn
 
 from spafit_hf import get_spafit_model
-from spafit_hf.onednn import attached, frozen, linear, replaceable
+from spafit_hf.onednn import attached, frozen, linear, padding, replaceable
 
 if not linear.is_available():
     pytest.skip("PyTorch without oneDNN", allow_module_level=True)
@@ -141,6 +141,12 @@ def test_numbers_of_rows_are_few(products: list[torch.Size], monkeypatch: pytest
         for shape in ((64, 8), (16, 12, 8), (2, 32, 8), (63, 8), (16, 13, 8)):
             layer(torch.randn(shape))
     assert len(products) == 3
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 64), (8, 8), (16, 4), (24, 8), (64, 1), (128, 1), (5, 64)])
+def test_padding_makes_batches_fit(batch: int, tokens: int) -> None:
+    assert padding(batch) == tokens
+    assert batch * tokens % linear.ROWS == 0
 
 
 # ---- training ----

@@ -9,6 +9,6 @@ taken in another order, so losses differ in their last bits.
     training.py   the trainer's side
 """
 
-from spafit_hf.onednn.linear import attached, frozen, replaceable
+from spafit_hf.onednn.linear import attached, frozen, padding, replaceable
 
-__all__ = ["attached", "frozen", "replaceable"]
+__all__ = ["attached", "frozen", "padding", "replaceable"]

@@ -13,7 +13,7 @@ class OneDnnArguments:
         default=False,
         metadata={
             "help": "On a CPU in fp32: compute products with frozen weights by oneDNN in place of MKL, for batches "
-            "whose rows times tokens are a multiple of 64 (pad_to_multiple_of=16). On AMD's processors a step takes "
+            "whose rows times tokens are a multiple of 64 (pad_to_multiple_of). On AMD's processors a step takes "
             "about a sixth less time; losses differ in their last bits."
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,11 @@ what it prepared: 2 MB at width 384 and 6 MB at width 1024."""
 
 SMALLEST = 2**17
 """Numbers in a weight from which it pays: 384 x 384 has more. With fewer, Python takes longer than what is won."""
+
+
+def padding(batch: int) -> int:
+    """Tokens to whose multiples to pad (`pad_to_multiple_of`), so that batches of `batch` examples are oneDNN's."""
+    return ROWS // math.gcd(ROWS, batch)
 
 
 def is_available() -> bool:
