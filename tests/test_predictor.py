@@ -5,11 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -315,32 +311,6 @@ def test_an_error_in_a_pass_leaves_the_model_clean(served: SpafitPredictor) -> N
     handle.remove()
     assert not any(module._forward_hooks or "forward" in vars(module) for module in served.model.modules())
     assert len(served.predict_all(TEXTS[0])) == len(ADAPTERS)
-
-
-FAULTS = """
-import resource, torch
-from spafit_hf.predictor import memory
-if {kept}:
-    memory.keep_freed_memory()
-def layer():  # blocks as of 9 x 64 rows of width 1536
-    return torch.ones(9 * 64, 1536).exp().sum()
-for _ in range(3):
-    layer()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    layer()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's memory")
-def test_freed_memory_is_kept_for_the_next_pass() -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    without, kept = (
-        int(subprocess.check_output([sys.executable, "-c", FAULTS.format(kept=kept)], env=environment, text=True))
-        for kept in (False, True)
-    )
-    assert 10 * kept < without
 
 
 def test_the_base_is_put_back_into_eval_mode(served: SpafitPredictor) -> None:
