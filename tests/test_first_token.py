@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from scripts import tiny
-from scripts.runs import spafit_trainer
+from scripts.runs import losses, spafit_trainer
 from torch import nn
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum, get_spafit_model
@@ -169,10 +169,6 @@ def test_dropout_is_the_same_in_distribution() -> None:
 
 def run(folder: Path, model: nn.Module | None = None, **given: Any) -> SpafitTrainer:
     return spafit_trainer(folder, model, **{"num_train_epochs": 2, **given})
-
-
-def losses(trained: SpafitTrainer) -> list[float]:
-    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scripts import tiny
-from scripts.runs import spafit_trainer
+from scripts.runs import losses, spafit_trainer
 from torch import nn
 
 from spafit_hf import get_spafit_model
@@ -150,10 +150,6 @@ def test_padding_makes_batches_fit(batch: int, tokens: int) -> None:
 
 
 # ---- training ----
-
-
-def losses(trainer: Any) -> list[float]:
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 @pytest.mark.parametrize("strategy", ["spafit-4-9-II", "bitfit", "lora-II"])

@@ -141,8 +141,8 @@ def test_mixed_batches_answer_as_each_adapter_alone(family: str, tmp_path: Path)
     served = serve(base, folders, batch_size=8)
     alone = Alone(family, folders)
     texts = [*TEXTS, PAIR]
-    asked = [(text, name) for text in texts for name in folders]
-    for (text, name), answer in zip(asked, served.predict(*map(list, zip(*asked, strict=True))), strict=True):
+    rows = [(text, name) for text in texts for name in folders]
+    for (text, name), answer in zip(rows, served.predict(*map(list, zip(*rows, strict=True))), strict=True):
         assert answer.adapter == name
         assert_close(answer, alone.numbers(text, name))
     for text in texts:

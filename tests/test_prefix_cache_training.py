@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from scripts import tiny
-from scripts.runs import ROWS, spafit_trainer
+from scripts.runs import ROWS, losses, spafit_trainer
 from torch import nn
 from transformers import DataCollatorForLanguageModeling
 
@@ -33,10 +33,6 @@ def run(folder: Path, cache: Path | str, model: nn.Module | None = None, **given
         "first_token_only": "off",  # its probe reads rows as well, and they are counted here
     }
     return spafit_trainer(folder, model, **{**fields, **given})
-
-
-def losses(trained: SpafitTrainer) -> list[float]:
-    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
 
 
 def use(trained: SpafitTrainer) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from scripts import tiny
+from scripts.runs import losses
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -64,10 +65,6 @@ def trainer(folder: Path, model: nn.Module | None = None, rows: int = 32, **give
 
 def trained_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def losses(run: Trainer) -> list[float]:
-    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
 
 
 # -- what is wrapped --

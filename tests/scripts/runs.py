@@ -7,7 +7,7 @@ from typing import Any
 
 from scripts import tiny
 from torch import nn
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, Trainer
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments
 
@@ -37,3 +37,8 @@ def spafit_trainer(folder: Path, model: nn.Module | None = None, **given: Any) -
         eval_dataset=tiny.dataset(12, seed=1),
         processing_class=tiny.tokenizer(),
     )
+
+
+def losses(trained: Trainer) -> list[float]:
+    """The training losses that were logged, in order."""
+    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
