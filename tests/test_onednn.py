@@ -14,7 +14,7 @@ from scripts.runs import losses, spafit_trainer
 from torch import nn
 
 from spafit_hf import get_spafit_model
-from spafit_hf.onednn import attached, frozen, linear, padding, replaceable
+from spafit_hf.onednn import NotOneDnn, attached, linear, padding, replaceable_of
 
 if not linear.is_available():
     pytest.skip("PyTorch without oneDNN", allow_module_level=True)
@@ -88,11 +88,12 @@ def test_modules_are_replaced_and_put_back(products: list[torch.Size]) -> None:
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).requires_grad_(False)
     x = torch.randn(5, 8)
     expected = model(x)
-    with attached(model.modules()) as replaced:
-        assert replaced == [model[0], model[2]]
+    modules = replaceable_of(model)
+    assert modules == [model[0], model[2]]
+    with attached(modules):
         torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=0)
     assert not any("forward" in vars(module) for module in model)
-    with pytest.raises(RuntimeError), attached(model.modules()):
+    with pytest.raises(RuntimeError), attached(modules):
         model(torch.randn(5, 9))
     assert products == [(6, 8), (2, 6), (6, 8)]
     assert not any("forward" in vars(module) for module in model)
@@ -100,7 +101,9 @@ def test_modules_are_replaced_and_put_back(products: list[torch.Size]) -> None:
 
 def test_small_modules_are_left_to_pytorch() -> None:
     small, large = nn.Linear(256, 256), nn.Linear(384, 384)
-    assert replaceable([small, large]) == [large]
+    assert linear.replaceable([small, large]) == [large]
+    with pytest.raises(NotOneDnn, match="no dense module of 131,072 numbers"):
+        replaceable_of(small.requires_grad_(False))
 
 
 def test_others_keep_their_forward(products: list[torch.Size]) -> None:
@@ -110,11 +113,7 @@ def test_others_keep_their_forward(products: list[torch.Size]) -> None:
     hooked = nn.Linear(4, 4)
     hooked.forward = lambda input: input  # type: ignore[method-assign]  # as accelerate does
     modules = [nn.Linear(4, 4, dtype=torch.float16), nn.Linear(4, 4, device="meta"), nn.Bilinear(4, 4, 4), Other(4, 4)]
-    assert replaceable([*modules, hooked]) == []
-    with attached([*modules, hooked]):
-        x = torch.randn(1, 4)
-        assert hooked(x) is x
-    assert "forward" in vars(hooked)
+    assert linear.replaceable([*modules, hooked]) == []
 
 
 def test_what_it_cannot_do_is_left_to_pytorch(products: list[torch.Size]) -> None:
@@ -235,7 +234,8 @@ def test_deltas_and_lora_pass_through_it(products: list[torch.Size]) -> None:
     model = get_spafit_model(tiny.bert(dropout=0.0), "spafit-4-9-II").eval()
     batch = {"input_ids": torch.arange(5, 15).view(2, 5), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
     expected = model(**batch).logits
-    with attached(frozen(model)) as replaced:
+    modules = replaceable_of(model)
+    with attached(modules):
         torch.testing.assert_close(model(**batch).logits, expected, atol=1e-6, rtol=0)
     # Each once, with LoRA, delta or neither: six modules a layer and the pooler. The base's own head is not used.
-    assert len(products) == 6 * model.config.num_hidden_layers + 1 == len(replaced) - 1
+    assert len(products) == 6 * model.config.num_hidden_layers + 1 == len(modules) - 1

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 
 from spafit_hf.bench.measure import Tell, measure, now
-from spafit_hf.bench.methods import load_config, make_batches, make_method, new_model
+from spafit_hf.bench.methods import NotPossible, load_config, make_batches, make_method, new_model
 from spafit_hf.bench.result import BenchResult
 from spafit_hf.bench.settings import BenchSettings
-from spafit_hf.first_token import NotFirstToken
-from spafit_hf.prefix_cache.border import NotCacheable
 
 WARM_UP, STEPS = 2, 5
 LARGEST_BATCH = 2**16
@@ -88,7 +86,7 @@ def climb(settings: BenchSettings, tell: Tell = lambda line: None) -> tuple[Rung
             tell(f"{name}, batches of {batch}")
             try:
                 rung = _rung(name, base, dataclasses.replace(settings, batch=batch, batches=1, full_length=True))
-            except (NotCacheable, NotFirstToken) as error:
+            except NotPossible as error:
                 tell(f"{name} is left out: {error}")
                 break
             rungs.append(rung)

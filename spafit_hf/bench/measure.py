@@ -19,13 +19,20 @@ from transformers import PretrainedConfig
 
 from spafit_hf.bench.adapters import adapter_costs
 from spafit_hf.bench.memory import PeakMemory, peak_memory, saved_activation_bytes
-from spafit_hf.bench.methods import Batch, Method, is_adapter, load_config, make_batches, make_method, new_model
+from spafit_hf.bench.methods import (
+    Batch,
+    Method,
+    NotPossible,
+    is_adapter,
+    load_config,
+    make_batches,
+    make_method,
+    new_model,
+)
 from spafit_hf.bench.result import BenchResult, MethodResult
 from spafit_hf.bench.settings import BASELINE, BenchSettings
 from spafit_hf.bench.theory import theory
-from spafit_hf.first_token import NotFirstToken
 from spafit_hf.planner import plan
-from spafit_hf.prefix_cache.border import NotCacheable
 from spafit_hf.prefix_cache.offload import movable
 from spafit_hf.run import machine, versions
 from spafit_hf.strategy import Strategy
@@ -79,7 +86,7 @@ def describe(settings: BenchSettings) -> dict[str, Any]:
     }
 
 
-def _peaks(settings: BenchSettings, tell: Tell) -> dict[str, PeakMemory]:
+def _peaks(settings: BenchSettings, tell: Tell) -> dict[str, PeakMemory | None]:
     found = {}
     for name in settings.methods:
         tell(f"memory of {name}")
@@ -99,7 +106,7 @@ def make_methods(
         tell(f"preparing {name}")
         try:
             methods.append(make_method(name, base, settings, batches, folder))
-        except (NotCacheable, NotFirstToken) as error:
+        except NotPossible as error:
             tell(f"{name} is left out: {error}")
     return methods
 

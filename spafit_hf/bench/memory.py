@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from spafit_hf.bench.methods import Batch, Method, load_config, make_batches, make_method, new_model
+from spafit_hf.bench.methods import Batch, Method, NotPossible, load_config, make_batches, make_method, new_model
 from spafit_hf.bench.settings import BenchSettings
 
 STEPS = 2
@@ -57,8 +57,8 @@ def saved_activation_bytes(method: Method, batch: Batch) -> int:
     return sum(kept.values())
 
 
-def peak_memory(name: str, settings: BenchSettings) -> PeakMemory:
-    """Resident memory of a method, measured in a process of its own.
+def peak_memory(name: str, settings: BenchSettings) -> PeakMemory | None:
+    """Resident memory of a method, measured in a process of its own; None for one that is left out.
 
     Raises:
         ValueError: when that process fails.
@@ -75,7 +75,8 @@ def peak_memory(name: str, settings: BenchSettings) -> PeakMemory:
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
         raise ValueError(f"the memory of {name!r} could not be measured: {reason}; leave it out with --no-memory.")
-    return PeakMemory(**json.loads(child.stdout.splitlines()[-1]))
+    found = json.loads(child.stdout.splitlines()[-1])
+    return PeakMemory(**found) if found else None
 
 
 def _measure_here(name: str, settings: BenchSettings) -> PeakMemory:
@@ -118,7 +119,11 @@ def _main(arguments: list[str]) -> None:
     data: dict[str, Any] = json.loads(arguments[0])
     data |= {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
     settings = BenchSettings(**data)
-    print(json.dumps(dataclasses.asdict(_measure_here(arguments[1], settings))))
+    try:
+        found = dataclasses.asdict(_measure_here(arguments[1], settings))
+    except NotPossible:
+        found = None
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

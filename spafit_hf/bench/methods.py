@@ -18,14 +18,19 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 from spafit_hf.bench.settings import BASELINES, CACHED, FIRST_TOKEN, ONEDNN, BenchSettings, strategy_of
 from spafit_hf.first_token import FirstToken, NotFirstToken, base_of
 from spafit_hf.first_token.probe import probe
-from spafit_hf.onednn import attached, frozen, replaceable
+from spafit_hf.onednn import NotOneDnn, attached, replaceable_of
+from spafit_hf.onednn.linear import ROWS
 from spafit_hf.planner import plan
+from spafit_hf.prefix_cache.border import NotCacheable
 from spafit_hf.prefix_cache.cache import CacheSettings, PrefixCache
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import get_spafit_model
 from spafit_hf.tuner.plain import plain_view
 
 Batch = dict[str, torch.Tensor]
+
+NotPossible = (NotCacheable, NotFirstToken, NotOneDnn)
+"""What a method is left out for."""
 
 MAX_GRAD_NORM = 1.0
 """As Trainer does by default: a norm over everything that trains, which takes longer where more does."""
@@ -40,7 +45,7 @@ class Method:
     optimizer: torch.optim.Optimizer
     cache: PrefixCache | None = None
     first_token: FirstToken | None = None
-    onednn: Sequence[nn.Module] = ()
+    onednn: Sequence[nn.Linear] = ()
     """Modules whose products are oneDNN's."""
     build_seconds: float = 0.0
     precision: str = "float32"
@@ -150,7 +155,7 @@ def make_method(name: str, base: nn.Module, settings: BenchSettings, batches: li
 
     Raises:
         ValueError: for a strategy that the model does not allow for.
-        NotFirstToken: when the model's head reads more than the first token, and the name says it does not.
+        NotPossible: one of them, when a short cut in the name does not go with the model, or would change nothing.
     """
     model = sharing(base)
     with torch.random.fork_rng(devices=[]):
@@ -164,7 +169,9 @@ def make_method(name: str, base: nn.Module, settings: BenchSettings, batches: li
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     method = Method(name, model, optimizer, precision=settings.precision)
     if name.endswith(ONEDNN):
-        method.onednn = replaceable(frozen(model))
+        method.onednn = replaceable_of(model)
+        if all(batch["input_ids"].numel() % ROWS for batch in batches):
+            raise NotOneDnn(f"none of the batches is of a multiple of {ROWS} tokens.")
     if FIRST_TOKEN in name:
         method.first_token = probe(base_of(model), batches[0])
     if CACHED in name:
@@ -211,4 +218,4 @@ def make_batches(settings: BenchSettings, config: PretrainedConfig) -> list[Batc
     return found
 
 
-__all__ = ["Batch", "Method", "NotFirstToken", "load_config", "make_batches", "make_method", "new_model", "sharing"]
+__all__ = ["Batch", "Method", "NotPossible", "load_config", "make_batches", "make_method", "new_model", "sharing"]

@@ -9,6 +9,6 @@ taken in another order, so losses differ in their last bits.
     training.py   the trainer's side
 """
 
-from spafit_hf.onednn.linear import attached, frozen, padding, replaceable
+from spafit_hf.onednn.linear import NotOneDnn, attached, padding, replaceable_of
 
-__all__ = ["attached", "frozen", "padding", "replaceable"]
+__all__ = ["NotOneDnn", "attached", "padding", "replaceable_of"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,10 @@ what it prepared: 2 MB at width 384 and 6 MB at width 1024."""
 
 SMALLEST = 2**17
 """Numbers in a weight from which it pays: 384 x 384 has more. With fewer, Python takes longer than what is won."""
+
+
+class NotOneDnn(ValueError):
+    """oneDNN's products would change nothing; the message says why."""
 
 
 def padding(batch: int) -> int:
@@ -112,7 +116,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def replaceable(modules: Iterable[nn.Module]) -> list[nn.Linear]:
-    """Those whose forward `attached` replaces: dense, large enough, fp32, on the CPU, and not replaced by another."""
+    """Those whose forward `attached` may replace: dense, large enough, fp32, on the CPU, not replaced by another."""
     if not is_available():
         return []
     return [
@@ -125,15 +129,26 @@ def replaceable(modules: Iterable[nn.Module]) -> list[nn.Linear]:
     ]
 
 
+def replaceable_of(model: nn.Module) -> list[nn.Linear]:
+    """The frozen modules of a model that are `replaceable`.
+
+    Raises:
+        NotOneDnn: if there is none.
+    """
+    found = replaceable(frozen(model))
+    if not found:
+        raise NotOneDnn(f"no dense module of {SMALLEST:,} numbers or more is frozen and in fp32.")
+    return found
+
+
 @contextmanager
-def attached(modules: Iterable[nn.Module]) -> Iterator[list[nn.Linear]]:
-    """Within it products of the modules that are `replaceable` and frozen are oneDNN's."""
-    replaced = replaceable(modules)
-    for module in replaced:
+def attached(modules: Sequence[nn.Linear]) -> Iterator[None]:
+    """Within it products of the modules, which are `replaceable`, are oneDNN's while their weights are frozen."""
+    for module in modules:
         module.forward = FrozenForward(module)  # type: ignore[method-assign]
     try:
-        yield replaced
+        yield
     finally:
-        for module in replaced:
+        for module in modules:
             if isinstance(vars(module).get("forward"), FrozenForward):
                 del module.forward

@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from spafit_hf.onednn.arguments import OneDnnArguments
-from spafit_hf.onednn.linear import SMALLEST, attached, frozen, is_available
+from spafit_hf.onednn.linear import NotOneDnn, attached, is_available, replaceable_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,13 @@ class OneDnnTrainer(Trainer):
             return
         self.onednn_refused = self._why_not_onednn()
         if not self.onednn_refused:
-            self._onednn_open = ExitStack()
-            model = self.accelerator.unwrap_model(self.model)
-            if not self._onednn_open.enter_context(attached(frozen(model))):
-                self.onednn_refused = f"no dense module of {SMALLEST:,} numbers or more is frozen and in fp32."
+            try:
+                modules = replaceable_of(self.accelerator.unwrap_model(self.model))
+            except NotOneDnn as error:
+                self.onednn_refused = str(error)
+            else:
+                self._onednn_open = ExitStack()
+                self._onednn_open.enter_context(attached(modules))
         if self.onednn_refused and self.args.should_log:
             logger.warning("use_onednn has no effect: %s", self.onednn_refused)
 
