@@ -39,6 +39,7 @@ TELLING = (
     "use_rslora",
     "use_dora",
     "init_lora_weights",
+    "init_adapter",
     "learning_rate",
     "bias_learning_rate",
     "head_learning_rate",
@@ -321,6 +322,8 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
         values["prefix_cache_dtype"] = None
     else:
         values["prefix_cache"] = "auto"  # in which folder is for nobody else
+    start = values.get("init_adapter") or None
+    values["init_adapter"] = Path(start).resolve().name if start and os.path.isdir(start) else start
     if values.get("max_steps") is not None:
         values["num_train_epochs"] = None  # the steps end the run, not the epochs
     for group in trainer.optimizer.param_groups if trainer.optimizer is not None else ():

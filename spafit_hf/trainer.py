@@ -39,7 +39,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from spafit_hf.adapter import save_adapter
+from spafit_hf.adapter import save_adapter, start_from
 from spafit_hf.architecture import find_architecture
 from spafit_hf.checkpointing import check_fits, resumable
 from spafit_hf.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
@@ -130,7 +130,11 @@ class StrataTrainer(PrefixCacheTrainer):
         """Wrap a plain model. One with an adapter is taken as it is, and full fine-tuning leaves it plain."""
         self.plan = None
         strategy = self.strategy
+        start = self.args.init_adapter if isinstance(self.args, StrataArguments) else ""
         if _has_adapter(model) or strategy.full:
+            if start:
+                found = "the model has an adapter already" if _has_adapter(model) else "full fine-tuning trains none"
+                raise ValueError(f"init_adapter={start!r} starts a new adapter, and {found}; leave it out.")
             return model
         if isinstance(model, PreTrainedModel) and model.is_activation_checkpointing:
             # Switched on by hand before: PEFT would turn input gradients on for it, so let `train` do it our way.
@@ -141,9 +145,11 @@ class StrataTrainer(PrefixCacheTrainer):
         self._pooler_is_untrained = has_untrained_pooler(model, self.plan.architecture)
         # The same LoRA for the same seed, whatever drew random numbers before.
         set_seed(self.args.seed)
-        if isinstance(self.args, StrataArguments) and self.args.init_lora_weights != "default":
-            return get_spafit_model(model, strategy, init_lora_weights=self.args.init_lora_weights)
-        return get_spafit_model(model, strategy)
+        initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
+        wrapped = get_spafit_model(model, strategy, **({} if initial == "default" else {"init_lora_weights": initial}))
+        if start:
+            start_from(wrapped, start, token=self.args.hub_token)
+        return wrapped
 
     def _trains_adapter(self) -> bool:
         return _has_adapter(self.model) if self.model is not None else not self.strategy.full

@@ -74,6 +74,13 @@ class StrataArguments(PrefixCacheArguments):
             "choices": list(INIT_LORA_WEIGHTS),
         },
     )
+    init_adapter: str = field(
+        default="",
+        metadata={
+            "help": "Adapter folder or Hub id whose LoRA and bias deltas this adapter starts with, such as one of a "
+            "task with more rows; the head starts anew. It has to be of the same base, strategy, rank and alpha."
+        },
+    )
     bias_learning_rate: float = field(
         default=-1.0, metadata={"help": "Learning rate of the bias deltas. -1: the same as --learning_rate."}
     )

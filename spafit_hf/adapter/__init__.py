@@ -14,6 +14,7 @@ from spafit_hf.adapter.folder import (
     base_facts,
 )
 from spafit_hf.adapter.load import load_adapter, load_base
+from spafit_hf.adapter.start import start_from
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter
 from spafit_hf.adapter.write import portable_obstacle, save_adapter
@@ -35,5 +36,6 @@ __all__ = [
     "merge_adapter",
     "portable_obstacle",
     "save_adapter",
+    "start_from",
     "verify_adapter",
 ]

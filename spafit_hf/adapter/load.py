@@ -121,7 +121,7 @@ def _fill(model: PeftModel, adapter: VerifiedAdapter, adapter_name: str, tensors
         AdapterError: if parameters and tensors differ. They cannot after the checks; a silent half would be worse than
             a stop.
     """
-    places = _places(model.get_base_model(), adapter_name)
+    places = parameter_places(model.get_base_model(), adapter_name)
     # PEFT gives a head to every adapter for classification: to one that brings none, a copy of the base's.
     own = tuple(f"{KEY_PREFIX}{head}." for head in adapter.head)
     wanted = {key for key, (name, _) in places.items() if ".modules_to_save." not in name or key.startswith(own)}
@@ -141,7 +141,7 @@ def _fill(model: PeftModel, adapter: VerifiedAdapter, adapter_name: str, tensors
             places[key][1].copy_(tensor)
 
 
-def _places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str, nn.Parameter]]:
+def parameter_places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str, nn.Parameter]]:
     """An adapter's parameters and their names in the model, by the names that they have in a file."""
     places = {}
     for name, parameter in plain.named_parameters(remove_duplicate=False):

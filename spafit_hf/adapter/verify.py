@@ -11,7 +11,6 @@ LoRA B, NaN and infinity, another base, pickles, and configurations that import 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -177,7 +176,7 @@ def _assemble(
     biases = {module for part in forms for module in by_part.get(part, {})}
 
     lora = {module: _lora_settings(config, module, shapes[a[module]], shapes[b[module]]) for module in sorted(a)}
-    scaling = {module: _scaling(settings) for module, settings in lora.items()}
+    scaling = {module: settings.scaling for module, settings in lora.items()}
     magnitudes = set(by_part.get("lora_magnitude_vector", {}))
     dora = {module for module, part in lora.items() if part.use_dora}
     if magnitudes != dora:
@@ -220,10 +219,6 @@ def _assemble(
         bias_scaling=scaling if form == "lora-bias" else {},
         targets=() if sidecar is not None or narrowed else _targets(config),
     )
-
-
-def _scaling(settings: LoraSettings) -> float:
-    return settings.lora_alpha / (math.sqrt(settings.r) if settings.use_rslora else settings.r)
 
 
 def _check_announced(config: dict[str, Any], modules: set[str]) -> None:

@@ -1,0 +1,87 @@
+"""Start an adapter where another one ended: LoRA and deltas of a task with more rows, a new head for the next task.
+
+    adapter of MNLI --LoRA, deltas--> adapter of RTE, whose head starts anew
+
+Training on a large task before a small one that is like it: STILTs (arXiv:1811.01088).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError, TensorName
+from spafit_hf.adapter.load import local_folder, native_tensors, parameter_places
+from spafit_hf.adapter.verified import VerifiedAdapter
+from spafit_hf.adapter.verify import verify_and_read
+from spafit_hf.tuner.plain import plain_view
+
+
+def start_from(
+    model: PeftModel,
+    folder_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    adapter_name: str = "default",
+) -> None:
+    """Give an adapter of a model the LoRA and the deltas of an adapter folder; its head stays.
+
+    Before the first step the encoder computes what the folder's adapter computes. Modules that this adapter trains and
+    the folder's does not start as they were.
+
+    Args:
+        model: what `get_spafit_model` returned, for the same base.
+        folder_or_repo: an adapter folder, or the id of a repository on the Hub.
+        revision: branch, tag or commit of the repository; of no use for a folder.
+        token: for a private repository; by default the one that `hf auth login` stored.
+        adapter_name: the adapter of the model.
+
+    Raises:
+        AdapterError: for a folder that does not fit or cannot be trusted, that changes a module which the model's
+            adapter does not train in that way, or whose LoRA is of another rank or scaling; the model is as before.
+    """
+    folder = local_folder(folder_or_repo, revision=revision, token=token)
+    plain = model.get_base_model()
+    view = plain_view(plain)
+    source, stored = verify_and_read(folder, view)
+    heads = tuple(f"{KEY_PREFIX}{head}." for head in source.head)
+    tensors = {
+        key: tensor for key, tensor in native_tensors(source, view, stored).items() if not key.startswith(heads)
+    }
+    places = {key: parameter for key, (_, parameter) in parameter_places(plain, adapter_name).items()}
+    for key in tensors:
+        if key not in places:
+            name = TensorName.parse(key)
+            what = "the bias" if key.endswith("lora_delta") else "LoRA"
+            raise AdapterError(
+                f"{folder_or_repo} changes {what} of {name.module if name else key}, which this adapter does not "
+                f"train; start from it with its own strategy{_named(source)}."
+            )
+    _check_lora(source, plain, adapter_name)
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            places[key].copy_(tensor)
+
+
+def _named(source: VerifiedAdapter) -> str:
+    name = (source.strategy or {}).get("name")
+    return f", {name}" if name else ""
+
+
+def _check_lora(source: VerifiedAdapter, plain: nn.Module, adapter_name: str) -> None:
+    """The same factors mean the same only with the same rank and scaling."""
+    for module, lora in source.lora.items():
+        layer: Any = plain.get_submodule(module)
+        own = (layer.r[adapter_name], layer.scaling[adapter_name], bool(layer.use_dora.get(adapter_name)))
+        if own != (lora.r, lora.scaling, lora.use_dora):
+            dora = ("without", "with")
+            raise AdapterError(
+                f"LoRA of {module} has rank {lora.r}, scaling {lora.scaling:g}, {dora[lora.use_dora]} DoRA in "
+                f"{source.folder}, and rank {own[0]}, scaling {own[1]:g}, {dora[own[2]]} DoRA here; train with lora_r="
+                f"{lora.r} and lora_alpha={lora.lora_alpha:g}."
+            )
