@@ -278,7 +278,11 @@ def train(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
-    metrics = {name: _figures(trainer.evaluate(split), data) for name, split in evaluation.items()}
+    made = _last_evaluation(trainer)
+    metrics = {
+        name: _figures(made if made and split is trainer.eval_dataset else trainer.evaluate(split), data)
+        for name, split in evaluation.items()
+    }
     trainer.save_model()
     trainer.describe(scores=tuple(_score(name, figures, len(evaluation[name])) for name, figures in metrics.items()))
     trainer.create_model_card()
@@ -303,6 +307,13 @@ def train(
     if trainer.is_world_process_zero():
         result.write(str(args.output_dir))
     return result
+
+
+def _last_evaluation(trainer: SpafitTrainer) -> dict[str, float] | None:
+    """What the training measured of the model that it ended with, the best one or the last; None if nothing."""
+    state = trainer.state
+    step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    return next((entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == step), None)
 
 
 def evaluate(

@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerFast, pipeline
 
 from spafit_hf.cli import main
 from spafit_hf.cli.train import command_line
+from spafit_hf.run import DataArguments, evaluate, load_data
+from spafit_hf.training_args import SpafitTrainingArguments
 
 GOOD, BAD, NOUNS = ("warm", "witty", "bright"), ("dull", "cold", "flat"), ("film", "plot", "cast", "score")
 
@@ -97,6 +99,21 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert re.search(r"spafit train \\\n  --base base\d+ \\\n  --train_file reviews.csv ", card)
     assert not list(trained.rglob("training_args.bin"))
     assert json.loads((trained / "spafit_config.json").read_text())["task"] == {"columns": ["review"]}
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_no_evaluation_is_made_twice(keep_best: bool, base_folder: Path, reviews: Path, tmp_path: Path) -> None:
+    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=3, load_best_model_at_end=keep_best)
+    assert main(flags) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    measured = [entry for entry in results["history"] if "eval_loss" in entry]
+    assert [entry["epoch"] for entry in measured] == [1, 2, 3]
+    best = max(measured, key=lambda entry: entry["eval_accuracy"]) if keep_best else measured[-1]
+    assert results["metrics"]["validation"]["loss"] == best["eval_loss"]
+    data = load_data(DataArguments(train_file=str(reviews), text_columns="review", label_column="verdict"))
+    args = SpafitTrainingArguments(str(tmp_path / "again"), use_cpu=True, disable_tqdm=True, report_to="none")
+    again = evaluate(data, None, str(tmp_path / "out"), args)
+    assert again["validation"]["loss"] == pytest.approx(best["eval_loss"], abs=1e-6)
 
 
 def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
