@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from models import (
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
-from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model
+from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model, load_adapter, plan, save_adapter
 from spafit_hf.strategy import ROLES
 from spafit_hf.tuner import DeltaLayer
 from spafit_hf.tuner.plain import plain_view
@@ -585,3 +586,23 @@ def test_a_norm_among_the_target_modules_gets_a_delta():
     norm = model.get_submodule("base_model.model.bert.encoder.layer.0.output.LayerNorm")
     assert list(norm.lora_delta) == ["default"]
     assert not norm.has_lora("default")
+
+
+# ---- a head that does not train ----
+
+NO_HEAD = Strategy(name="x", strata=(Stratum((0.5, 1.0), lora=("query",), biases=ROLES, r=4),), head=False)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "llama", "bart"])
+def test_a_head_that_the_strategy_leaves_alone_is_left_alone(name: str, tmp_path: Path) -> None:
+    base = tiny(name, 3)
+    before = tensors(base)
+    model = get_spafit_model(base, NO_HEAD)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert trained == plan(tiny(name, 3), NO_HEAD).trainable_parameters
+    assert not any("modules_to_save" in key for key, _ in model.named_parameters())
+    stir(model)
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(tiny(name, 3), tmp_path)
+    torch.testing.assert_close(logits(loaded, inputs(name)), logits(model, inputs(name)), atol=1e-6, rtol=0)
+    assert_equal(base_tensors(loaded), before)

@@ -47,6 +47,10 @@ TASK_TYPES = {
 }
 
 
+#: Tasks whose heads PEFT trains and saves by itself. A strategy that leaves the head alone names no task.
+HEAD_TASKS = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
+
+
 def task_type_of(model: nn.Module) -> TaskType | None:
     """PEFT's task type of a model, from the name of its class; None for classes that PEFT wraps plainly."""
     name = type(model).__name__
@@ -76,8 +80,10 @@ def get_spafit_model(
         ValueError: for a strategy that does not fit the model, and for "full", which has no adapter.
     """
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
-    the_plan = plan(model, Strategy.coerce(strategy).with_lora(**settings))
-    lora_kwargs.setdefault("task_type", task_type_of(model))
+    chosen = Strategy.coerce(strategy).with_lora(**settings)
+    the_plan = plan(model, chosen)
+    task_type = task_type_of(model)
+    lora_kwargs.setdefault("task_type", task_type if chosen.head or task_type not in HEAD_TASKS else None)
     wrapped = get_peft_model(model, SpafitConfig.from_plan(the_plan, **lora_kwargs), adapter_name=adapter_name)
     return _with_table(wrapped, the_plan)
 
