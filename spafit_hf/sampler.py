@@ -68,9 +68,10 @@ class LengthSortedSampler(Sampler[int]):
         """What came out for the sorted examples, in the order of the dataset.
 
         Args:
-            values: arrays with a row per example, or tuples, lists and dicts of them, or None.
+            values: arrays with a row per example, or tuples, lists and dicts of them, or None. Arrays with another
+                number of rows (`preprocess_logits_for_metrics` may make them) stay as they are.
         """
-        if isinstance(values, np.ndarray):
+        if isinstance(values, np.ndarray) and len(values) == len(self):
             restored = np.empty_like(values)
             restored[self.order] = values
             return restored

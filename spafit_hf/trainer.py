@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import safetensors.torch
@@ -25,6 +27,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     Seq2SeqTrainer,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -102,6 +105,19 @@ class StrataTrainer(PrefixCacheTrainer):
             _check_holds_trainable(optimizer, model)
         return model
 
+    @contextmanager
+    def _plain_after_error(self) -> Iterator[None]:
+        """Around the making of a trainer: where that fails, a model that was given plain is plain again."""
+        self._undo = lambda: None
+        complete = False
+        try:
+            yield
+            complete = True
+        finally:
+            if not complete:
+                self._undo()
+            del self._undo
+
     def _settle_strategy(self, strategy: StrategyLike | None, model: nn.Module | None) -> None:
         if strategy is not None and model is not None and _has_adapter(model):
             logger.warning("The model has an adapter already; strategy=%s is not used.", strategy)
@@ -128,7 +144,7 @@ class StrataTrainer(PrefixCacheTrainer):
 
     def _in_strata(self, model: nn.Module) -> nn.Module:
         """Wrap a plain model. One with an adapter is taken as it is, and full fine-tuning leaves it plain."""
-        self.plan = None
+        self.plan, self._pooler_is_untrained = None, False
         strategy = self.strategy
         start = self.args.init_adapter if isinstance(self.args, StrataArguments) else ""
         if _has_adapter(model) or strategy.full:
@@ -146,7 +162,9 @@ class StrataTrainer(PrefixCacheTrainer):
         # The same LoRA for the same seed, whatever drew random numbers before.
         set_seed(self.args.seed)
         initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         wrapped = get_spafit_model(model, strategy, **({} if initial == "default" else {"init_lora_weights": initial}))
+        self._undo = lambda: _unwrap(wrapped, trained)
         if start:
             start_from(wrapped, start, token=self.args.hub_token)
         return wrapped
@@ -210,19 +228,30 @@ class StrataTrainer(PrefixCacheTrainer):
         (https://github.com/huggingface/transformers/issues/47688).
         """
         several = self.args.gradient_accumulation_steps * self.args.world_size * max(self.args.n_gpu, 1) > 1
-        own_loss = self.compute_loss_func is not None or self.label_smoother is not None
+        own_loss = (
+            self.compute_loss_func is not None
+            or self.label_smoother is not None
+            or type(self).compute_loss is not Trainer.compute_loss  # a script's own, which knows what it takes
+        )
         if several and num_items_in_batch is not None and not own_loss and not self._loss_was_probed:
-            self.model_accepts_loss_kwargs = self._loss_takes_items(model, inputs, num_items_in_batch)
-            self._loss_was_probed = True
+            found = self._loss_takes_items(model, inputs, num_items_in_batch)
+            if found is not None:
+                self.model_accepts_loss_kwargs, self._loss_was_probed = found, True
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _loss_takes_items(self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int) -> bool:
-        """Whether the loss halves when the number of items doubles. Without dropout: no random number is drawn."""
+    def _loss_takes_items(self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int) -> bool | None:
+        """Whether the loss halves when the number of items doubles. Without dropout: no random number is drawn.
+
+        Returns:
+            None where the batch does not tell: one without a single label has no loss.
+        """
         model.eval()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = [model(**inputs, num_items_in_batch=items * factor) for factor in (1, 2)]
         once, twice = (float(out["loss"] if isinstance(out, Mapping) else out[0]) for out in outputs)
+        if once == 0 or not math.isfinite(once):
+            return None
         return abs(once - 2 * twice) < abs(once - twice)
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -268,7 +297,8 @@ class StrataTrainer(PrefixCacheTrainer):
             return None
         # Batches that are not gathered into one array cannot be put back into the dataset's order.
         gathered = self.args.eval_do_concat_batches and not self.args.batch_eval_metrics
-        lengths = self._lengths(eval_dataset) if gathered else None
+        # A last batch that is dropped is the dataset's last, and not that of the shortest examples.
+        lengths = self._lengths(eval_dataset) if gathered and not self.args.dataloader_drop_last else None
         return SequentialSampler(eval_dataset) if lengths is None else LengthSortedSampler(lengths)  # type: ignore[arg-type]
 
     def _lengths(self, dataset: Any) -> list[int] | None:
@@ -466,21 +496,22 @@ class SpafitTrainer(HubPushMixin, StrataTrainer):
         strategy: StrategyLike | None = None,
     ) -> None:
         args = SpafitTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        super().__init__(
-            model=self._begin(model, args, optimizers[0], strategy),
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        with self._plain_after_error():
+            super().__init__(
+                model=self._begin(model, args, optimizers[0], strategy),
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                model_init=model_init,
+                compute_loss_func=compute_loss_func,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
 
 
 class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
@@ -509,20 +540,21 @@ class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
         strategy: StrategyLike | None = None,
     ) -> None:
         args = SpafitSeq2SeqTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        super().__init__(
-            model=self._begin(model, args, optimizers[0], strategy),
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        with self._plain_after_error():
+            super().__init__(
+                model=self._begin(model, args, optimizers[0], strategy),
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                model_init=model_init,
+                compute_loss_func=compute_loss_func,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
         if isinstance(self.model, PeftModel) and getattr(args, "generation_config", None) is not None:
             # Seq2SeqTrainer sets it on PEFT's wrapper, which `generate` does not ask.
             self.model.get_base_model().generation_config = self.model.generation_config
@@ -541,6 +573,13 @@ def _follow_log_level(args: TrainingArguments) -> None:
 def _has_adapter(model: nn.Module) -> bool:
     """Whether a model comes with an adapter: PEFT's wrapper, or one that transformers' `add_adapter` put in."""
     return isinstance(model, PeftModel) or bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def _unwrap(model: PeftModel, trained: Iterable[nn.Parameter]) -> None:
+    """Take the adapter out again, and let train what did before."""
+    model.unload()
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 def _is_ours(model: nn.Module) -> bool:

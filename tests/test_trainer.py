@@ -311,6 +311,26 @@ def test_optimizers_by_name(name: str, tmp_path: Path) -> None:
     assert all(np.isfinite(losses(run)))
 
 
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"init_adapter": "/nonexistent"}, "nonexistent"),
+        ({"eval_strategy": "epoch", "eval_dataset": None}, "eval_dataset"),
+        ({"optimizers": (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), None)}, "the optimizer holds 0"),
+    ],
+)
+def test_a_model_is_plain_again_where_no_trainer_could_be_made(
+    given: dict[str, Any], error: str, tmp_path: Path
+) -> None:
+    model = tiny.bert()
+    before, trained = tiny.state(model), trained_names(model)
+    with pytest.raises(ValueError, match=error):
+        trainer(tmp_path, model, **given)
+    assert trained_names(model) == trained
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state(model).items())
+    assert trainer(tmp_path, model).plan is not None
+
+
 def test_an_optimizer_of_the_unwrapped_model_is_refused(tmp_path: Path) -> None:
     model = tiny.bert()
     with pytest.raises(ValueError, match=r"the optimizer holds 0 of the .* pass optimizer_cls_and_kwargs"):
@@ -429,6 +449,16 @@ def test_evaluation_keeps_the_order_of_batches_that_are_not_gathered(args: dict[
     assert list(run._get_eval_sampler(tiny.dataset(9))) == list(range(9))
 
 
+def test_evaluation_with_fewer_rows_out_than_in(tmp_path: Path) -> None:
+    rows = tiny.dataset(13, seed=3)
+    run = trainer(tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=8)
+    assert run.predict(rows).label_ids.tolist() == rows["label"][:8]  # as Trainer: the last rows are dropped
+    run = trainer(tmp_path, preprocess_logits_for_metrics=lambda logits, labels: logits.mean(0, keepdim=True))
+    output = run.predict(rows)
+    assert output.predictions.shape == (2, 2)
+    assert output.label_ids.tolist() == rows["label"]
+
+
 # -- activation checkpointing --
 
 
@@ -545,6 +575,39 @@ def test_accumulated_gradients_equal_a_larger_batch(strategy: str, causal: bool,
     (first, first_losses), (second, second_losses) = run(8, 1), run(2, 4)
     assert first_losses == pytest.approx(second_losses, abs=1e-5)
     assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-5
+
+
+class OwnLoss(SpafitTrainer):
+    """A loss whose labels BERT's own cannot take, and what it is told of the number of items."""
+
+    told: Any = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.told = [*(self.told or ()), num_items_in_batch]
+        labels = inputs.pop("labels")
+        return (model(**inputs).logits.sum(-1) - labels).pow(2).sum() / num_items_in_batch
+
+
+def test_a_loss_of_a_script_s_own_is_left_to_it(tmp_path: Path) -> None:
+    rows = tiny.dataset(32, label=lambda row: 5 * row["label"])
+    found = []
+    for size, steps in ((8, 1), (2, 4)):
+        args = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
+        run = OwnLoss(tiny.bert(dropout=0.0), args, train_dataset=rows, processing_class=tiny.tokenizer())
+        run.train()
+        assert [int(items) for items in run.told] == [8] * 3 * steps
+        found.append(losses(run))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_a_first_batch_without_labels_decides_nothing(tmp_path: Path) -> None:
+    ids = [2, 5, 6, 7, 3]
+    rows = [{"input_ids": ids, "labels": [-100] * 5 if index < 2 else ids} for index in range(8)]
+    given = {"train_dataset": rows, "data_collator": DataCollatorForSeq2Seq(tiny.tokenizer())}
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
+    run = trainer(tmp_path, tiny.llama(), train_sampling_strategy="sequential", **given, **sizes)
+    run.train()
+    assert run.model_accepts_loss_kwargs
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -144,6 +144,21 @@ def test_values_are_cast_and_checked(tmp_path: Path) -> None:
     assert run.args.lora_r == 64
 
 
+def test_a_full_trial_learns_at_one_rate(tmp_path: Path) -> None:
+    def init() -> Any:
+        model = tiny.bert()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(".bias"):
+                    parameter.fill_(0.0 if "pooler" in name else 0.1)  # a pooler that was never trained
+        return model
+
+    run, watch = searcher(tmp_path, init)
+    assert isinstance(run.model, PeftModel)
+    search(run, {"strategy": ["full"], "learning_rate": [1e-2]}, trials=1)
+    assert set(watch.seen[0]["rates"].values()) == {1e-2}
+
+
 def test_a_model_init_may_wrap_the_model_itself(tmp_path: Path) -> None:
     run, watch = searcher(tmp_path, lambda trial: get_spafit_model(tiny.bert(), "lora-I"))
     run.train()
