@@ -198,7 +198,9 @@ def resolve_base(base: str) -> str:
 
 
 def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The pretrained model with a new head for the text's labels, and its tokenizer.
+    """The pretrained model with a head for the text's labels, and its tokenizer.
+
+    A head that the base brings along stays where it has as many outputs; another is replaced by a new one.
 
     Raises:
         ValueError: when the base cannot be loaded.
@@ -213,6 +215,7 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
             id2label=names,
             label2id={label: index for index, label in names.items()},
             problem_type=text.problem_type,
+            ignore_mismatched_sizes=True,
         )
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
@@ -283,8 +286,8 @@ def train(
         name: _figures(made if made and split is trainer.eval_dataset else trainer.evaluate(split), data)
         for name, split in evaluation.items()
     }
-    trainer.save_model()
     trainer.describe(scores=tuple(_score(name, figures, len(evaluation[name])) for name, figures in metrics.items()))
+    trainer.save_model()  # which pushes where that was asked for, with the card
     trainer.create_model_card()
     parameters = list(trainer.model.parameters())
     result = RunResult(
@@ -300,7 +303,7 @@ def train(
         train_rows=len(splits["train"]),
         train_seconds=round(seconds, 2),
         arguments=asked,
-        history=trainer.state.log_history,
+        history=[_finite(entry) for entry in trainer.state.log_history],
         machine=machine(),
         versions=versions(),
     )
@@ -371,6 +374,12 @@ def _check_labels(config: Any, data: RunData) -> None:
 
 def _figures(metrics: dict[str, float], data: RunData) -> dict[str, float | None]:
     return jsonable({name: metrics[f"eval_{name}"] for name in data.figures} | {"loss": metrics["eval_loss"]})
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the log with None for what is infinite or no number, such as the norm of a gradient."""
+    numbers = {name: value for name, value in entry.items() if isinstance(value, float)}
+    return entry | jsonable(numbers)
 
 
 def _score(split: str, figures: dict[str, float | None], rows: int) -> Score:

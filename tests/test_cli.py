@@ -6,16 +6,19 @@ import csv
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from models import tiny
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, pipeline
 
+from spafit_hf import SpafitTrainer
 from spafit_hf.cli import main
 from spafit_hf.cli.train import command_line
 from spafit_hf.run import DataArguments, evaluate, load_data
@@ -114,6 +117,56 @@ def test_no_evaluation_is_made_twice(keep_best: bool, base_folder: Path, reviews
     args = SpafitTrainingArguments(str(tmp_path / "again"), use_cpu=True, disable_tqdm=True, report_to="none")
     again = evaluate(data, None, str(tmp_path / "out"), args)
     assert again["validation"]["loss"] == pytest.approx(best["eval_loss"], abs=1e-6)
+
+
+def test_what_is_pushed_at_the_end_has_its_scores(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"premise": f"a {word} film", "hypothesis": f"a {word} cast", "label": index % 3}
+            for index, word in enumerate([*GOOD, *BAD] * 2)]  # fmt: skip
+    splits = {
+        "train": rows,
+        "validation_matched": rows,
+        "validation_mismatched": [{**row, "label": 2} for row in rows],
+    }
+    (tmp_path / "mnli").mkdir()
+    for name, part in splits.items():
+        Dataset.from_list(part).to_parquet(tmp_path / "mnli" / f"{name}.parquet")
+    scores = []
+    monkeypatch.setattr(
+        SpafitTrainer, "save_model", lambda self, *args, **kwargs: scores.append(self.card_facts().scores)
+    )
+    flags = {"base": base_folder, "task": "mnli", "data_dir": tmp_path, "output_dir": tmp_path / "out", "max_steps": 2,
+             "save_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True}  # fmt: skip
+    assert main(["train", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]) == 0
+    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert {score.split: score.figures["accuracy"] for score in scores[-1]} == {
+        split: figures["accuracy"] for split, figures in metrics.items()
+    }
+    assert len(metrics) == 2
+
+
+def test_numbers_that_json_has_no_word_for(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
+    wild = {
+        "learning_rate": 1e30,
+        "max_steps": 3,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+    }
+    kept = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    assert main(train_flags(base_folder, reviews, tmp_path / "out", max_grad_norm=0, **wild, **kept)) == 0
+    history = json.loads((tmp_path / "out" / "results.json").read_text())["history"]
+    assert any(None in entry.values() for entry in history)
+
+
+def test_a_base_with_a_head_of_another_size(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(base_folder, base)
+    tiny("bert", 3, pad_token_id=0).save_pretrained(base)
+    assert main(train_flags(base, reviews, tmp_path / "out", num_train_epochs=1)) == 0
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert stored["base_model.model.classifier.weight"].shape[0] == 2
 
 
 def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
