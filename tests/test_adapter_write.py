@@ -360,3 +360,22 @@ def test_an_adapter_named_like_a_module_hides_tensors_of_others(tmp_path):
     with pytest.raises(AdapterError, match=r"another adapter \(\['query'\]\) is named like a module"):
         save_adapter(model, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_resized_embeddings_are_written_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny("bert").save_pretrained(tmp_path / "base")
+
+    def base() -> Any:
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+        torch.manual_seed(0)
+        model.resize_token_embeddings(54)
+        return model
+
+    model = get_spafit_model(base(), BOTH)
+    stir(model)
+    save_adapter(model, tmp_path / "adapter")
+    assert "The embeddings were resized" in caplog.text
+    plain = PeftModel.from_pretrained(base(), tmp_path / "adapter")
+    torch.testing.assert_close(logits(plain, inputs("bert")), logits(model, inputs("bert")), atol=1e-6, rtol=0)
+    with pytest.raises(AdapterError, match="would overwrite a weight of the base"):
+        load_adapter(base(), tmp_path / "adapter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -31,6 +32,8 @@ from spafit_hf.adapter.folder import (
 )
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType
 from spafit_hf.tuner.layer import Norm
+
+logger = logging.getLogger(__name__)
 
 
 def save_adapter(
@@ -67,9 +70,14 @@ def save_adapter(
     if form not in ("peft", "native"):
         raise AdapterError(f"form is {form!r}; allowed are 'auto', 'peft' and 'native'.")
 
-    tensors = get_peft_model_state_dict(
-        model, adapter_name=adapter_name, save_embedding_layers=_embeddings_were_resized(model)
-    )
+    resized = _embeddings_were_resized(model)
+    if resized:
+        logger.warning(
+            "The embeddings were resized, so they are written with the adapter. Plain PEFT reads %s on a base resized "
+            "alike; load_adapter refuses what would overwrite a base. To serve it with others, keep the base's own.",
+            folder,
+        )
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=resized)
     _check_all_there(tensors, model, adapter_name)
     config, tensors = _on_the_original_base(config, model, adapter_name, tensors)
     lora_modules = _lora_modules(tensors)
