@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import time
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from transformers import BertTokenizer, EvalPrediction
 
@@ -72,6 +76,12 @@ def test_tsv_with_stray_quotes_loses_no_line(tmp_path: Path) -> None:
         ("a.json", "[{]", "not valid JSON"),
         ("a.jsonl", '{"text": "a"}\n{"text"\n', "Line 2 .* not a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', "'text' .* mixes types"),
+        ("a.json", f'[{{"n": {"1" * 5000}}}]', "not valid JSON.*4300 digits"),
+        ("a.jsonl", f'{{"n": 1}}\n{{"n": {"1" * 5000}}}\n', "Line 2 .*4300 digits"),
+        ("a.jsonl", f'{{"n": 1}}\n{{"n": {2**70}}}\n', "Row 2, column 'n' .* 64 bits"),
+        ("a.json", f'[{{"n": {{}}}}, {{"n": {{"m": [{2**70}]}}}}]', "Row 2, column 'n' .* 64 bits"),
+        ("a.jsonl", '{"t": "a"}\n{"t": "\\ud800"}\n', "Row 2, column 't' .* surrogate"),
+        ("a.jsonl", '{"\\ud800": "a"}\n', r"Column '\\ud800' .* surrogate"),
         ("a.parquet", "nothing", "not a readable parquet"),
         ("a.txt", "x", r"\.csv, \.tsv"),
     ],
@@ -79,6 +89,35 @@ def test_tsv_with_stray_quotes_loses_no_line(tmp_path: Path) -> None:
 def test_bad_files_are_refused_in_a_sentence(tmp_path: Path, name: str, text: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         read_table(write(tmp_path / name, text))
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t")])
+def test_a_field_may_be_long(tmp_path: Path, suffix: str, mark: str) -> None:
+    limit = csv.field_size_limit()
+    long = "word " * 40_000
+    file = write(tmp_path / f"a{suffix}", f"text{mark}label\n{long}{mark}1\n")
+    assert read_table(file)[:] == {"text": [long], "label": ["1"]}
+    with pytest.raises(DataError, match="has 1 fields"):
+        read_table(write(tmp_path / f"b{suffix}", f"text{mark}label\n{long}\n"))
+    assert csv.field_size_limit() == limit  # the limit is the whole process's
+
+
+def test_parquet_columns_of_unknown_types_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pairs = pyarrow.array([[("k", "v")]] * 10, pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    table = pyarrow.table({"tags": pairs, "text": [f"t{i}" for i in range(10)], "label": [i % 2 for i in range(10)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    said = "Column 'tags' .* holds map<string, string.*left out"
+    with caplog.at_level("WARNING"):
+        assert read_table(tmp_path / "a.parquet").column_names == ["text", "label"]
+    assert re.search(said, caplog.text)
+    assert any(re.search(said, note) for note in load_text_data(tmp_path / "a.parquet").notes)
+    pyarrow.parquet.write_table(table.select(["tags"]), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="no column that can be used"):
+        read_table(tmp_path / "b.parquet")
+    unknown = {"huggingface": json.dumps({"info": {"features": {"text": {"_type": "Hologram"}}}})}
+    pyarrow.parquet.write_table(table.select(["text"]).replace_schema_metadata(unknown), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="cannot be used as a dataset"):
+        read_table(tmp_path / "c.parquet")
 
 
 def test_missing_file_and_other_encoding(tmp_path: Path) -> None:
@@ -152,11 +191,54 @@ def test_whole_numbers_are_classes_and_floats_are_regression(tmp_path: Path) -> 
 
 
 def test_regression_labels_must_be_numbers(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", "text,label\nx,1.5\ny,nan\n")
+    file = write(tmp_path / "a.csv", "text,label\nx,1.5\ny,few\n")
     with pytest.raises(DataError, match="finite"):
         load_text_data(file, regression=True)
     with pytest.raises(DataError, match="no label names"):
         load_text_data(file, regression=True, labels=["a"])
+
+
+def write_scores(file: Path, scores: list[float]) -> Path:
+    items = [{"text": f"t {i}", "score": score} for i, score in enumerate(scores)]
+    if file.suffix == ".parquet":
+        datasets.Dataset.from_list(items).to_parquet(file)
+    elif file.suffix == ".jsonl":
+        write_jsonl(file, items)
+    else:
+        write(file, "text,score\n" + "".join(f"{row['text']},{row['score']}\n" for row in items))
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_nan_is_an_empty_label(tmp_path: Path, suffix: str) -> None:
+    file = write_scores(tmp_path / f"train{suffix}", [i % 5 / 2 if i else float("nan") for i in range(40)])
+    for regression in (None, True):
+        with pytest.raises(DataError, match=r"1 of the 40 rows .* row 1, column 'score'"):
+            load_text_data(file, regression=regression)
+        data = load_text_data(file, regression=regression, drop_empty=True)
+        assert data.regression
+        assert sum(split.num_rows for split in data.splits.values()) == 39
+        assert any("1 of the 40 rows" in note for note in data.notes)
+    write_scores(tmp_path / f"test{suffix}", [float("nan")] * 3)
+    data = load_text_data(tmp_path, drop_empty=True)
+    assert list(data.splits) == ["train", "validation"]
+    assert "Split 'test' (3 rows) has no labels and is not used." in data.notes
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_infinite_labels_are_refused_by_row(tmp_path: Path, suffix: str) -> None:
+    file = write_scores(tmp_path / f"a{suffix}", [float("nan"), 0.5, 1.0, float("-inf"), *[0.5, 1.0] * 10])
+    for regression in (None, True):
+        with pytest.raises(DataError, match=r"Row 4 of the train split .* '?-inf'? .* must be finite"):
+            load_text_data(file, regression=regression, drop_empty=True)
+    assert load_text_data(file, regression=False, drop_empty=True).labels == ("-inf", "0.5", "1.0")
+
+
+def test_nan_and_inf_among_words_are_words(tmp_path: Path) -> None:
+    names = ("butter", "inf", "nan")
+    assert load_text_data(write_jsonl(tmp_path / "a.jsonl", rows(30, names))).labels == names
+    file = write_jsonl(tmp_path / "b.jsonl", rows(30, names[1:]))
+    assert load_text_data(file, labels=names).labels == names
 
 
 def test_names_of_a_class_label_survive(tmp_path: Path) -> None:
@@ -198,6 +280,17 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
         load_text_data(tmp_path)
 
 
+@pytest.mark.parametrize("given", [{}, {"text_columns": "text", "label_column": "label"}])
+def test_a_test_split_without_a_label_column_is_left_out(tmp_path: Path, given: dict) -> None:
+    write_jsonl(tmp_path / "train.jsonl", rows(10))
+    write(tmp_path / "test.csv", "id,text\n1,x\n2,y\n")
+    data = load_text_data(tmp_path, **given)
+    assert list(data.splits) == ["train", "validation"]
+    assert "Split 'test' (2 rows) has no labels and is not used." in data.notes
+    with pytest.raises(DataError, match=r"label"):
+        load_text_data(test_file=tmp_path / "test.csv", need_train=False, **given)
+
+
 def test_a_test_file_alone_for_evaluation(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "t.jsonl", rows(4))
     data = load_text_data(test_file=file, need_train=False, labels=["no", "yes"])
@@ -234,6 +327,10 @@ def test_validation_must_fit_train(tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "b.jsonl", [{"text": "x", "label": "maybe"}])
     with pytest.raises(DataError, match=r"validation split .* label 'maybe', not in the train split"):
         load_text_data(train_file=train, validation_file=other)
+    number = write_jsonl(tmp_path / "n.jsonl", [{"text": 5, "label": "no"}])
+    for more in ({"validation_file": number}, {"validation_file": train, "test_file": number}):
+        with pytest.raises(DataError, match=r"'text' of the (validation|test) split .* holds .*int64.*, not text"):
+            load_text_data(train_file=train, **more)
     bare = write_jsonl(tmp_path / "c.jsonl", [{"text": "x"}])
     with pytest.raises(DataError, match=r"validation split .* no column 'label'; it has text"):
         load_text_data(train_file=train, validation_file=bare)
@@ -290,6 +387,14 @@ def test_splits_of_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_text_data("owner/name")
     assert list(data.splits) == ["train", "validation"]
     assert any("'unsupervised' (2 rows)" in note for note in data.notes)
+
+
+def test_columns_are_chosen_from_the_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"test": [{"text": "x"}], "train": rows(8)}
+    stored = datasets.DatasetDict({name: datasets.Dataset.from_list(part) for name, part in parts.items()})
+    monkeypatch.setattr(hub_dataset, "hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stored)
+    assert list(load_text_data("owner/name").splits) == ["train", "validation"]
 
 
 def test_an_unknown_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,34 +4,44 @@
     reviews.jsonl   {"text": ...}     .json .jsonl   one object per line, or one list of objects
     reviews.parquet                   .parquet       typed; ClassLabel names written by `datasets` survive
 
-Nothing is guessed and nothing is dropped here: a row that does not fit the header is an error that names its line.
+Nothing is guessed and no row is dropped here: a row that does not fit the header is an error that names its line.
+A parquet column of a type that `datasets` does not know is left out, and that is said.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-from collections.abc import Iterable
+import logging
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+LONGEST_FIELD = 2**31 - 1  # the csv module keeps its limit in a C long, which has 32 bits on Windows
+_field_limit_lock = threading.Lock()
 
 
 class DataError(ValueError):
     """Data that cannot be used as it is: the message says what was found, what is allowed and what to change."""
 
 
-def read_table(path: str | Path, *, quoting: bool | None = None) -> Dataset:
+def read_table(path: str | Path, *, quoting: bool | None = None, notes: list[str] | None = None) -> Dataset:
     """Read one local file of rows.
 
     Args:
         path: a `.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` file; text is UTF-8 (a byte order mark is skipped).
         quoting: how `"` is read in CSV and TSV. True: as RFC 4180 quotes. False: as a plain character, one row per
             line (GLUE's own TSV files). None: as quotes, except in a TSV that only makes sense without them.
+        notes: receives a sentence for each parquet column of a type that a `Dataset` cannot hold (a map), which is
+            left out. None: they go to the log as warnings.
 
     Returns:
         The rows, in file order. CSV and TSV columns are all strings; columns of JSON and parquet keep their types.
@@ -51,7 +61,7 @@ def read_table(path: str | Path, *, quoting: bool | None = None) -> Dataset:
         elif suffix in (".json", ".jsonl"):
             columns = _json(file)
         elif suffix == ".parquet":
-            return _parquet(file)
+            return _parquet(file, notes)
         else:
             raise DataError(
                 f"'{path}' ends in '{file.suffix}'; files of rows end in {', '.join(SUFFIXES)}. Convert or rename it."
@@ -82,7 +92,15 @@ def _dataset(file: Path, columns: dict[str, list[Any]]) -> Dataset:
         raise DataError(f"'{file}' holds no rows. Give a file with a header and at least one row.")
     for name, values in columns.items():
         try:
+            pyarrow.array([name])
             pyarrow.array(values)
+        except (OverflowError, UnicodeEncodeError) as error:
+            row = next((number for number, value in enumerate(values, start=1) if not _storable(value)), None)
+            where = f"Row {row}, column" if row else "Column"
+            raise DataError(
+                f"{where} {name!r} of '{file}' cannot be stored ({error}). Integers of 64 bits and text that is valid "
+                f"UTF-8 are allowed: write longer numbers as strings, and leave out halves of surrogate pairs."
+            ) from error
         except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
             raise DataError(
                 f"Column '{name}' of '{file}' mixes types ({error}). Give all its rows one type."
@@ -90,10 +108,20 @@ def _dataset(file: Path, columns: dict[str, list[Any]]) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def _parquet(file: Path) -> Dataset:
+def _storable(value: Any) -> bool:
+    import pyarrow
+
+    try:
+        pyarrow.array([value])
+    except (OverflowError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _parquet(file: Path, notes: list[str] | None) -> Dataset:
     import pyarrow
     import pyarrow.parquet
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
     try:
         table = pyarrow.parquet.read_table(file)
@@ -101,7 +129,25 @@ def _parquet(file: Path) -> Dataset:
         raise DataError(f"'{file}' is not a readable parquet file ({error}). Fetch or write it again.") from error
     if not table.num_rows:
         raise DataError(f"'{file}' holds no rows. Give a file with at least one row.")
-    return Dataset(table)
+    usable = []
+    for index, field in enumerate(table.schema):
+        try:
+            Features.from_arrow_schema(pyarrow.schema([field]))
+            usable.append(index)
+        except ValueError:
+            note = f"Column '{field.name}' of '{file}' holds {field.type}, which cannot be used, and is left out."
+            if notes is None:
+                logger.warning(note)
+            else:
+                notes.append(note)
+    if not usable:
+        raise DataError(f"'{file}' has no column that can be used. Give columns of text, numbers or lists of them.")
+    try:
+        return Dataset(table.select(usable))
+    except ValueError as error:
+        raise DataError(
+            f"'{file}' cannot be used as a dataset ({error}). Write it again with plain columns."
+        ) from error
 
 
 def _tabbed(file: Path, quoting: bool | None) -> dict[str, list[Any]]:
@@ -125,7 +171,7 @@ def _tabbed(file: Path, quoting: bool | None) -> dict[str, list[Any]]:
 def _delimited(file: Path, delimiter: str, quoting: bool) -> dict[str, list[Any]]:
     dialect: dict[str, Any] = {"delimiter": delimiter, "strict": quoting}
     dialect["quoting"] = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with file.open(encoding="utf-8-sig", newline="") as lines, _long_fields():
         reader = csv.reader(lines, **dialect)
         try:
             header = next(reader, [])
@@ -149,12 +195,23 @@ def _delimited(file: Path, delimiter: str, quoting: bool) -> dict[str, list[Any]
     return {name: [row[index] for row in rows] for index, name in enumerate(header)}
 
 
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """Lift the csv module's limit of 131072 characters per field, which holds for the whole process, for a while."""
+    with _field_limit_lock:
+        before = csv.field_size_limit(LONGEST_FIELD)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
 def _json(file: Path) -> dict[str, list[Any]]:
     text = file.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not only JSONDecodeError: an integer of thousands of digits too
             raise DataError(f"'{file}' is not valid JSON: {error}.") from error
     else:
         rows = []
@@ -162,10 +219,10 @@ def _json(file: Path) -> dict[str, list[Any]]:
             if line.strip():
                 try:
                     rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
+                except ValueError as error:
                     raise DataError(
-                        f"Line {number} of '{file}' is not a JSON object ({error.msg}). Allowed: one object per line, "
-                        f"or one list of objects."
+                        f"Line {number} of '{file}' is not a JSON object ({getattr(error, 'msg', error)}). Allowed: "
+                        f"one object per line, or one list of objects."
                     ) from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):

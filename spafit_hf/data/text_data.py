@@ -11,10 +11,11 @@ the ids), or `float32` for regression. What was inferred, carved or left out is 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spafit_hf.data.holdout import carve_validation, shared_texts
 from spafit_hf.data.hub_dataset import load_hub_dataset
@@ -107,7 +108,7 @@ def load_text_data(
         regression: whether the label is a number. None: true for floats (in CSV: numbers of which one has a point).
         validation_share: share of the train rows held out when there is no validation split, in (0, 1).
         seed: of that choice (see `carve_validation`).
-        drop_empty: leave out rows with an empty text or label, with a note, instead of raising.
+        drop_empty: leave out rows with an empty text or label (NaN is one), with a note, instead of raising.
         need_train: False to load a test or validation split alone, as evaluation does.
         quoting: how quotes are read in CSV and TSV (see `read_table`).
 
@@ -125,18 +126,22 @@ def load_text_data(
     )
     if need_train and "train" not in splits:
         raise DataError(f"{origin} has no train split, only {', '.join(splits)}. Name its rows with a train file.")
-    first = next(iter(splits.values()))
+    first = splits["train"] if "train" in splits else next(iter(splits.values()))
     label = _choose_label(first, label_column, text_columns, origin, notes)
     columns = _choose_texts(first, text_columns, label, origin, notes)
     if LABEL in columns:
         raise DataError(f"The text column of {origin} is named '{LABEL}', the name of the target. Rename the column.")
+    no_label = _empty_words(splits, label, labels)
+    splits = _without_hidden_labels(splits, label, no_label, notes)
     for name, split in splits.items():
         require_columns(split, (*columns, label), f"The {name} split of {origin}")
+        _require_text(split, columns, f"the {name} split of {origin}")
     splits = {name: split.select_columns([*columns, label]) for name, split in splits.items()}
     _require_plain_labels(splits, label, origin)
-    splits = _without_hidden_labels(splits, label, notes)
+    if regression is not False and not labels:
+        _require_finite_labels(splits, label, no_label, origin)
     splits = {
-        name: _without_empty(split, columns, label, f"the {name} split of {origin}", drop_empty, notes)
+        name: _without_empty(split, columns, label, no_label, f"the {name} split of {origin}", drop_empty, notes)
         for name, split in splits.items()
     }
     encoded, names = encode_labels(splits, label, labels, regression, origin, notes)
@@ -187,7 +192,8 @@ def _read_splits(
                 raise DataError(f"'{source}' has the splits {', '.join(loaded)}; one of them must be called train.")
             return splits, f"'{source}'", notes
     origin = f"'{source}'" if source is not None else ", ".join(f"'{path}'" for path in given.values())
-    return {split: read_table(path, quoting=quoting) for split, path in given.items()}, origin, notes
+    read = {split: read_table(path, quoting=quoting, notes=notes) for split, path in given.items()}
+    return read, origin, notes
 
 
 def _files_of_folder(folder: Path) -> dict[str, Path]:
@@ -262,13 +268,16 @@ def _choose_texts(
             f"label '{label}'."
         )
     require_columns(split, columns, origin)
+    return columns
+
+
+def _require_text(split: Dataset, columns: Sequence[str], whose: str) -> None:
     for name in columns:
         if not _is_text(split, name):
             raise DataError(
-                f"Column '{name}' of {origin} holds {split.features[name]}, not text. Name a text column; the columns "
+                f"Column '{name}' of {whose} holds {split.features[name]}, not text. Name a text column; the columns "
                 f"are {', '.join(split.column_names)}."
             )
-    return columns
 
 
 def _is_text(split: Dataset, column: str) -> bool:
@@ -290,11 +299,56 @@ def _require_plain_labels(splits: dict[str, Dataset], label: str, origin: str) -
             )
 
 
-def _without_hidden_labels(splits: dict[str, Dataset], label: str, notes: list[str]) -> dict[str, Dataset]:
-    """GLUE's test splits, and many others, have -1 or nothing in place of every label: they cannot be scored."""
+def _require_finite_labels(splits: dict[str, Dataset], label: str, no_label: Collection[str], origin: str) -> None:
+    """Infinity among numbers: nothing to regress on, and as a class it would turn all the numbers into words."""
+    from datasets import ClassLabel
+
+    found = ""
+    for name, split in splits.items():
+        if isinstance(split.features[label], ClassLabel):
+            return
+        for row, value in enumerate(split[label][:], start=1):
+            if _is_empty(value, no_label):
+                continue
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                return  # words: the labels are classes
+            if math.isinf(number) and not found:
+                found = f"Row {row} of the {name} split of {origin} has the label {value!r} in '{label}'"
+    if found:
+        raise DataError(
+            f"{found}; labels that are numbers must be finite. Correct the row, or say regression=False if these are "
+            f"classes."
+        )
+
+
+def _empty_words(splits: dict[str, Dataset], label: str, given: Sequence[str] | None) -> set[str]:
+    """The words that stand for no label: spellings of NaN where all the others are numbers; else NaN is a word too."""
+    labelled = [split for split in splits.values() if label in split.column_names and _is_text(split, label)]
+    words = {value.strip() for split in labelled for value in split[label][:] if value is not None}
+    try:
+        return {word for word in words - {"", *(given or ())} if math.isnan(float(word))}
+    except ValueError:
+        return set()
+
+
+def _is_empty(value: Any, words: Collection[str] = ()) -> bool:
+    if isinstance(value, str):
+        return not value.strip() or value.strip() in words
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _without_hidden_labels(
+    splits: dict[str, Dataset], label: str, no_label: Collection[str], notes: list[str]
+) -> dict[str, Dataset]:
+    """GLUE's test splits have -1 in place of every label, others nothing or no such column: they cannot be scored."""
     kept = {}
     for name, split in splits.items():
-        if name.startswith("test") and split.num_rows and set(split[label]) <= {-1, None, "", "-1"}:
+        hidden = name.startswith("test") and split.num_rows > 0
+        if hidden and label in split.column_names:
+            hidden = all(value in (-1, "-1") or _is_empty(value, no_label) for value in split[label][:])
+        if hidden:
             notes.append(f"Split '{name}' ({split.num_rows} rows) has no labels and is not used.")
         else:
             kept[name] = split
@@ -304,12 +358,18 @@ def _without_hidden_labels(splits: dict[str, Dataset], label: str, notes: list[s
 
 
 def _without_empty(
-    split: Dataset, columns: Sequence[str], label: str, whose: str, drop: bool, notes: list[str]
+    split: Dataset,
+    columns: Sequence[str],
+    label: str,
+    no_label: Collection[str],
+    whose: str,
+    drop: bool,
+    notes: list[str],
 ) -> Dataset:
     empty: dict[int, str] = {}
     for column in (*columns, label):
-        for row, value in enumerate(split[column]):
-            if value is None or (isinstance(value, str) and not value.strip()):
+        for row, value in enumerate(split[column][:]):
+            if _is_empty(value, no_label if column == label else ()):
                 empty.setdefault(row, column)
     if not empty:
         return split
