@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ import pytest
 import torch
 import transformers as hf
 from models import EOS, PAD, VOCAB, tiny, tiny_generator
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
 from spafit_hf import get_spafit_model
 from spafit_hf.prefix_cache.border import NotCacheable, find_border
 from spafit_hf.prefix_cache.cache import CacheSettings, PrefixCache
-from spafit_hf.strategy import Strategy
+from spafit_hf.strategy import Strategy, Stratum
 
 # dropout under every name configurations have for it
 NO_DROPOUT = {
@@ -229,6 +232,32 @@ def test_the_model_is_as_before_when_the_cache_is_detached(tmp_path: Path) -> No
     assert not any(module.training for module in model.modules())
 
 
+def test_a_copy_of_the_model_is_a_plain_one(tmp_path: Path) -> None:
+    batch = batches(1)[0]
+    model = wrapped(tiny("bert")).eval()
+    cache = cached(model, tmp_path, batch)
+    file = io.BytesIO()
+    with cache.attached():
+        model(**batch)
+        copied = copy.deepcopy(model)
+        torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    used = cache.use.read
+    before = model(**batch).logits
+    for other in (copied, loaded):
+        assert torch.equal(other(**batch).logits, before)
+        with torch.no_grad():
+            other.get_base_model().bert.embeddings.LayerNorm.bias.add_(1)
+            other.get_base_model().classifier.modules_to_save.default.bias.add_(1)
+        assert not torch.allclose(other(**batch).logits, before + 1)
+        assert other.get_base_model().bert is not model.get_base_model().bert
+    with cache.attached():  # the copy has weights and layers of its own while the model reads states
+        copied(**batch)
+    assert torch.equal(model(**batch).logits, before)
+    assert cache.use.read == used
+
+
 # -- models that cannot be cached say why --
 
 
@@ -241,13 +270,12 @@ def test_cached_passes_look_up_one_row_of_the_embeddings(tmp_path: Path) -> None
     model.eval()
     with cache.attached():
         model(**batch)  # computed and stored
-        # after the cache's own hook, so it sees what the table is asked for
-        table.register_forward_hook(lambda _module, args, _output: looked_up.append(args[0]))
+        table.register_forward_hook(lambda _module, _args, output: looked_up.append(output))
         read = model(**batch).logits
-    assert looked_up[-1].shape == batch["input_ids"].shape
-    assert not looked_up[-1].any()
+    assert looked_up[-1].shape[:2] == batch["input_ids"].shape
+    assert torch.equal(looked_up[-1], table.weight[0].expand_as(looked_up[-1]))
     live = model(**batch).logits
-    assert torch.equal(looked_up[-1], batch["input_ids"])
+    assert torch.equal(looked_up[-1], table.weight[batch["input_ids"]])
     torch.testing.assert_close(read, live, rtol=0, atol=1e-6)
     cache.close()
 
@@ -264,6 +292,70 @@ def test_strategies_without_a_frozen_prefix(tmp_path: Path) -> None:
     embeddings_train = wrapped(tiny("bert"))
     embeddings_train.get_base_model().bert.embeddings.LayerNorm.bias.requires_grad = True
     assert "embeddings.LayerNorm.bias trains" in refusal(embeddings_train, tmp_path)
+
+
+def test_deltas_of_the_embeddings() -> None:
+    upper = Stratum(layers=(0.5, 1.0), lora=("query", "value"), r=4)
+    model = wrapped(tiny("bert"), Strategy(name="mine", strata=(upper,), outer_biases=True))
+    with pytest.raises(NotCacheable, match=r"embeddings\.LayerNorm\.lora_delta\.default trains"):
+        find_border(model, batches()[0])
+
+
+def peft_model(**config: Any) -> nn.Module:
+    """Stock PEFT's LoRA in the upper layers, and what `config` adds to it."""
+    torch.manual_seed(0)
+    targets = [f"layer.{index}.attention.self.query" for index in (2, 3)] + config.pop("targets", [])
+    given = LoraConfig(task_type="SEQ_CLS", target_modules=targets, init_lora_weights=False, **config)
+    return get_peft_model(tiny("bert"), given)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"targets": ["word_embeddings"]}, "word_embeddings.lora_embedding_A.default"),
+        ({"trainable_token_indices": [5, 6]}, "word_embeddings.token_adapter.trainable_tokens_delta.default"),
+        ({"modules_to_save": ["word_embeddings"]}, "word_embeddings.modules_to_save.default.weight"),
+    ],
+)
+def test_adapters_of_the_embeddings(config: dict[str, Any], name: str, tmp_path: Path) -> None:
+    assert f"{name} trains" in refusal(peft_model(**config), tmp_path)
+    # and one that does not train: whether it is active is not seen in its weights
+    assert "holds an adapter" in refusal(peft_model(**config, inference_mode=True), tmp_path)
+
+
+def test_what_trains_outside_of_the_base(tmp_path: Path) -> None:
+    prompt = get_peft_model(tiny("bert"), PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
+    assert "a learned prompt" in refusal(prompt, tmp_path)
+    model = wrapped(tiny("bert"))
+    model.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    assert "scale trains outside of the base model" in refusal(model, tmp_path)
+
+
+def test_what_comes_to_train_while_the_cache_is_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = batches()
+    config = config_of("bert")
+    model = wrapped(tiny("bert", **config))
+    weight = model.get_base_model().bert.encoder.layer[1].output.dense.weight
+    cache = cached(model, tmp_path, data[0])
+    with cache.attached():
+        losses(model, data, epochs=1)
+        assert weight.grad is None
+        weight.requires_grad = True
+        model(**data[0]).loss.backward()
+    assert weight.grad is not None
+    assert "trains now" in caplog.text
+
+
+def test_inputs_that_train(tmp_path: Path) -> None:
+    batch = batches()[0]
+    model = wrapped(tiny("bert", **config_of("bert")))
+    ids = batch.pop("input_ids")
+    batch["inputs_embeds"] = model.get_base_model().bert.embeddings.word_embeddings(ids).detach()
+    cache = cached(model, tmp_path, batch)
+    batch["inputs_embeds"].requires_grad = True
+    with cache.attached():
+        model(**batch).loss.backward()
+    assert batch["inputs_embeds"].grad is not None
 
 
 def test_another_adapter_in_the_frozen_layers(tmp_path: Path) -> None:

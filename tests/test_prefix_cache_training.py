@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -19,7 +20,13 @@ import torch
 from scripts import tiny
 from scripts.runs import ROWS, losses, spafit_trainer
 from torch import nn
-from transformers import DataCollatorForLanguageModeling
+from torch.utils.data import IterableDataset
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments
 from spafit_hf.prefix_cache import store as store_module
@@ -349,6 +356,141 @@ def test_a_collator_that_changes_tokens(tmp_path: Path) -> None:
     with pytest.raises(ValueError):  # masked tokens are no labels of a sentence
         found.train()
     assert "other inputs each time" in found.prefix_cache_refused
+
+
+def rows_of(*lengths: int) -> list[dict[str, Any]]:
+    """Examples of so many tokens, no two with the same ones."""
+    draw = torch.Generator().manual_seed(0)
+    words = [torch.randint(4, len(tiny.VOCABULARY), (length,), generator=draw).tolist() for length in lengths]
+    return [
+        {"input_ids": row, "attention_mask": [1] * len(row), "label": index % 2} for index, row in enumerate(words)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "list"])
+@pytest.mark.parametrize("lengths", [(4,) * 70 + (6, 8, 10), (4,) * 73], ids=["sorted", "equal"])
+def test_padding_on_the_left_is_seen_in_rows_of_one_length(tmp_path: Path, lengths: Any, kind: str) -> None:
+    rows = rows_of(*lengths)
+    data = type(tiny.dataset(1)).from_list(rows) if kind == "dataset" else rows
+    left = tiny.tokenizer()
+    left.padding_side = "left"
+    for tokenizer, words in ((left, "depend on padding"), (tiny.tokenizer(), "")):
+        found = run(tmp_path, tmp_path / "cache", data=data, collator=DataCollatorWithPadding(tokenizer))
+        found.args.max_steps = 1
+        found.train()
+        assert words in found.prefix_cache_refused
+        assert bool(words) == bool(found.prefix_cache_refused)
+
+
+def test_examples_that_are_no_mappings(tmp_path: Path) -> None:
+    class Example:
+        def __init__(self, row: dict[str, Any]) -> None:
+            vars(self).update(row)
+
+    pad = DataCollatorWithPadding(tiny.tokenizer())
+
+    def of_tuples(rows: list[tuple[list[int], int]]) -> Any:
+        return pad([{"input_ids": ids, "label": label} for ids, label in rows])
+
+    rows = rows_of(*[5] * ROWS)
+    for data, collator in (
+        ([(row["input_ids"], row["label"]) for row in rows], of_tuples),
+        ([Example(row) for row in rows], default_data_collator),
+    ):
+        live, found = (run(tmp_path, where, data=data, collator=collator) for where in ("off", tmp_path / "cache"))
+        live.train()
+        found.train()
+        assert found.prefix_cache_refused == ""
+        assert losses(found) == pytest.approx(losses(live), abs=1e-6)
+
+
+def test_a_collator_that_takes_one_length_alone(tmp_path: Path) -> None:
+    data = rows_of(*[4] * 8, *[6] * 8, *[8] * 8)
+    given = {"data": data, "collator": default_data_collator, "train_sampling_strategy": "sequential"}
+    found = run(tmp_path, tmp_path / "cache", **given)
+    found.train()
+    assert len(losses(found)) == 9
+    assert "makes no batch of short and long examples" in found.prefix_cache_refused
+
+
+def test_a_stream_is_not_used_up(tmp_path: Path) -> None:
+    class Once(IterableDataset[Any]):
+        def __init__(self) -> None:
+            self.rows = iter(tiny.dataset(ROWS).to_list())
+
+        def __iter__(self) -> Iterator[Any]:
+            return self.rows
+
+    found = run(tmp_path, tmp_path / "cache", data=Once(), max_steps=3)
+    found.train()
+    assert found.state.global_step == 3
+    assert "a stream of examples" in found.prefix_cache_refused
+    found.evaluate()  # its examples are no stream
+    assert found.prefix_cache_refused == ""
+
+
+class Averages(TrainerCallback):
+    """Keeps a copy of the model as it is after each step."""
+
+    def __init__(self) -> None:
+        self.kept: list[nn.Module] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.kept.append(copy.deepcopy(model))
+        torch.save(model, Path(args.output_dir) / "model.pt")
+
+
+def test_a_copy_made_while_training_has_weights_of_its_own(tmp_path: Path) -> None:
+    found, copies = run(tmp_path, tmp_path / "cache"), Averages()
+    found.add_callback(copies)
+    found.train()
+    batch = found.data_collator([tiny.dataset(1)[0]])
+    first, last = (model.eval()(**batch).logits for model in (copies.kept[0], copies.kept[-1]))
+    now = found.model.eval()(**batch).logits
+    assert torch.equal(last, now)
+    assert not torch.allclose(first, now, atol=1e-3)
+    assert use(found) == (3 * ROWS, ROWS, ROWS)
+    assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False).eval()(**batch).logits, now)
+
+
+def test_autocast_that_was_put_on_meanwhile_stays(tmp_path: Path) -> None:
+    def frozen() -> nn.Module:
+        model = tiny.bert(dropout=0.0)
+        for part in (model.bert.embeddings, *model.bert.encoder.layer[:2]):
+            part.requires_grad_(False)
+        return model
+
+    def evaluated(cache: Path | str, **given: Any) -> tuple[list[float], SpafitTrainer]:
+        found = run(tmp_path, cache, frozen(), strategy="full", **given)
+        return [found.evaluate()["eval_loss"] for _ in range(2)], found
+
+    live, _ = evaluated("off", bf16=True)
+    exact, _ = evaluated("off")
+    cached, found = evaluated(tmp_path / "cache", bf16=True)
+    assert found.prefix_cache is not None, found.prefix_cache_refused
+    assert abs(live[0] - exact[0]) > 1e-6
+    assert cached == pytest.approx([cached[0]] * 2, abs=1e-9)
+    assert abs(cached[1] - exact[1]) > 1e-6
+    found.train()
+    assert len(losses(found)) == 9
+
+
+def test_a_model_that_was_cast_or_unfrozen_in_between(tmp_path: Path) -> None:
+    found = run(tmp_path, tmp_path / "cache")
+    found.train()
+    first = found.prefix_cache
+    found.evaluate()
+    assert found.prefix_cache is first
+    found.model.to(torch.bfloat16)
+    cached = found.evaluate()["eval_loss"]
+    assert found.prefix_cache is not first
+    assert found.prefix_cache is not None
+    found.args.prefix_cache = "off"
+    assert cached == pytest.approx(found.evaluate()["eval_loss"], abs=2e-2)
+    found.args.prefix_cache = str(tmp_path / "cache")
+    found.model.get_base_model().bert.embeddings.LayerNorm.bias.requires_grad = True
+    found.evaluate()
+    assert "embeddings.LayerNorm.bias trains" in found.prefix_cache_refused
 
 
 def test_compiled_models_and_several_kinds_of_evaluation_say_so(

@@ -5,7 +5,8 @@
     nothing trains, no dropout, can be kept  |
 
 Models differ in what lies before their first layer, so the pass is watched: a module whose every call ends before the
-last frozen layer does belongs to the prefix, one that is first called after it does not.
+last frozen layer does belongs to the prefix, one that is first called after it does not. A module that is never called
+(a dict of parameters, a weight that its parent reads) belongs to its parent.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import find_architecture
 from spafit_hf.first_token import base_of
 from spafit_hf.tuner.plain import plain_view
+
+ADAPTERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+"""What PEFT puts in a module's place. Which of its adapters are active is not seen in its weights."""
 
 # Model types whose layers hand a position bias from one to the next, which layer 0 computes from the length alone.
 SHARED_POSITION_BIAS = ("t5", "mt5")
@@ -43,6 +49,8 @@ class Border:
     """The last layer of the stack, frozen or not."""
     before: tuple[str, ...]
     """Modules outside the layers that only run before the border: embeddings and their parts."""
+    started: frozenset[str]
+    """Modules that begin to run before the border, whether they end before it or not."""
     after: frozenset[str]
     """Modules that first run after the border."""
     width: int
@@ -56,6 +64,13 @@ class Border:
     def length(self) -> int:
         """Number of frozen layers: N1 + 1."""
         return len(self.layers)
+
+    def comes_before(self, parameter: str) -> bool:
+        """Whether states may depend on a parameter: unless its module, or the nearest one around that, runs after."""
+        name = parameter.rpartition(".")[0]
+        while name and name not in self.started and name not in self.after:
+            name = name.rpartition(".")[0]
+        return name not in self.after
 
 
 def frozen_layers(base: nn.Module) -> tuple[str, tuple[str, ...], str]:
@@ -73,7 +88,7 @@ def frozen_layers(base: nn.Module) -> tuple[str, tuple[str, ...], str]:
     frozen: list[str] = []
     for layer in stack.layers:
         modules = list(base.get_submodule(layer.path).modules())
-        wrapped = any(isinstance(module, BaseTunerLayer) for module in modules)
+        wrapped = any(isinstance(module, ADAPTERS) for module in modules)
         if wrapped or any(parameter.requires_grad for module in modules for parameter in module.parameters()):
             break
         frozen.append(layer.path)
@@ -90,11 +105,12 @@ def find_border(model: nn.Module, inputs: Mapping[str, Any]) -> Border:
         inputs: a batch, as keyword arguments of the model's forward.
 
     Raises:
-        NotCacheable: when no leading layer is frozen, something before the first layer trains, or the layers do not
-            run one after the other, once each.
+        NotCacheable: when no leading layer is frozen, something trains or holds an adapter that may run before the
+            border, or the layers do not run one after the other, once each.
     """
     base = base_of(model)
     _check_plain(base)
+    _check_outside(model, base)
     stack, frozen, last = frozen_layers(base)
     calls, output = _watch(base, inputs, frozen)
     _check_order(calls, frozen)
@@ -106,12 +122,6 @@ def find_border(model: nn.Module, inputs: Mapping[str, Any]) -> Border:
         last_end[name] = max(end, last_end.get(name, end))
     inside = tuple(f"{layer}." for layer in frozen)
     before = tuple(name for name, end in last_end.items() if end <= border_time and not f"{name}.".startswith(inside))
-    for name, start in first_start.items():
-        # Containers that are still running at the border count too: what they hold themselves may be used before it.
-        if start < border_time:
-            for parameter, value in base.get_submodule(name).named_parameters(recurse=False):
-                if value.requires_grad:
-                    raise NotCacheable(f"{name}.{parameter} trains and is used before layer {frozen[0]}.")
     states = output[0] if isinstance(output, tuple) else output
     if not isinstance(states, torch.Tensor) or states.dim() != 3:
         raise NotCacheable(f"{frozen[-1]} does not return states of shape (rows, tokens, width).")
@@ -119,16 +129,19 @@ def find_border(model: nn.Module, inputs: Mapping[str, Any]) -> Border:
         extra = [type(value).__name__ for value in output[1:] if value is not None]
         if extra:
             raise NotCacheable(f"{frozen[-1]} returns more than its states ({', '.join(extra)}).")
-    return Border(
+    border = Border(
         stack=stack,
         layers=frozen,
         last_layer=last,
         before=before,
+        started=frozenset(name for name, start in first_start.items() if start < border_time),
         after=frozenset(name for name, start in first_start.items() if start > border_time),
         width=states.shape[-1],
         dtype=states.dtype,
         returns=len(output) if isinstance(output, tuple) else 0,
     )
+    _check_before(base, border)
+    return border
 
 
 def model_type_of(base: nn.Module) -> str:
@@ -152,6 +165,26 @@ def _check_plain(base: nn.Module) -> None:
         for parameter in module.parameters(recurse=False):
             if "ds_id" in vars(parameter) or type(parameter).__name__ == "DTensor" or parameter.is_meta:
                 raise NotCacheable(f"{name} is not whole on this process (sharded, or without values).")
+
+
+def _check_outside(model: nn.Module, base: nn.Module) -> None:
+    """Refuse wrappers that change what the model is given."""
+    if isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise NotCacheable("a learned prompt goes in before the first layer; train an adapter of the upper layers.")
+    inside = set(base.parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter not in inside:
+            raise NotCacheable(f"{name} trains outside of the base model; freeze it with requires_grad_(False).")
+
+
+def _check_before(base: nn.Module, border: Border) -> None:
+    """Refuse what trains, and adapters, where states may depend on them."""
+    for name, parameter in base.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad and border.comes_before(name):
+            raise NotCacheable(f"{name} trains and may run before {border.layers[-1]} ends; freeze it.")
+    for name, module in base.named_modules():
+        if isinstance(module, ADAPTERS) and border.comes_before(f"{name}."):
+            raise NotCacheable(f"{name}, before {border.layers[-1]} ends, holds an adapter; merge or delete it.")
 
 
 def _watch(

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from spafit_hf.first_token import base_of
 from spafit_hf.prefix_cache.arguments import DTYPE_NAMES
 from spafit_hf.prefix_cache.border import Border, NotCacheable, find_border
-from spafit_hf.prefix_cache.entry import Entry
+from spafit_hf.prefix_cache.entry import Entry, StandIn
 from spafit_hf.prefix_cache.key import facts_of, fingerprint, row_keys, weights_of
 from spafit_hf.prefix_cache.offload import Offload
 from spafit_hf.prefix_cache.probe import ProbeResult, probe
@@ -82,6 +82,7 @@ class PrefixCache:
         self, model: nn.Module, settings: CacheSettings, precision: str = "no", ignored: Sequence[str] = ()
     ) -> None:
         self.settings = settings
+        self.model = model
         self.base = base_of(model)
         self.precision = precision
         self.ignored = (*IGNORED, *ignored)
@@ -94,8 +95,10 @@ class PrefixCache:
         self._live: Any = None
         """The model's own forward while another stands in its place."""
         self._told_full = False
+        self._told_trains = False
         self._names = list(inspect.signature(type(self.base).forward).parameters)[1:]
         self._main = self.base.main_input_name if isinstance(self.base, PreTrainedModel) else "input_ids"
+        self._prepared_for: list[tuple[Any, ...]] = []
         self._weights: list[torch.Tensor] = []
         self._state_of_weights: list[tuple[int, int]] = []
 
@@ -116,29 +119,37 @@ class PrefixCache:
         """Find the border, check one batch both ways, open the store.
 
         Args:
-            inputs: a batch of a few rows of different lengths, on the model's device.
+            inputs: a batch of a few rows of different lengths, on the model's device. Without padding in it nothing
+                shows whether states depend on padding.
 
         Raises:
             NotCacheable: when the states cannot come from a cache.
         """
         inputs = {name: value for name, value in inputs.items() if name not in self.ignored or name == "labels"}
-        rows = self._split(inputs)
+        rows = self.rows(inputs)
         if rows is None:
             raise NotCacheable("the batch has no rows of tokens with an attention mask of two dimensions.")
         try:
-            border = find_border(self.base, inputs)
+            border = find_border(self.model, inputs)
             entry = Entry(self.base, border)
             entry.attach()
             try:
                 self.probed = probe(entry, inputs, rows, DTYPES[self.settings.dtype])
             finally:
                 entry.detach()
-        except (RuntimeError, TypeError, AttributeError, LookupError) as error:
+        except NotCacheable:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
             # A model may do with a row alone, or between its layers, what nobody foresaw. It still trains.
             raise NotCacheable(f"one batch could not be run both ways: {type(error).__name__}: {error}") from error
         self.border, self._entry = border, entry
+        self._prepared_for = _kinds(self.model)
         self.open()
         return border
+
+    def is_for(self, model: nn.Module) -> bool:
+        """Whether this cache, once prepared, can be opened for a model as it is now: wrapped, cast or frozen alike."""
+        return self.border is not None and base_of(model) is self.base and _kinds(model) == self._prepared_for
 
     def open(self) -> None:
         """Open the store of the base as it is now: other weights, other entries."""
@@ -177,23 +188,17 @@ class PrefixCache:
     def attached(self) -> Iterator[None]:
         """Within it the model's forward starts at the border."""
         assert self._entry is not None
-        own = vars(self.base).get("forward")
-        self._live = original = self.base.forward
+
+        def forward(live: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._forward(live, dict(zip(self._names, args, strict=False)) | kwargs)
+
         self._entry.attach()
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._forward(original, dict(zip(self._names, args, strict=False)) | kwargs)
-
-        # generate() and Trainer look at the signature for what a model takes.
-        forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-        self.base.forward = forward  # type: ignore[assignment]
+        stand_in = StandIn(self.base, forward)
+        self._live = stand_in.live
         try:
             yield
         finally:
-            if own is None:
-                del self.base.forward
-            else:
-                self.base.forward = own
+            stand_in.detach()
             self._live = None
             self._entry.detach()
 
@@ -218,15 +223,16 @@ class PrefixCache:
 
     def keys(self, inputs: Mapping[str, Any]) -> list[bytes]:
         """What a batch's rows are filed under."""
-        rows = self._split(inputs)
+        rows = self.rows(inputs)
         return [] if rows is None else row_keys(rows)
 
-    def _split(self, inputs: Mapping[str, Any]) -> Rows | None:
+    def rows(self, inputs: Mapping[str, Any]) -> Rows | None:
+        """A batch as rows; None where it has none."""
         return split(inputs, self._main, self.ignored)
 
     def fill(self, inputs: Mapping[str, Any]) -> None:
         """Compute and store what the store lacks of a batch."""
-        rows = self._split(inputs)
+        rows = self.rows(inputs)
         if rows is not None:
             self._check_weights()
             keys = row_keys(rows)
@@ -237,8 +243,10 @@ class PrefixCache:
         assert self._entry is not None
         if self.base.training:
             self._entry.no_dropout()
-        self._check_weights()
-        rows = None if _asks_for_more(inputs) else self._split(inputs)
+        live = _asks_for_more(inputs) or self._prefix_trains(inputs)
+        if not live:
+            self._check_weights()
+        rows = None if live else self.rows(inputs)
         if rows is None:
             self._need_weights()
             return original(**inputs)
@@ -292,11 +300,26 @@ class PrefixCache:
             )
         return found
 
+    def _prefix_trains(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether gradients have to go through the frozen layers, which states from a disk do not pass on."""
+        if not torch.is_grad_enabled():
+            return False
+        trains = any(weight.requires_grad for weight in self._weights)
+        if trains and not self._told_trains:
+            self._told_trains = True
+            logger.warning("Prefix cache: what was frozen trains now, so the frozen layers run in each pass.")
+        return trains or any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs.values())
+
     def _need_weights(self) -> None:
         if self._offload is not None and self._offload.blocks_compute:
             logger.warning("Prefix cache: a row is not stored, so the weights of the frozen layers come back.")
             self._offload.restore()
             self._note_weights()
+
+
+def _kinds(model: nn.Module) -> list[tuple[Any, ...]]:
+    """What a cache is prepared for: a model's parameters, their types and places, and which of them train."""
+    return [(name, each.requires_grad, each.dtype, each.device) for name, each in model.named_parameters()]
 
 
 def _asks_for_more(inputs: Mapping[str, Any]) -> bool:

@@ -56,16 +56,14 @@ def facts_of(base: nn.Module, border: Border, dtype: torch.dtype, precision: str
 
 
 def weights_of(base: nn.Module, border: Border) -> dict[str, torch.Tensor]:
-    """Every weight that may have a part in the states: all but what runs after the border, and what trains.
+    """Every weight that may have a part in the states: all but what runs after the border. None of them trains.
 
     A weight that has none costs a miss at worst.
     """
-    after = tuple(f"{name}." for name in border.after)
-    trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     return {
         name: value
         for name, value in sorted(base.state_dict(keep_vars=True).items())
-        if isinstance(value, torch.Tensor) and name not in trained and not f"{name}.".startswith(after)
+        if isinstance(value, torch.Tensor) and border.comes_before(name)
     }
 
 

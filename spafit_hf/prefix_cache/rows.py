@@ -88,6 +88,30 @@ def without_padding(inputs: Mapping[str, Any], rows: Rows, row: int) -> dict[str
     return single
 
 
+def with_padding(inputs: Mapping[str, Any], rows: Rows, side: str, pad: int) -> dict[str, Any]:
+    """The batch with a quarter of its tokens taken out of the middle and as much padding at one side.
+
+    Its width stays, for a model may have no more positions, and so do special tokens at both ends.
+
+    Args:
+        inputs: a batch without padding, of two tokens per row or more.
+        rows: the same, as rows.
+        side: "left" or "right".
+        pad: the token that stands for padding.
+    """
+    cut = max(1, rows.width // 4)
+    start = (rows.width - cut) // 2
+    padded = dict(inputs)
+    for name, value in inputs.items():
+        if not isinstance(value, torch.Tensor) or value.shape[:2] != (rows.count, rows.width):
+            continue
+        if name in PER_TOKEN or (name == "labels" and value.dtype == torch.long):  # a label per token
+            kept = [value[:, :start], value[:, start + cut :]]
+            filling = torch.full_like(value[:, :cut], {"input_ids": pad, "labels": -100}.get(name, 0))
+            padded[name] = torch.cat([filling, *kept] if side == "left" else [*kept, filling], dim=1)
+    return padded
+
+
 def join(states: Sequence[torch.Tensor], rows: Rows, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Padded states of shape (rows, tokens, width) in `dtype`; zeros where there is padding."""
     tokens = rows.width or states[0].shape[0]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
@@ -22,15 +22,16 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 from spafit_hf.first_token import base_of
 from spafit_hf.first_token.training import FirstTokenTrainer
 from spafit_hf.prefix_cache.arguments import PrefixCacheArguments
-from spafit_hf.prefix_cache.border import NotCacheable, frozen_layers
+from spafit_hf.prefix_cache.border import NotCacheable
 from spafit_hf.prefix_cache.cache import CacheSettings, PrefixCache, default_folder
 from spafit_hf.prefix_cache.probe import ROWS
+from spafit_hf.prefix_cache.rows import with_padding
 from spafit_hf.sampler import example_lengths
 
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 64
-"""Examples among which the probe looks for short and long ones."""
+"""Examples among which the probe looks for short and long ones, where no table knows the lengths of all."""
 
 
 class PrefixCacheTrainer(FirstTokenTrainer):
@@ -101,12 +102,7 @@ class PrefixCacheTrainer(FirstTokenTrainer):
         try:
             self._check_setup()
             cache = self.prefix_cache
-            if cache is not None and cache.base is base and cache.border is not None and cache.settings == settings:
-                if frozen_layers(base)[1] != cache.border.layers:
-                    cache = None
-            else:
-                cache = None
-            if cache is None:
+            if cache is None or cache.settings != settings or not cache.is_for(model):
                 cache = PrefixCache(model, settings, self.accelerator.mixed_precision, self.label_names or ())
                 batch = self._probe_batch(dataset, cache)
                 with torch.random.fork_rng(devices=[]), self.accelerator.autocast():
@@ -143,31 +139,70 @@ class PrefixCacheTrainer(FirstTokenTrainer):
     # ---- the probe's batch ----
 
     def _probe_batch(self, dataset: Any, cache: PrefixCache) -> Mapping[str, Any]:
-        """A batch of a few examples, short and long ones.
+        """A batch of a few examples, short and long ones, with padding in it where its rows have a mask.
 
         Raises:
-            NotCacheable: when there are no examples, or the collator changes them from call to call.
+            NotCacheable: when examples cannot be chosen, or the collator changes them from call to call.
         """
         if isinstance(dataset, IterableDataset) or not has_length(dataset):
-            examples = list(islice(iter(dataset), LOOKED_AT))
-        else:
-            examples = [dataset[index] for index in range(min(LOOKED_AT, len(dataset)))]  # type: ignore[index]
-        if not examples:
-            raise NotCacheable("there are no examples to look at.")
-        examples.sort(key=self._example_length)
-        last = len(examples) - 1
-        chosen = [examples[index] for index in dict.fromkeys(last * part // (ROWS - 1) for part in range(ROWS))]
-        collate = self._get_collator_with_removed_columns(self.data_collator)
+            self._refused_for = None  # another dataset may do
+            raise NotCacheable("a look at a stream of examples would use it up; give a dataset with a length.")
         # The collator may draw random numbers, which must not shift those of the training.
         with torch.random.fork_rng(devices=[]):
-            batches = [self._prepare_inputs(collate([dict(example) for example in chosen])) for _ in range(2)]
-        if not isinstance(batches[0], Mapping) or cache.keys(batches[0]) != cache.keys(batches[1]):
+            examples = self._probe_examples(dataset)
+            batches = [self._collated(examples) for _ in range(2)]
+        batch = batches[0]
+        if not isinstance(batch, Mapping):
+            raise NotCacheable(f"the data collator returns {type(batch).__name__}; it must return a dict of tensors.")
+        if cache.keys(batch) != cache.keys(batches[1]):
             raise NotCacheable("the data collator gives other inputs each time, so no state would be read again.")
-        return batches[0]
+        rows = cache.rows(batch)
+        if rows is None or any(span.stop - span.start < rows.width for span in rows.spans):
+            return batch
+        if rows.width == 1:
+            raise NotCacheable("examples of one token do not show whether states depend on padding.")
+        return with_padding(batch, rows, *self._padding()) if rows.width else batch
 
-    def _example_length(self, example: Mapping[str, Any]) -> int:
+    def _probe_examples(self, dataset: Any) -> list[Any]:
+        """A few examples, from the shortest to the longest."""
+        known = None
+        if isinstance(dataset, datasets.Dataset):
+            known = example_lengths(dataset, self._main_input(), self.args.length_column_name)
+        if known is not None:
+            lengths = dict(enumerate(known))
+        else:
+            count = len(dataset)
+            looked_at = dict.fromkeys(count * part // LOOKED_AT for part in range(LOOKED_AT if count else 0))
+            lengths = {index: self._example_length(dataset[index]) for index in looked_at}
+        if not lengths:
+            raise NotCacheable("there are no examples to look at.")
+        order = sorted(lengths, key=lengths.__getitem__)
+        last = len(order) - 1
+        return [dataset[order[at]] for at in dict.fromkeys(last * part // (ROWS - 1) for part in range(ROWS))]
+
+    def _collated(self, examples: list[Any]) -> Any:
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        # In dicts of their own: a collator may take labels out of them.
+        own = [dict(example) if isinstance(example, Mapping) else example for example in examples]
+        try:
+            return self._prepare_inputs(collate(own))
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+            raise NotCacheable(
+                f"the data collator makes no batch of short and long examples: {type(error).__name__}: {error}"
+            ) from error
+
+    def _padding(self) -> tuple[str, int]:
+        """The side on which rows are padded, and the token. Where nobody knows, the side that fewer models bear."""
+        for tokenizer in (getattr(self.data_collator, "tokenizer", None), self.processing_class):
+            side = getattr(tokenizer, "padding_side", None)
+            if side is not None:
+                return str(side), getattr(tokenizer, "pad_token_id", None) or 0
+        return "left", 0
+
+    def _example_length(self, example: Any) -> int:
         name = self._main_input()
-        return len(example[name]) if name in example else 0
+        value: Any = example.get(name) if isinstance(example, Mapping) else getattr(example, name, None)
+        return len(value) if isinstance(value, (list, tuple)) or bool(getattr(value, "ndim", 0)) else 0
 
     def _main_input(self) -> str:
         names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
