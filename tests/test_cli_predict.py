@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +138,8 @@ def test_names_limits_and_another_place_of_the_base(adapters: dict[str, str], ba
 
 
 def test_what_was_cut_off_is_said(adapters: dict[str, str], capsys: Captured) -> None:
-    assert main(["predict", adapters["film"], "--max_length", "4", "--text", TEXT, "--text", "it rains"]) == 0
+    texts = ["--text", f"{TEXT} it rains", "--text", "it rains"]
+    assert main(["predict", adapters["film"], "--max_length", "5", *texts]) == 0
     captured = capsys.readouterr()
     assert [line.endswith("(its end was cut off)") for line in captured.out.splitlines()] == [True, False]
     assert "too long for the base and lost their end: 1 of 2." in captured.err
@@ -156,6 +159,9 @@ def test_what_was_cut_off_is_said(adapters: dict[str, str], capsys: Captured) ->
         ([], "", "there are no texts"),
         ([], "a film\n\n", "line 2 of stdin is empty"),
         (["--file", "-"], "a film", "line 1 of stdin is not JSON"),
+        (["--file", "-"], '{"text": "a film"}\n' + "[" * 200_000, "line 2 of stdin is nested too deeply"),
+        (["--file", "-"], '{"text": "a", "id": ' + "1" * 5000 + "}", "line 1 of stdin is not JSON (Exceeds"),
+        (["--max_length", "1", "--text", "a film"], "", "texts would be cut to 1 tokens"),
         (["--file", "-"], '{"sentence": "a"}', 'line 1 of stdin has no "text"'),
         (["--file", "-"], '{"text": ["a"]}', '"text" must be a string or a list of two strings'),
         (["--file", "-"], '{"text": ["a", ""]}', "line 1 of stdin has an empty text"),
@@ -178,6 +184,61 @@ def test_user_errors(
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert (captured.out, "Traceback" in captured.err) == ("", False)
+
+
+@pytest.mark.parametrize("flags", [["--file", "-"], ["--file", "rows.jsonl"], []])
+def test_bytes_that_are_no_utf_8_are_named(
+    flags: list[str], adapters: dict[str, str], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b'{"text": "a film"}\n{"text": "caf\xe9"}\n'
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    assert main(["predict", adapters["film"], *flags]) == 2
+    name = "rows.jsonl" if "rows.jsonl" in flags else "stdin"
+    assert capsys.readouterr().err == f"spafit: line 2 of {name} is not UTF-8; save the text as UTF-8.\n"
+
+
+@pytest.mark.parametrize("flags", [["--file", "-"], ["--file", "rows.jsonl"], []])
+def test_a_mark_of_the_encoding_is_no_text(
+    flags: list[str],
+    adapters: dict[str, str],
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = (json.dumps({"text": TEXT}) if flags else TEXT).encode("utf-8-sig") + b"\r\n"
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    assert main(["predict", adapters["film"], "--json", *flags]) == 0
+    assert [row["text"] for row in json_lines(capsys.readouterr().out)] == [TEXT]
+
+
+def test_half_a_character_is_passed_on_escaped(
+    adapters: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin(monkeypatch, r'{"text": "it rains", "id": "\ud83d", "of": "\u00e9"}')
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="utf-8", newline="\n"))
+    output = tmp_path / "answers.jsonl"
+    assert main(["predict", adapters["film"], "--file", "-", "--json", "--output", str(output)]) == 0
+    for line in (written.getvalue().decode("utf-8"), output.read_text(encoding="utf-8")):
+        assert r'"id": "\ud83d", "of": "é"' in line
+        assert json.loads(line)["id"] == "\ud83d"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 20_000])
+def test_a_reader_that_has_enough_ends_it_quietly(adapters: dict[str, str], count: int) -> None:
+    command = [sys.executable, "-m", "spafit_hf.cli", "predict", adapters["film"], "--json"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # before the first answer, as `head` does after the first line
+        process.stdout = None
+        _, errors = process.communicate(b"it rains\n" * count)
+    assert (process.returncode, errors.decode()) == (141, "")
 
 
 def test_folders_that_cannot_be_served(adapters: dict[str, str], tmp_path: Path, capsys: Captured) -> None:

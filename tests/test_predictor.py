@@ -25,7 +25,7 @@ from torch import nn
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, FetchedAdapter
 from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
-from spafit_hf.predictor.base import load_base
+from spafit_hf.predictor.base import first_line, load_base
 
 SENTENCE = "a fine film it rains is dull and short text which goes on for longer than the first one did another"
 WORDS = SENTENCE.split()
@@ -457,6 +457,24 @@ def test_limits_must_be_positive(name: str) -> None:
         SpafitPredictor(tiny("bert"), **{name: 0})
 
 
+def test_a_limit_leaves_room_for_a_token_of_each_text(folders: dict[str, Path], tmp_path: Path) -> None:
+    needs = (
+        r"cut to {} tokens, and at least 5 are needed: 3 special ones and one for each text of a pair; give a max_le"
+    )
+    for limit in (1, 2, 4):
+        with pytest.raises(ValueError, match=needs.format(limit)):
+            SpafitPredictor(tiny("bert"), tokenizer=make_tokenizer(), max_length=limit)
+    with pytest.raises(ValueError, match="raise model_max_length"):
+        SpafitPredictor(tiny("bert"), tokenizer=make_tokenizer(model_max_length=4))
+    own = shutil.copytree(folders["spafit"], tmp_path / "own")
+    make_tokenizer().save_pretrained(own)
+    bare = SpafitPredictor(tiny("bert"), max_length=4)  # no tokenizer yet that could say what is needed
+    with pytest.raises(AdapterError, match=f"{own} cannot be served: texts would be cut to 4 tokens"):
+        bare.add(own, "own")
+    served = serve(tiny("bert"), {"spafit": folders["spafit"]}, max_length=5)
+    assert [answer.truncated for answer in served.predict([PAIR, ("it", "rains"), "it rains"])] == [True, False, False]
+
+
 # ---- bases ----
 
 
@@ -525,6 +543,38 @@ def test_tokenizers(folders: dict[str, Path], tmp_path: Path) -> None:
     served.remove("spafit")
     with pytest.raises(AdapterError, match=r"the tokenizer in .* cannot be read"):
         served.add(with_own[0], "spafit")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("[]", "cannot be read"),
+        ({"tokenizer_class": 3}, "cannot be read"),
+        ({"added_tokens_decoder": {"x": 1}}, "cannot be read"),
+        ({"model_max_length": "512"}, "its model_max_length is '512'; it must be a number of at least 1"),
+        ({"model_max_length": -5}, "its model_max_length is -5; it must be"),
+        ({"model_max_length": 0}, "its model_max_length is 0; it must be"),
+        ({"model_max_length": True}, "its model_max_length is True; it must be"),
+        ({"model_max_length": 4}, "texts would be cut to 4 tokens, and at least 5 .* raise model_max_length"),
+    ],
+)
+def test_tokenizer_files_that_are_not_as_they_should_be(
+    served: SpafitPredictor, folders: dict[str, Path], tmp_path: Path, changed: Any, message: str
+) -> None:
+    folder = shutil.copytree(folders["spafit"], tmp_path / "odd")
+    make_tokenizer().save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    text = changed if isinstance(changed, str) else json.dumps(json.loads(file.read_text()) | changed)
+    file.write_text(text, encoding="utf-8")
+    names = served.names
+    with pytest.raises(AdapterError, match=message):
+        served.add(folder, "odd")
+    assert served.names == names
+
+
+def test_an_error_without_words_is_named() -> None:
+    assert first_line(AssertionError()) == "AssertionError"
+    assert first_line(ValueError("\n one\ntwo")) == "one"
 
 
 # ---- adding and removing ----

@@ -8,4 +8,5 @@ config.yaml --> config.py --> service.py --> page.py    what a person sees
       strata.py    which layers an adapter touches
       full.py      a fully fine-tuned model, to compare with
       draw.py      answers, strata and tables as HTML
+      blocks.py    Gradio without the words of visitors in its errors
 """

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spafit_hf.adapter import AdapterError
 from spafit_hf.predictor import AdapterFacts, Prediction
-from spafit_hf.predictor.base import longest
+from spafit_hf.predictor.base import first_line, longest
 from spafit_hf.predictor.text import Text, check_text, encode, pad
 
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -40,9 +40,8 @@ class FullModel:
                 source, revision=revision, use_safetensors=True, trust_remote_code=False
             )
             self._tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise AdapterError(f"the model {source} cannot be loaded: {reason}") from error
+        except Exception as error:  # on broken files transformers raises whatever it stumbles over
+            raise AdapterError(f"the model {source} cannot be loaded: {first_line(error)}") from error
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self._max_length = longest(model, self._tokenizer, None)
         self._lock = threading.Lock()

@@ -11,6 +11,7 @@ import gradio as gr
 from spafit_hf.glue import TASKS
 from spafit_space import draw
 from spafit_space.api import add_endpoints, said
+from spafit_space.blocks import QuietBlocks
 from spafit_space.service import Member, Service
 from spafit_space.tasks import TASK_WORDS, words_of
 
@@ -56,7 +57,7 @@ def theme() -> gr.themes.Base:
 
 def build(service: Service) -> gr.Blocks:
     """The page with its API, ready to launch (with `theme()` and `CSS`)."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+    with QuietBlocks(title=TITLE, analytics_enabled=False) as blocks:
         head = gr.HTML(draw.hero(service))
         gr.HTML(draw.notices(service), visible=bool(draw.notices(service)))
         refresh: list[Any] = []

@@ -78,15 +78,16 @@ def paper_score(task: str | None, method: str | None) -> float | None:
 def _from_run(data: Any) -> Result:
     if not isinstance(data, dict):
         raise AdapterError(f"{RUN_FILE} holds a {type(data).__name__}; expected is what `spafit train` writes.")
-    task = data.get("task") if data.get("task") in TASKS else None
+    said = _text(data.get("task"))
+    task = said if said in TASKS else None
     metrics = data.get("metrics")
     first: Any = next(iter(metrics.values()), {}) if isinstance(metrics, dict) else {}
-    figure = data.get("main_figure")
+    figure = _text(data.get("main_figure"))
     split = next(iter(metrics), "") if isinstance(metrics, dict) else ""
     return Result(
         task=task,
         method=_text(data.get("strategy")),
-        figure=_text(figure),
+        figure=figure,
         score=_number(first.get(figure)) if isinstance(first, dict) else None,
         rows=TASKS[task].rows.get(split) if task and not _was_limited(data) else None,
         train_rows=_count(data.get("train_rows")),
@@ -103,7 +104,8 @@ def _was_limited(data: dict[str, Any]) -> bool:
 
 def _from_facts(facts: CardFacts) -> Result:
     score = facts.scores[0] if facts.scores else None
-    task = facts.data.glue if facts.data.glue in TASKS else None
+    said = _text(facts.data.glue)
+    task = said if said in TASKS else None
     figure = facts.main_figure or (TASKS[task].main_metric if task else None)
     if score is not None and figure not in score.figures:
         figure = next(iter(score.figures), None)

@@ -15,7 +15,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,6 +106,8 @@ class Service:
         self.width = getattr(model.config.get_text_config(), "hidden_size", None)
         self._full: dict[str, FullModel] = {}
         self._members: dict[str, Member] = {}
+        self._places: dict[str, tuple[Path, str]] = {}
+        """Member's name -> its folder, and what a reader calls that."""
         # One at a time: names are checked first and taken at the end, with a download in between.
         self._changing = threading.Lock()
 
@@ -128,9 +131,10 @@ class Service:
                 try:
                     put(name, source)
                 except ValueError as error:
-                    # The page shows this, and need not tell where a machine keeps its files.
-                    said = str(error).replace(source.source, _readable(source))
-                    problems.append(f"{name} is not served: {said}")
+                    problems.append(f"{name} is not served: {error}")
+                except Exception as error:  # one folder that nobody foresaw must not keep the others from visitors
+                    logger.exception("%s", name)
+                    problems.append(f"{name} is not served: its files cannot be read ({type(error).__name__}).")
         for problem in problems:
             logger.warning("%s", problem)
         service.problems = tuple(problems)
@@ -197,7 +201,8 @@ class Service:
         _check_count(member, text)
         ask = self._asking(member)
         start = time.perf_counter()
-        prediction = ask(text)
+        with self._without_paths():
+            prediction = ask(text)
         return Answer(member, _named(member, prediction), time.perf_counter() - start)
 
     def answer_all(self, text: Text) -> tuple[Answer, ...]:
@@ -212,7 +217,8 @@ class Service:
             kind = "a single text" if count == 1 else "a pair of texts"
             raise ValueError(f"No adapter here takes {kind}; {'add a second text' if count == 1 else 'drop one'}.")
         start = time.perf_counter()
-        predictions = self._predictor.predict_all(text, [member.name for member in members])
+        with self._without_paths():
+            predictions = self._predictor.predict_all(text, [member.name for member in members])
         seconds = time.perf_counter() - start
         return tuple(Answer(member, _named(member, predictions[member.name]), seconds) for member in members)
 
@@ -230,7 +236,8 @@ class Service:
         if any(member.full for member in members):
             return self.answer(members[0].name, text), self.answer(members[1].name, text)
         start = time.perf_counter()
-        both = self._predictor.predict_all(text, [member.name for member in members])
+        with self._without_paths():
+            both = self._predictor.predict_all(text, [member.name for member in members])
         seconds = time.perf_counter() - start
         one, two = (Answer(member, _named(member, both[member.name]), seconds) for member in members)
         return one, two
@@ -276,6 +283,7 @@ class Service:
                 raise ValueError(f"{name!r} was not added by a visitor, and stays.")
             self._members = {other: kept for other, kept in self._members.items() if other != name}
             self._predictor.remove(name)
+            self._places = {other: kept for other, kept in self._places.items() if other != name}
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -284,6 +292,30 @@ class Service:
             return self._full[member.name].predict
         return lambda text: self._predictor.predict([text], member.name)[0]
 
+    @contextmanager
+    def _without_paths(self, *more: tuple[Path, str]) -> Iterator[None]:
+        """Errors name a repository, or a folder by its last name: no reader need know where a machine has its files.
+
+        Args:
+            more: folders that are not a member's yet, each with what a reader calls it.
+
+        Raises:
+            ValueError: in place of any ValueError or OSError.
+        """
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            said = str(error) if isinstance(error, ValueError) else f"its files cannot be read: {error.strerror}."
+            base = Path(self._predictor.model.config._name_or_path or "/")
+            known = [*more, *self._places.values(), *([(base, self.base_name)] if base.is_dir() else [])]
+            names = {str(path): name for folder, name in known for path in (folder, folder.resolve())}
+            for path in sorted(names, key=len, reverse=True):  # a longer one first, which may begin with a shorter
+                if len(Path(path).parts) > 1:
+                    said = said.replace(path, names[path])
+            if said == str(error):
+                raise
+            raise AdapterError(said) from error
+
     def _put_adapter(self, name: str, source: Source) -> None:
         folder = Path(source.source)
         if not folder.is_dir():
@@ -291,33 +323,37 @@ class Service:
         self._put(name, folder, source)
 
     def _put(self, name: str, folder: Path, source: Source, *, added: bool = False) -> Member:
-        facts = self._predictor.add(folder, name)
-        try:
-            result = read_result(folder)
-            member = Member(
-                name=name,
-                source=_readable(source),
-                task=_task(source, facts, result, name, added),
-                method=facts.strategy or (result.method if result else None),
-                labels=facts.labels,
-                texts=facts.texts,
-                file_bytes=facts.file_bytes,
-                strata=strata_of(verify_adapter(folder, self._view), self._architecture),
-                result=result,
-                added=added,
-            )
-            self._admit(member)
-        except ValueError:
-            self._predictor.remove(name)
-            raise
+        place = folder, _readable(source)
+        with self._without_paths(place):
+            facts = self._predictor.add(folder, name)
+            try:
+                result = read_result(folder)
+                member = Member(
+                    name=name,
+                    source=_readable(source),
+                    task=_task(source, facts, result, name, added),
+                    method=facts.strategy or (result.method if result else None),
+                    labels=facts.labels,
+                    texts=facts.texts,
+                    file_bytes=facts.file_bytes,
+                    strata=strata_of(verify_adapter(folder, self._view), self._architecture),
+                    result=result,
+                    added=added,
+                )
+                self._admit(member)
+            except Exception:  # of any kind: the predictor must not keep what nobody can ask
+                self._predictor.remove(name)
+                raise
+        self._places = {**self._places, name: place}
         return self._members[name]
 
     def _put_model(self, name: str, source: Source) -> None:
         if name in self._members:
             raise ValueError(f"there is an adapter {name!r} already; give the model another name.")
-        full = FullModel(source.source, name, revision=source.revision)
         folder = Path(source.source)
-        result = read_result(folder) if folder.is_dir() else None
+        with self._without_paths((folder, _readable(source))):
+            full = FullModel(source.source, name, revision=source.revision)
+            result = read_result(folder) if folder.is_dir() else None
         member = Member(
             name=name,
             source=_readable(source),

@@ -36,7 +36,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     try:
-        return args.run(args)
+        status = args.run(args)
+        print(end="", flush=True)  # what is left to write can fail too
+        return status
+    except BrokenPipeError:  # whoever reads the output has enough of it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return 141  # of a program that SIGPIPE ended, as a shell counts
     except (ValueError, OSError) as error:
         if os.environ.get("SPAFIT_TRACEBACK"):
             raise

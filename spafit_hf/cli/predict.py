@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spafit_hf.predictor import Prediction, SpafitPredictor
@@ -79,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
         for start in range(0, len(rows), ROWS_AT_A_TIME):
             for row, answer in _answers(predictor, rows[start : start + ROWS_AT_A_TIME]):
                 answered, truncated = answered + 1, truncated + answer.truncated
-                line = json.dumps({**row, **answer.to_dict()}, ensure_ascii=False)
+                line = _writable(json.dumps({**row, **answer.to_dict()}, ensure_ascii=False))
                 if output is not None:
                     output.write(line + "\n")
                 if args.json:
                     print(line)
                 elif output is None:
-                    print(_shown(row, answer, len(sources) > 1))
+                    print(_writable(_shown(row, answer, len(sources) > 1)))
     if truncated:
         print(f"Texts that were too long for the base and lost their end: {truncated} of {answered}.", file=sys.stderr)
     return 0
@@ -151,18 +151,32 @@ def _read(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     elif args.text:
         yield from ({TEXT: text} for text in args.text)
     elif args.file == "-":
-        yield from _json_lines(sys.stdin, "stdin")
+        yield from _json_lines(_decoded(_stdin(), "stdin"), "stdin")
     elif args.file:
-        with Path(args.file).open(encoding="utf-8") as file:
-            yield from _json_lines(file, args.file)
+        with Path(args.file).open("rb") as file:
+            yield from _json_lines(_decoded(file, args.file), args.file)
     elif sys.stdin.isatty():
         raise ValueError("there are no texts; give --text, --file, or lines on stdin.")
     else:
-        yield from _lines(sys.stdin)
+        yield from _lines(_decoded(_stdin(), "stdin"))
 
 
-def _lines(stream: TextIO) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(stream, 1):
+def _stdin() -> Iterable[bytes | str]:
+    # As bytes: what sys.stdin makes of bytes that are no text depends on the locale.
+    return getattr(sys.stdin, "buffer", sys.stdin)
+
+
+def _decoded(lines: Iterable[bytes | str], name: str) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line if isinstance(line, str) else line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} of {name} is not UTF-8; save the text as UTF-8.") from error
+        yield text.removeprefix("\ufeff") if number == 1 else text  # a mark that some editors begin a file with
+
+
+def _lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             raise ValueError(f"line {number} of stdin is empty; each line must hold a text.")
         yield {TEXT: line.rstrip("\r\n")}
@@ -173,8 +187,11 @@ def _json_lines(stream: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
         where = f"line {number} of {name}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{where} is not JSON ({error.msg}); expected is {{"text": "..."}}.') from error
+        except ValueError as error:  # also of an integer of thousands of digits, which has no msg
+            reason = getattr(error, "msg", error)
+            raise ValueError(f'{where} is not JSON ({reason}); expected is {{"text": "..."}}.') from error
+        except RecursionError as error:
+            raise ValueError(f'{where} is nested too deeply; expected is {{"text": "..."}}.') from error
         if not isinstance(row, dict) or TEXT not in row:
             raise ValueError(f'{where} has no "text"; expected is {{"text": "..."}} or {{"text": ["...", "..."]}}.')
         text = row[TEXT]
@@ -213,6 +230,11 @@ def _asked(predictor: SpafitPredictor, row: dict[str, Any]) -> tuple[str, ...]:
         wanted = "single texts" if kind == "a pair" else "pairs"
         raise ValueError(f"{row[TEXT]!r:.60} is {kind}; {name!r} was trained on {wanted}.")
     return (name,)
+
+
+def _writable(line: str) -> str:
+    """The line with halves of surrogate pairs escaped, as JSON has them: no output takes them as they are."""
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _shown(row: dict[str, Any], answer: Prediction, several: bool) -> str:

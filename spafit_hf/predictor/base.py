@@ -74,8 +74,7 @@ def load_base(
                 source, revision=revision, token=token, output_loading_info=True, trust_remote_code=False
             )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"the base {name!r} cannot be loaded: {reason}") from error
+        raise ValueError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Base(model.eval(), tokenizer or _tokenizer(source, revision, token), frozenset(report["missing_keys"]))
 
@@ -97,7 +96,7 @@ def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> Pre
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:  # a folder of weights alone; adapters may bring one
-        logger.info("No tokenizer comes with the base %s: %s", name, str(error).strip().splitlines()[0])
+        logger.info("No tokenizer comes with the base %s: %s", name, first_line(error))
         return None
 
 
@@ -113,18 +112,34 @@ def tokenizer_of(folder: Path, known: Iterable[PreTrainedTokenizerBase]) -> PreT
         None where neither has one.
 
     Raises:
-        AdapterError: for a tokenizer that cannot be read.
+        AdapterError: for a tokenizer that cannot be read, or that reads no text of any length.
     """
     known = list(known)
     if not (folder / "tokenizer_config.json").is_file():
         return known[0] if known else None
     try:
         own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise AdapterError(
-            f"the tokenizer in {folder} cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from error
+    except Exception as error:  # on a stranger's files transformers raises whatever it stumbles over
+        raise AdapterError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
+    try:
+        _check_model_max_length(own)
+    except ValueError as error:
+        raise AdapterError(f"the tokenizer in {folder} cannot be used: {error}") from error
     return next((tokenizer for tokenizer in known if _alike(own, tokenizer)), own)
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, as the start of the error says it; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _check_model_max_length(tokenizer: PreTrainedTokenizerBase) -> None:
+    limit: Any = tokenizer.model_max_length  # from a file, and of any type
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 1:
+        raise ValueError(
+            f"its model_max_length is {limit!r:.40}; it must be a number of at least 1: correct it in "
+            "tokenizer_config.json."
+        )
 
 
 def _alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -139,7 +154,12 @@ def _rules(tokenizer: Any) -> dict[str, Any]:
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
-    """Tokens per text: what is asked for, or what the base and its tokenizer allow, up to `MAX_LENGTH`."""
+    """Tokens per text: what is asked for, or what the base and its tokenizer allow, up to `MAX_LENGTH`.
+
+    Raises:
+        ValueError: for a limit within which a pair has no place: tokenizers would cut nothing then, or everything.
+    """
+    _check_model_max_length(tokenizer)
     limits = [asked or MAX_LENGTH, tokenizer.model_max_length]
     positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
     if isinstance(positions, int) and positions > 0:
@@ -148,7 +168,20 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: i
         # RoBERTa's first positions are for padding: its table is longer than the texts it reads.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return min(limits)
+    limit = int(min(limits))
+    needed = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if limit < needed:
+        if asked is not None and asked < needed:
+            fix = "give a max_length of that at least"
+        elif tokenizer.model_max_length < needed:
+            fix = "raise model_max_length in tokenizer_config.json"
+        else:
+            fix = "take another base"
+        raise ValueError(
+            f"texts would be cut to {limit} tokens, and at least {needed} are needed: {needed - 2} special ones and "
+            f"one for each text of a pair; {fix}."
+        )
+    return limit
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spafit_hf.adapter import AdapterError, fetch_adapter
 from spafit_hf.adapter.fit import head_names
 from spafit_hf.architecture import find_architecture
-from spafit_hf.predictor.base import load_base, longest, tokenizer_of
+from spafit_hf.predictor.base import first_line, load_base, longest, tokenizer_of
 from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
 from spafit_hf.predictor.facts import AdapterFacts
 from spafit_hf.predictor.memory import keep_freed_memory
@@ -78,6 +78,8 @@ class SpafitPredictor:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         self._base = load_base(base, tokenizer=tokenizer, revision=revision, device=device, token=token)
         self._token = token
+        if self._base.tokenizer is not None:
+            longest(self._base.model, self._base.tokenizer, max_length)  # what cannot be is said before adapters come
         self._max_length = max_length
         self._batch_size = batch_size
         # Adapters are verified against the view: the same tensors in modules that no forward pass puts hooks on.
@@ -312,12 +314,16 @@ class SpafitPredictor:
                 f"neither {facts.source} nor the base comes with a tokenizer; give one: "
                 "SpafitPredictor(base, tokenizer=...)."
             )
+        try:
+            limit = longest(self._base.model, tokenizer, self._max_length)
+        except ValueError as error:
+            raise AdapterError(f"{facts.source} cannot be served: {error}") from error
         config = self._base.model.config.get_text_config()
         if config.pad_token_id is None:
             # Decoders come without one, and their heads look for it to find a text's last token.
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             config.pad_token_id = pad
-        return Entry(facts, folder, stamp, tokenizer, longest(self._base.model, tokenizer, self._max_length))
+        return Entry(facts, folder, stamp, tokenizer, limit)
 
     def _try(self, entry: Entry, adapter: LoadedAdapter) -> None:
         source = entry.facts.source
@@ -326,7 +332,7 @@ class SpafitPredictor:
             self._check_tokens(texts)
             logits = self._serving.admit(adapter, texts)
         except (RuntimeError, IndexError) as error:  # shapes that go together one by one, and not as a whole
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise AdapterError(f"{source} does not run on {type(self.model).__name__}: {reason}") from error
         if logits.shape != (len(entry.facts.labels),) or not torch.isfinite(logits).all():
             raise AdapterError(

@@ -128,14 +128,70 @@ def test_an_empty_page_says_so_and_an_adapter_can_be_added_where_that_is_on(laun
     assert client.predict("sst2", FILM, api_name="/predict")["adapter"] == "user/sst2"
 
 
+def _call(launched: Launched, endpoint: str, data: list[Any]) -> tuple[str, Any]:
+    """What plain HTTP says to a call: complete or error, and the data."""
+    url = f"{launched.url}gradio_api/call/{endpoint}"
+    event = httpx.post(url, json={"data": data}).json()["event_id"]
+    kind, data_line = httpx.get(f"{url}/{event}").text.strip().splitlines()
+    return kind.removeprefix("event: "), json.loads(data_line.removeprefix("data: "))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "data"),
+    [("predict", ["sst2", FILM]), ("predict_all", [FILM]), ("compare", ["sst2", "sst2-lora", FILM])],
+)
+def test_what_has_a_default_may_be_left_out(launched: Launched, endpoint: str, data: list[Any]) -> None:
+    kind, found = _call(launched, endpoint, data)
+    _, expected = _call(launched, endpoint, [*data, ""])
+    assert kind == "complete"
+    assert found[0].keys() == expected[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "data", "words"),
+    [
+        ("predict", [SECRET], "Too few values came (1); predict needs one for each of task, text."),
+        ("predict_all", [], "predict_all needs one for each of text."),
+        ("compare", ["sst2", SECRET], "compare needs one for each of first, second, text."),
+        ("predict", ["sst2", {"path": SECRET, "meta": {"_type": "gradio.FileData"}}], "does not fit its field"),
+    ],
+)
+def test_values_that_do_not_do_are_answered_with_a_sentence(
+    launched: Launched, capfd: pytest.CaptureFixture[str], endpoint: str, data: list[Any], words: str
+) -> None:
+    kind, found = _call(launched, endpoint, data)
+    assert kind == "error"
+    assert words in found["error"]
+    assert SECRET not in found["error"]
+    assert capfd.readouterr().err == ""
+
+
+def test_values_that_the_page_never_sends_are_not_printed(
+    launched: Launched, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    functions = [each for each in httpx.get(f"{launched.url}config").json()["dependencies"] if each["inputs"]]
+    assert len(functions) > 10
+    with caplog.at_level(logging.INFO):
+        for function in functions:
+            for data in ([SECRET] * len(function["inputs"]), [SECRET] * (len(function["inputs"]) - 1)):
+                body = {"data": data, "fn_index": function["id"], "session_hash": "here"}
+                answer = httpx.post(f"{launched.url}gradio_api/run/{function['api_name']}", json=body)
+                assert answer.status_code in (200, 500)
+                assert answer.status_code == 200 or answer.json()["error"], "an error is a sentence"
+    out = capfd.readouterr()
+    assert SECRET not in out.out + out.err + caplog.text
+
+
 def test_nothing_that_is_typed_is_logged(
-    client: Client, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    client: Client, launched: Launched, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         client.predict("sst2", SECRET, api_name="/predict")
         for arguments in ((SECRET, SECRET), ("sst2", f"{SECRET} " * 500), ("mrpc", SECRET), ("sst2", SECRET, SECRET)):
             with pytest.raises(AppError):
                 client.predict(*arguments, api_name="/predict")
+        for endpoint, data in (("predict", ["sst2", SECRET]), ("predict", [SECRET]), ("compare", ["sst2", SECRET])):
+            _call(launched, endpoint, data)
     out = capfd.readouterr()
     assert SECRET not in out.out + out.err + caplog.text
 

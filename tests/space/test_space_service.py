@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 import stand_ins
 from spafit_space import draw
+from spafit_space import service as service_module
 from spafit_space.config import Config, Source
-from spafit_space.results import PAPER_PARAMETERS, read_result
+from spafit_space.results import PAPER_PARAMETERS, Result, read_result
 from spafit_space.service import Service
 from spafit_space.tasks import TASK_WORDS, label_words, words_of
 
-from spafit_hf.adapter import AdapterError
+from spafit_hf.adapter import AdapterError, FetchedAdapter
 from spafit_hf.glue import PAPER_SCORES, TASKS
 
 FILM = "A warm, funny film."
@@ -68,6 +70,47 @@ def test_what_cannot_be_served_is_named_and_the_rest_is_served(
     assert len(found.problems) == 3
     assert "rte is not served" in draw.notices(found)
     assert str(tmp_path) not in draw.notices(found)
+
+
+def test_files_of_a_kind_that_nobody_foresaw_keep_nothing_else_from_being_served(
+    stand_in_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapters = stand_in_folders
+    for name in ("cola", "mrpc", "qnli", "rte", "sst2-full", "wnli"):
+        shutil.copytree(adapters / name, tmp_path / name)
+    (tmp_path / "mrpc" / "tokenizer_config.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "sst2-full" / "tokenizer_config.json").write_text("[]", encoding="utf-8")
+    results = json.loads((tmp_path / "wnli" / "results.json").read_text(encoding="utf-8"))
+    (tmp_path / "wnli" / "results.json").write_text(json.dumps({**results, "task": []}), encoding="utf-8")
+
+    def read(folder: Path) -> Result | None:
+        if folder.name == "qnli":
+            raise PermissionError(13, "Permission denied", str(folder / "results.json"))
+        if folder.name == "rte":
+            raise RuntimeError(f"{folder} is odd")
+        return read_result(folder)
+
+    monkeypatch.setattr(service_module, "read_result", read)
+    found = Service.start(Config(base=str(base), folder=tmp_path))
+    assert {member.name for member in found.members} == {"cola", "wnli"}
+    assert found._predictor.names == ("cola", "wnli"), "nothing stays that nobody can ask"
+    said = dict(problem.split(" is not served: ") for problem in found.problems)
+    assert said["mrpc"].startswith("the tokenizer in mrpc cannot be read")
+    assert said["sst2-full"].startswith("the model sst2-full cannot be loaded")
+    assert said["qnli"] == "its files cannot be read: Permission denied."
+    assert said["rte"] == "its files cannot be read (RuntimeError)."
+    assert str(tmp_path) not in " ".join(found.problems)
+
+
+@pytest.mark.parametrize("spoiled", [{"task": []}, {"main_figure": []}])
+def test_a_result_file_may_hold_anything(
+    stand_in_folders: tuple[Path, Path], tmp_path: Path, spoiled: dict[str, object]
+) -> None:
+    facts = json.loads((stand_in_folders[1] / "rte" / "results.json").read_text(encoding="utf-8"))
+    (tmp_path / "results.json").write_text(json.dumps({**facts, **spoiled}), encoding="utf-8")
+    found = read_result(tmp_path)
+    assert found is not None
+    assert (found.task is None, found.figure is None) == ("task" in spoiled, "main_figure" in spoiled)
 
 
 def test_an_adapter_without_label_names_gets_those_of_its_task(
@@ -276,3 +319,41 @@ def test_what_is_refused_leaves_no_trace(open_service: Service) -> None:
     with pytest.raises(ValueError, match="adapter_config"):
         open_service.add("user/sst2-full")
     assert open_service.members == ()
+
+
+def test_errors_name_the_repository_and_no_path(
+    stand_in_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapters = stand_in_folders
+    folders = {name: tmp_path / "snapshots" / name for name in ("sst2", "cola", "odd", "stranger")}
+    for name, folder in folders.items():
+        shutil.copytree(adapters / (name if name in ("sst2", "cola") else "sst2"), folder)
+    (folders["odd"] / "tokenizer_config.json").write_text("[]", encoding="utf-8")
+    sidecar = json.loads((folders["stranger"] / "spafit_config.json").read_text(encoding="utf-8"))
+    sidecar["base"]["hidden_size"] = 17
+    (folders["stranger"] / "spafit_config.json").write_text(json.dumps(sidecar), encoding="utf-8")
+
+    def fetch(repo_id: str, *, revision: str | None, token: bool) -> FetchedAdapter:
+        return FetchedAdapter(folders[repo_id.split("/")[1]], repo_id, "0" * 40)
+
+    monkeypatch.setattr(service_module, "fetch_adapter", fetch)
+    service = Service.start(Config(base=str(base), folder=None, allow_adding=True))
+    for name, words in (("odd", "the tokenizer in user/odd"), ("stranger", f"to this base ({base.name})")):
+        with pytest.raises(ValueError, match=re.escape(words)) as caught:
+            service.add(f"user/{name}")
+        assert str(tmp_path) not in str(caught.value)
+        assert str(base) not in str(caught.value)
+    service.add("user/sst2")
+    service.add("user/cola")
+    service._predictor._cache._loaded.clear()  # as if others had taken their place
+    for folder in (folders["sst2"], folders["cola"]):
+        shutil.rmtree(folder)
+    asks = (
+        lambda: service.answer("user/sst2", FILM),
+        lambda: service.answer_all(FILM),
+        lambda: service.compare("user/sst2", "user/cola", FILM),
+    )
+    for ask in asks:
+        with pytest.raises(ValueError, match=r"^user/sst2 is not a folder") as caught:
+            ask()
+        assert str(tmp_path) not in str(caught.value)
