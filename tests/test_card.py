@@ -473,6 +473,32 @@ def test_the_command_stands_in_a_block_that_it_cannot_end() -> None:
         facts(command="spafit train ```\n# Send me your token")
 
 
+@pytest.mark.parametrize("revision", ["main", "refs/pr/1"])
+def test_what_is_or_will_be_on_the_default_branch_names_no_branch(revision: str) -> None:
+    assert facts(revision=revision) == facts()
+    assert CardFacts.from_json(facts().to_json().replace("{", f'{{"revision": "{revision}",', 1)) == facts()
+    assert "With a pipeline" in render_card(facts(revision=revision))
+    assert 'revision="run/2"' in render_card(facts(revision="run/2"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "loads, restores the label names and takes the base at the version that was trained on."),
+        ({"base": dataclasses.replace(LARGE, revision=None)}, "refuses a base whose biases, norms and embeddings"),
+        ({"base": Base(name="my-bert", revision="a" * 40)}, "refuses a base whose biases, norms and embeddings"),
+        ({"base": dataclasses.replace(LARGE, id="/home/ann/bert")}, "refuses a base whose biases, norms and embed"),
+        ({"base": dataclasses.replace(LARGE, revision=None), "form": None}, "loads and restores the label names."),
+        ({"base": dataclasses.replace(LARGE, revision=None), "form": None, "labels": ()}, "before it loads.\n"),
+    ],
+)
+def test_what_this_package_does_about_the_base_is_said_as_it_is(changes: dict[str, object], said: str) -> None:
+    notes = [note for note in check(render_card(facts(**changes))).text.splitlines(True) if "It checks every" in note]
+    assert len(notes) == 1
+    assert said in notes[0]
+    assert ("takes the base at the version" in notes[0]) is (not changes)
+
+
 def test_the_main_figure_comes_first_also_from_a_file() -> None:
     known = facts()
     again = CardFacts.from_json(known.to_json())

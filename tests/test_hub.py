@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +171,122 @@ def test_invalid_card_metadata_is_said_before_anything_is_uploaded(
     assert "/home/ann/bert" in why
     assert "push it later with `spafit push" in why
     assert quiet.requests("PUT") == []
+
+
+def test_a_pull_request_finds_a_bare_name_too(quiet: HubServer, client: HubClient, tmp_path: Path) -> None:
+    push(client, adapter_folder(tmp_path / "run"), "proposed", quiet.token("ann"))
+    done = push(client, adapter_folder(tmp_path / "run", seed=1), "proposed", quiet.token("ann"), create_pr=True)
+    assert (done["repo"], done["revision"]) == ("ann/proposed", "refs/pr/1")
+
+
+def local_base(folder: Path, base: str) -> dict[str, bytes]:
+    """Let an adapter folder name a base in all places that there are; returns what is in it."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    facts = {"name_or_path": base, "vectors": {"float32": "a" * 64}}
+    (folder / "spafit_config.json").write_text(json.dumps({"base": facts, "form": "absolute"}))
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "base", ["/home/me/secret_project/bert", "../secret_project/bert", "C:\\secret_project\\bert"]
+)
+def test_the_path_of_the_base_stays(quiet: HubServer, client: HubClient, tmp_path: Path, base: str) -> None:
+    token, folder = quiet.token("ann"), adapter_folder(tmp_path / "run")
+    before = local_base(folder, base)
+    repo = f"ann/local-{len(base)}"
+    first = push(client, folder, repo, token)
+    files = quiet.store.files(repo)
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "bert/"
+    assert json.loads(files["spafit_config.json"])["base"] == {
+        "name_or_path": "bert/",
+        "vectors": {"float32": "a" * 64},
+    }
+    assert not any(b"secret_project" in body for body in quiet.uploaded())
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    # What is sent is compared, and not what lies here.
+    again = push(client, folder, repo, token)
+    assert (again["commit"], again["changed"]) == (first["commit"], False)
+
+
+def test_a_local_folder_is_none_of_the_hubs(
+    quiet: HubServer, clients: Callable[..., HubClient], tmp_path: Path
+) -> None:
+    source = """
+    import logging, os
+    from unittest import mock
+    from spafit_hf.hub import files, parcel
+    os.chdir(there)
+    with mock.patch.object(files.logger, "warning") as said:
+        sent = files.sent(parcel(folder))
+    result = [sorted(name for name, content in sent.items() if isinstance(content, bytes)),
+              [call.args[0] % call.args[1:] for call in said.call_args_list]]
+    """
+    folder, ann = adapter_folder(tmp_path / "run"), clients(quiet.endpoint)
+    local_base(folder, "tiny/bert")
+    assert ann(source, folder=folder, there=tmp_path) == [[], []]
+    (tmp_path / "tiny" / "bert").mkdir(parents=True)
+    changed, said = ann(source, folder=folder, there=tmp_path)
+    assert changed == ["adapter_config.json", "spafit_config.json"]
+    assert len(said) == 1
+    assert "tiny/bert is a local folder, which others will not find: it is pushed as 'bert/'" in said[0]
+    # Nothing left to take away from what was pulled.
+    local_base(folder, "bert/")
+    assert ann(source, folder=folder, there=tmp_path) == [[], []]
+
+
+def test_a_full_model_hides_the_path_too(quiet: HubServer, client: HubClient, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "_name_or_path": "/home/me/bert"}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    push(client, tmp_path, "ann/full-local", quiet.token("ann"))
+    pushed = json.loads(quiet.store.files("ann/full-local")["config.json"])
+    assert pushed == {"model_type": "bert", "_name_or_path": "bert/"}
+
+
+def test_a_configuration_that_cannot_be_read_stays(quiet: HubServer, client: HubClient, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "run")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/me/bert"')
+    why = refused(client, PUSH, folder=folder, repo="ann/no", token=quiet.token("ann"), options={})
+    assert "adapter_config.json is not valid JSON" in why
+    assert quiet.seen == []
+
+
+TRAINED_ON_A_FOLDER = """
+from pathlib import Path
+from hub.runs import *
+from transformers import AutoModelForSequenceClassification
+from spafit_hf import load_adapter
+from spafit_hf.hub import pull_adapter
+base = tiny_base(Path(folder) / "secret_project" / "bert")
+make = lambda: AutoModelForSequenceClassification.from_pretrained(base)
+adapted = get_spafit_model(make(), Strategy.from_name("bitfit"))
+for parameter in adapted.parameters():
+    if parameter.requires_grad:
+        torch.nn.init.normal_(parameter, std=0.1)
+save_adapter(adapted, Path(folder) / "run")
+(Path(folder) / "run" / "spafit_config.json").unlink() if plain else None
+push_adapter(Path(folder) / "run", repo, token=token)
+place = pull_adapter(repo, folder=Path(folder) / "pulled").folder
+inputs = torch.tensor([[2, 5, 6, 3]])
+# A base by another name: what is pushed must not be taken for the name of another repository.
+given = make()
+given.config._name_or_path = given.name_or_path = "tiny/bert"
+# The head is drawn anew in each base, and comes with the adapter.
+with torch.no_grad():
+    mine, theirs = (model.eval()(inputs).logits for model in (adapted, load_adapter(given, place)))
+result = [torch.allclose(mine, theirs, atol=1e-5), place.joinpath("adapter_config.json").read_text()]
+"""
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_adapter_of_a_local_base_loads_on_a_given_one(
+    quiet: HubServer, client: HubClient, tmp_path: Path, plain: bool
+) -> None:
+    repo = f"ann/on-a-folder-{plain}"
+    same, config = client(TRAINED_ON_A_FOLDER, folder=tmp_path, repo=repo, token=quiet.token("ann"), plain=plain)
+    assert same
+    assert json.loads(config)["base_model_name_or_path"] == "bert/"
+    assert not any(b"secret_project" in body for body in quiet.uploaded())
 
 
 # -- pulling ----------------------------------------------------------------------------------------------------------
@@ -349,3 +466,76 @@ def test_the_commands(quiet: HubServer, clients: Callable[..., HubClient], tmp_p
     assert quiet.store.files("ann/by-command", "other")["README.md"] == b"# by hand\n"
     status, said = ann(COMMAND, words=["push", folder, "ann/by-command", "--pull-request", "--keep-card"])
     assert "/discussions/1" in said
+
+
+def test_the_card_names_the_repo_that_it_is_in(
+    quiet: HubServer, clients: Callable[..., HubClient], tmp_path: Path
+) -> None:
+    ann = clients(quiet.endpoint, token=quiet.token("ann"))
+    folder = adapter_folder(tmp_path / "run")
+    (folder / "README.md").unlink()
+    for given, full in (("mine", "ann/mine"), ("ann/one", "ann/one"), ("two", "ann/two")):
+        status, said = ann(COMMAND, words=["push", folder, given])
+        assert (status, f"{quiet.endpoint}/{full}\n" in said) == (0, True)
+        card = quiet.store.files(full)["README.md"].decode()
+        assert f"# {full.removeprefix('ann/')}\n" in card
+        assert f'PeftModel.from_pretrained(base, "{full}")' in card
+    assert ann(COMMAND, words=["push", folder, "two"])[1].count("nothing new") == 1
+    status, said = ann(COMMAND, words=["push", folder, "kept", "--keep-card"])
+    assert f"{quiet.endpoint}/ann/kept" in said
+
+
+def test_the_card_names_no_branch_that_it_does_not_stay_on(
+    quiet: HubServer, clients: Callable[..., HubClient], tmp_path: Path
+) -> None:
+    ann = clients(quiet.endpoint, token=quiet.token("ann"))
+    folder = adapter_folder(tmp_path / "run")
+    (folder / "README.md").unlink()
+    ann(COMMAND, words=["push", folder, "ann/kept-on", "--revision", "main"])
+    (folder / "spafit_results.json").write_text('{"format": 1, "method": "bitfit", "license": "mit"}')
+    ann(COMMAND, words=["push", folder, "ann/kept-on", "--pull-request"])
+    (folder / "spafit_results.json").write_text('{"format": 1, "method": "bitfit", "license": "apache-2.0"}')
+    ann(COMMAND, words=["push", folder, "ann/kept-on", "--revision", "refs/pr/1"])
+    ann(COMMAND, words=["push", folder, "ann/kept-on", "--revision", "side"])
+    for branch, named in (("main", False), ("refs/pr/1", False), ("side", True)):
+        card = quiet.store.files("ann/kept-on", branch)["README.md"].decode()
+        assert ("## With a pipeline" not in card.replace("### ", "## ")) is named, branch
+        assert ("revision=" in card) is named, branch
+    assert "apache-2.0" in quiet.store.files("ann/kept-on", "refs/pr/1")["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("login", "why"),
+    [
+        (None, "nobody is logged in; make a token with write permission"),
+        ("hf_nobodyknowsthistoken", "does not accept this token"),
+        ("down", "cannot be reached"),
+    ],
+)
+def test_whose_a_bare_name_is_cannot_be_known(
+    quiet: HubServer, clients: Callable[..., HubClient], tmp_path: Path, login: str | None, why: str
+) -> None:
+    folder = adapter_folder(tmp_path / "run")
+    (folder / "README.md").unlink()
+    down = login == "down"
+    ann = clients("http://127.0.0.1:9" if down else quiet.endpoint, token=quiet.token("ann") if down else login)
+    quick = "import time; time.sleep = lambda seconds: None\n"
+    said = refused(ann, quick + COMMAND, words=["push", folder, "bare"])
+    assert "Pushing to bare failed" in said
+    assert why in said
+    assert "\n" not in said
+    assert not (folder / "README.md").exists()
+    # The push alone says the same, and what it always says.
+    said = refused(ann, quick + PUSH, folder=folder, repo="bare", token=None, options={})
+    assert why in said
+    assert f"push it later with `spafit push {folder} bare`" in said
+
+
+def test_a_hub_that_is_busy_is_asked_again_whose_a_bare_name_is(
+    quiet: HubServer, clients: Callable[..., HubClient], tmp_path: Path
+) -> None:
+    ann = clients(quiet.endpoint, token=quiet.token("ann"))
+    quiet.fail("refuse", "GET", "/whoami-v2", status=503, times=2)
+    quick = "import time; time.sleep = lambda seconds: None\n"
+    assert ann(quick + COMMAND, words=["push", adapter_folder(tmp_path / "run"), "busy"])[0] == 0
+    assert [seen.status for seen in quiet.requests("GET", "/whoami-v2")] == [503, 503, 200]

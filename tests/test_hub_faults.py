@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,21 @@ def test_a_lost_answer_makes_no_second_commit(
     assert done["commit"] == quiet.commits(repo, branch)[0].oid
     assert done["changed"]
     assert len(quiet.requests("POST", "/commit/")) == 1
+
+
+@pytest.mark.parametrize("create_pr", [False, True])
+def test_a_lost_answer_is_found_where_other_bytes_are_sent_than_lie_here(
+    quiet: HubServer, client: HubClient, folder: Path, repo: str, create_pr: bool
+) -> None:
+    quiet.store.add_files(repo, {"README.md": b"# x\n"})
+    config = {"peft_type": "LORA", "base_model_name_or_path": "/home/me/secret_project/bert"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    quiet.fail("drop", "POST", "/preupload/")
+    quiet.fail("lose", "POST", "/commit/")
+    done = push(client, folder, repo, quiet.token("ann"), create_pr=create_pr)
+    assert len(quiet.requests("POST", "/commit/")) == 1
+    pushed = quiet.store.files(repo, done["revision"])["adapter_config.json"]
+    assert json.loads(pushed) == {**config, "base_model_name_or_path": "bert/"}
 
 
 def test_a_lost_answer_opens_no_second_pull_request(

@@ -138,7 +138,7 @@ class CardFacts:
     title: str | None = None
     repo_id: str | None = None
     revision: str | None = None
-    """Branch of the repo that the card is on; None for the default one."""
+    """Branch of the repo that the card is on; None for the default one, as which "main" and pull requests count."""
     task_type: str | None = None
     """PEFT's: "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "TOKEN_CLS", ..."""
     pipeline_tag: str | None = None
@@ -190,6 +190,9 @@ class CardFacts:
             raise CardError(f"kind is {self.kind!r}; allowed are 'adapter' and 'model'.")
         if self.command is not None and "```" in self.command:
             raise CardError("command holds ```, which would end its block in the card; leave it out.")
+        # What is on a pull request is for the default branch, and stays as it is when it is merged.
+        if self.revision == "main" or (self.revision or "").startswith("refs/pr/"):
+            object.__setattr__(self, "revision", None)
         # The same order in every card, whether its facts come from a run or from a file.
         for name in ("scores", "steps"):
             ordered = tuple(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from spafit_hf.card.facts import CardFacts
 from spafit_hf.card.metadata import is_hub_id, pipeline_tag
+from spafit_hf.card.words import listing
 
 AUTO_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -116,10 +117,14 @@ def _pipeline(facts: CardFacts) -> Usage | None:
 
 def _package(facts: CardFacts, auto: str) -> Usage:
     base = _quoted("path/to/the/base" if facts.base.id is None else facts.base.id)
-    note = (
-        "It checks every file of the repository before it loads, takes the base at the version that was trained on, "
-        "and restores the label names."
-    )
+    does = ["checks every file of the repository before it loads"]
+    if facts.labels:
+        does.append("restores the label names")
+    if facts.base.revision and is_hub_id(facts.base.id):
+        does.append("takes the base at the version that was trained on")
+    elif facts.form is not None:  # only a folder with a sidecar has the base's fingerprint
+        does.append("refuses a base whose biases, norms and embeddings are not those of the one that was trained on")
+    note = f"It {listing(does)}."
     if facts.form == "native":
         note = f"Plain PEFT has no place for these biases, so this adapter needs spafit-hf. {note}"
     if facts.base.id is None:

@@ -38,19 +38,19 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from spafit_hf.card import CardError, facts_of_folder, write_card
-    from spafit_hf.hub import collect_adapters, parcel, push_adapter
+    from spafit_hf.hub import collect_adapters, full_repo_id, parcel, push_adapter
 
     parcel(args.folder, also=args.also)
+    repo = args.repo
     if not args.keep_card:
+        repo = full_repo_id(repo)  # the card says where it will be
         try:
-            repo = args.repo if "/" in args.repo else None
-            facts = facts_of_folder(args.folder)
-            write_card(args.folder, replace(facts, repo_id=repo or facts.repo_id, revision=args.revision))
+            write_card(args.folder, replace(facts_of_folder(args.folder), repo_id=repo, revision=args.revision))
         except CardError as error:
             print(f"note: the card stays as it is: {error}")
     done = push_adapter(
         args.folder,
-        args.repo,
+        repo,
         private=args.private or None,
         revision=args.revision,
         create_pr=args.pull_request,

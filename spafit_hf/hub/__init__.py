@@ -13,7 +13,7 @@ from spafit_hf.hub.collect import Collected, collect_adapters
 from spafit_hf.hub.errors import HubError
 from spafit_hf.hub.files import Parcel, parcel
 from spafit_hf.hub.pull import Pulled, pull_adapter
-from spafit_hf.hub.push import Pushed, push_adapter
+from spafit_hf.hub.push import Pushed, full_repo_id, push_adapter
 from spafit_hf.hub.retry import Patience
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "base_version",
     "cached_revision",
     "collect_adapters",
+    "full_repo_id",
     "parcel",
     "pull_adapter",
     "push_adapter",

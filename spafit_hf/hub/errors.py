@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -92,7 +93,7 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None = None, 
             f"there is no repository {repo_id} that this token can see; check the name, or log in with "
             "`hf auth login` as somebody who may see it."
         )
-    if status == 401 and anonymous:
+    if isinstance(first, LocalTokenNotFoundError) or (status == 401 and anonymous):
         return f"nobody is logged in; make a token with write permission at {tokens} and run `hf auth login`."
     if status == 401:
         return f"the Hub does not accept this token (401); make one at {tokens} and log in with `hf auth login`."

@@ -1,21 +1,27 @@
 """Which files of a folder leave the machine. Named one by one: whatever is not named stays.
 
 In an output folder of a run lie things that must not be published: `training_args.bin` is a pickle with the Hub's
-token in clear, optimizer and random states are pickles too.
+token in clear, optimizer and random states are pickles too. Of the files that do leave, configurations may name the
+base by its path on this machine; `sent` has them without it.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import get_token
 
 from spafit_hf.card import CARD_FILE, CURVE_FILE, FACTS_FILE
+from spafit_hf.hub.base import _is_remote
 from spafit_hf.hub.errors import HubError
+
+logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "spafit_config.json"
 ADAPTER_FILES = (CONFIG, WEIGHTS, SIDECAR)
@@ -54,6 +60,12 @@ UNSAFE = (
     ".tar",
     ".gz",
 )
+#: Where a file names the base.
+BASE_NAMES = {
+    CONFIG: ("base_model_name_or_path",),
+    SIDECAR: ("base", "name_or_path"),
+    "config.json": ("_name_or_path",),
+}
 #: What a token of the Hub looks like.
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 SCANNED_AT_ONCE = 2**22
@@ -107,6 +119,46 @@ def parcel(folder: str | os.PathLike[str], *, also: Sequence[str] = (), tokens: 
     found = Parcel(place, kind, tuple(dict.fromkeys(names)))
     _check_secrets(found, tokens)
     return found
+
+
+def sent(found: Parcel) -> dict[str, Path | bytes]:
+    """What is sent under each name: the file, or other bytes where the file names the base by a local path.
+
+    Of such a path its last component is sent, with a slash behind it as in "bert/": without one it would be the name
+    of a repository, which others would load in the base's place. The folder stays as it is.
+
+    Raises:
+        HubError: for a configuration that is no JSON, of which nobody knows what it names.
+    """
+    contents: dict[str, Path | bytes] = {path.name: path for path in found.paths}
+    local: dict[str, str] = {}
+    for file, (*above, key) in BASE_NAMES.items():
+        if file not in contents:
+            continue
+        path = found.folder / file
+        try:
+            data = place = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:  # ValueError: also of what is no text
+            raise HubError(f"{path} is not valid JSON: {error}. Save the {found.kind} again.") from error
+        for name in above:
+            place = place.get(name) if isinstance(place, dict) else None
+        base = place.get(key) if isinstance(place, dict) else None
+        if isinstance(base, str) and base and (public := _public(base)) != base:
+            place[key] = local[base] = public
+            contents[file] = (json.dumps(data, indent=2) + "\n").encode()
+    for base, public in local.items():
+        logger.warning(
+            "The base %s is a local folder, which others will not find: it is pushed as %r. To name it, load the base "
+            "by its Hub id.",
+            base,
+            public,
+        )
+    return contents
+
+
+def _public(base: str) -> str:
+    """A base's name without what it says of this machine; paths of Windows may come to any machine."""
+    return base if _is_remote(base) else f"{PureWindowsPath(base).name or 'base'}/"
 
 
 def _check_secrets(found: Parcel, tokens: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
 """A folder -> a repo: one commit, whatever happens on the way.
 
-    parcel -> create_repo -> branch -> upload (what is not there yet) -> commit on the head that was seen
-                                                                         |
-                                       no answer: did it arrive? compare the repo's files, then try again
+    parcel -> full name -> create_repo -> branch -> upload (what is not there yet) -> commit on the head that was seen
+                                                                                      |
+                                                    no answer: did it arrive? compare the repo's files, then try again
 
 huggingface_hub retries uploads by itself, but neither `create_repo` nor a single commit; and where it does retry a
 commit (its upload in many commits), one whose answer was lost is made twice.
@@ -11,6 +11,7 @@ commit (its upload in many commits), one whose answer was lost is made twice.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, ge
 
 import spafit_hf
 from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing, status_of
-from spafit_hf.hub.files import Parcel, parcel
+from spafit_hf.hub.files import Parcel, parcel, sent
 from spafit_hf.hub.retry import Patience, patiently
 
 logger = logging.getLogger(__name__)
@@ -107,9 +108,12 @@ def push_adapter(
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise HubError(f"a pull request goes to the default branch; drop revision={revision!r} or create_pr.")
     api = _api(token)
-    push = _Push(api, found, repo_id, revision or constants.DEFAULT_REVISION, path_in_repo.strip("/"), waiting)
+    push = _Push(
+        api, found, sent(found), repo_id, revision or constants.DEFAULT_REVISION, path_in_repo.strip("/"), waiting
+    )
     text = message or f"Upload {found.kind} with spafit-hf"
     try:
+        push.repo_id = _full_repo_id(api, repo_id, waiting)
         push.make_repo(private, must_write=not create_pr)
         if push.revision != constants.DEFAULT_REVISION and not push.revision.startswith(PULL_REF):
             push.make_branch()
@@ -127,6 +131,30 @@ def push_adapter(
     return done
 
 
+def full_repo_id(repo_id: str, *, token: str | None = None, patience: Patience | None = None) -> str:
+    """The repo that `push_adapter` pushes to, as "user/name"; for a name alone, the Hub is asked whose token it is.
+
+    Args:
+        repo_id: "user/name", or "name" in the user's own namespace.
+        token, patience: as for `push_adapter`.
+
+    Raises:
+        HubError: if the Hub does not say whose token it is, or there is none; with what to do.
+    """
+    try:
+        return _full_repo_id(_api(token), repo_id, Patience() if patience is None else patience)
+    except FAILURES as error:
+        raise HubError(f"Pushing to {repo_id} failed: {explain(error, repo_id)} Nothing was changed.") from error
+
+
+def _full_repo_id(api: HfApi, repo_id: str, patience: Patience) -> str:
+    if "/" in repo_id:
+        return repo_id
+    # From the cache where it was asked before: the Hub answers this question only so often.
+    user = patiently(lambda: api.whoami(cache=True), "Looking up the user", patience)["name"]
+    return f"{user}/{repo_id}"
+
+
 def _api(token: str | None) -> HfApi:
     return HfApi(token=token, library_name="spafit-hf", library_version=spafit_hf.__version__)
 
@@ -134,9 +162,19 @@ def _api(token: str | None) -> HfApi:
 class _Push:
     """One push on its way: the repo's full name and its head become known as it goes."""
 
-    def __init__(self, api: HfApi, found: Parcel, repo_id: str, revision: str, path: str, patience: Patience) -> None:
+    def __init__(
+        self,
+        api: HfApi,
+        found: Parcel,
+        contents: dict[str, Path | bytes],
+        repo_id: str,
+        revision: str,
+        path: str,
+        patience: Patience,
+    ) -> None:
         self.api = api
-        self.parcel = found
+        self.kind = found.kind
+        self.files = {f"{path}/{name}" if path else name: content for name, content in contents.items()}
         self.repo_id = repo_id
         self.revision = revision
         self.path = path
@@ -170,11 +208,11 @@ class _Push:
         )
         there = {file.rfilename for file in info.siblings or []}
         if not self.path:
-            for name in OTHER_KIND[self.parcel.kind]:
+            for name in OTHER_KIND[self.kind]:
                 if name in there:
                     raise HubError(
-                        f"{self.repo_id} holds {name}, so transformers would not load the {self.parcel.kind} that is "
-                        "pushed; push it to a repository of its own."
+                        f"{self.repo_id} holds {name}, so transformers would not load the {self.kind} that is pushed; "
+                        "push it to a repository of its own."
                     )
         return info.sha
 
@@ -235,10 +273,7 @@ class _Push:
         )
 
     def _operations(self) -> list[CommitOperationAdd]:
-        return [CommitOperationAdd(self._in_repo(path), path) for path in self.parcel.paths]
-
-    def _in_repo(self, path: Path) -> str:
-        return f"{self.path}/{path.name}" if self.path else path.name
+        return [CommitOperationAdd(name, content) for name, content in self.files.items()]
 
     # ---- what has arrived ----
 
@@ -254,17 +289,17 @@ class _Push:
         return {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
 
     def _holds(self, commit: str) -> bool:
-        """Whether a commit has every file as it is here."""
-        local = {self._in_repo(path): path for path in self.parcel.paths}
+        """Whether a commit has every file as it is sent."""
         infos = self._patiently(
-            lambda: self.api.get_paths_info(self.repo_id, list(local), revision=commit), f"Looking up {self.repo_id}"
+            lambda: self.api.get_paths_info(self.repo_id, list(self.files), revision=commit),
+            f"Looking up {self.repo_id}",
         )
         remote = {info.path: info for info in infos}
-        for name, path in local.items():
+        for name, content in self.files.items():
             info = remote.get(name)
             lfs = getattr(info, "lfs", None)
             if info is None or (
-                lfs.sha256 != _sha256(path) if lfs else getattr(info, "blob_id", None) != _git_oid(path)
+                lfs.sha256 != _sha256(content) if lfs else getattr(info, "blob_id", None) != _git_oid(content)
             ):
                 return False
         return True
@@ -272,8 +307,7 @@ class _Push:
     def _pushed(self, commit: str, revision: str, message: str, *, changed: bool, pr_url: str | None = None) -> Pushed:
         page = f"{constants.ENDPOINT}/{self.repo_id}"
         place = page if revision == constants.DEFAULT_REVISION else f"{page}/tree/{revision}"
-        names = tuple(self._in_repo(path) for path in self.parcel.paths)
-        return Pushed(self.repo_id, commit, pr_url or place, names, revision, changed, message, pr_url)
+        return Pushed(self.repo_id, commit, pr_url or place, tuple(self.files), revision, changed, message, pr_url)
 
 
 def _worth_another_try(error: Exception) -> bool:
@@ -281,15 +315,15 @@ def _worth_another_try(error: Exception) -> bool:
     return isinstance(error, (httpx2.HTTPError, json.JSONDecodeError)) and is_passing(error)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(content: Path | bytes) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _git_oid(path: Path) -> str:
+def _git_oid(content: Path | bytes) -> str:
     """What git calls a file's content."""
-    content = path.read_bytes()
+    content = content if isinstance(content, bytes) else content.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
