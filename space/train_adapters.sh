@@ -7,7 +7,7 @@
 set -eu
 glue=$(realpath "$1")
 shift
-[ $# -gt 0 ] || set -- wnli cola sst2 mrpc stsb qqp mnli rte qnli sst2-lora-II
+[ $# -gt 0 ] || set -- wnli cola sst2 mrpc qqp mnli stsb rte qnli sst2-lora-II
 mkdir -p "$(dirname "$0")/adapters"
 cd "$(dirname "$0")/adapters"
 
@@ -17,8 +17,8 @@ for name; do
     case $name in *-lora-II) strategy=lora-II rank=8 ;; esac  # to compare with: LoRA in every layer, of the same size
     case $task in
         cola) epochs=8 ;;
-        rte) epochs=5 more="--init_adapter mnli" ;;  # so mnli has to be there
-        stsb) epochs=6 more="--first_token_only on" ;;
+        rte) epochs=5 more="--init_adapter mnli" ;;  # which has to be there
+        stsb) epochs=6 more="--first_token_only on --init_adapter mnli" ;;
         sst2) epochs=5 batch=32 more="--first_token_only on" ;;
         qqp) epochs=6 batch=32 more="--first_token_only on" ;;
         qnli) epochs=6 batch=32 more="--first_token_only on" ;;
