@@ -11,6 +11,7 @@ It works on a plain `transformers.Trainer` too: `class MyTrainer(HubPushMixin, T
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.constants import DEFAULT_REVISION
 from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig, Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import PushInProgress
 
+from spafit_hf.adapter.untrusted import read_sidecar
 from spafit_hf.card import CardError, CardFacts, is_hub_id, write_card
 from spafit_hf.hub import (
     BaseVersion,
@@ -35,6 +38,7 @@ from spafit_hf.hub import (
     Pushed,
     base_version,
     cached_revision,
+    full_repo_id,
     parcel,
     push_adapter,
 )
@@ -66,6 +70,8 @@ class HubPushMixin(Trainer):
     _pushes: ThreadPoolExecutor | None = None
     _push_failures: dict[str, HubError] | None = None
     _push_was_skipped = False
+    _push_branch: str | None = None
+    """The branch that the last push was told to go to; None for that of the arguments."""
 
     # ---- the card ----
 
@@ -147,7 +153,13 @@ class HubPushMixin(Trainer):
         try:
             saved = parcel(folder)
             weights = [path for path in saved.paths if path.suffix == ".safetensors"]
-            facts = dataclasses.replace(facts, kind=saved.kind, file_bytes=sum(p.stat().st_size for p in weights))
+            sidecar = read_sidecar(folder) if saved.kind == "adapter" else None
+            facts = dataclasses.replace(
+                facts,
+                kind=saved.kind,
+                file_bytes=sum(path.stat().st_size for path in weights),
+                form=sidecar.form if sidecar is not None else facts.form,
+            )
         except HubError:  # nothing is saved yet: a card of what is known so far
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -219,8 +231,16 @@ class HubPushMixin(Trainer):
         known = self.hub_model_id or self.args.hub_model_id
         return known if known and "/" in known else None
 
+    def _learn_whose(self, token: str | None = None) -> None:
+        """Learn the full name of a repository that could not be made at the start, so that the card can name it."""
+        if self.hub_model_id and "/" not in self.hub_model_id:
+            with contextlib.suppress(HubError):  # the push itself says so, and tries more often
+                self.hub_model_id = full_repo_id(
+                    self.hub_model_id, token=token or self.args.hub_token, patience=Patience(tries=1)
+                )
+
     def _branch(self) -> str | None:
-        return self.args.hub_revision if self.args.hub_revision not in (None, "main") else None
+        return self._push_branch or self.args.hub_revision
 
     def push_to_hub(  # type: ignore[override]  # Trainer says CommitInfo, and returns these too
         self,
@@ -256,6 +276,8 @@ class HubPushMixin(Trainer):
         model_tags = getattr(self.model, "model_tags", None)
         if model_tags:
             kwargs["tags"] = [*_listed(kwargs.get("tags")), *_listed(model_tags)]
+        self._learn_whose(token)
+        self._push_branch = DEFAULT_REVISION if create_pr else revision
         self.create_model_card(**kwargs)
         self._finish_current_push()
         job = self._in_background(
@@ -312,6 +334,7 @@ class HubPushMixin(Trainer):
     def _push_saved(self, checkpoint: str) -> None:
         """Push what `output_dir` holds now: to the repo's root, and as a checkpoint too where the strategy says so."""
         self._push_was_skipped = False
+        self._learn_whose()
         self.create_model_card()
         if self.args.save_strategy == SaveStrategy.STEPS:
             message = f"Training in progress, step {self.state.global_step}"

@@ -257,3 +257,7 @@ def test_an_adapter_whose_base_is_not_here(base: Path, tmp_path: Path, capsys: C
     assert main(["predict", str(folder), "--text", TEXT]) == 2
     assert "which is not here; give it: --base FOLDER" in capsys.readouterr().err
     assert main(["predict", str(folder), "--text", TEXT, "--base", str(base)]) == 0
+    sidecar = folder / "spafit_config.json"
+    sidecar.write_text(sidecar.read_text().replace(str(gone), "gone/"))  # as a push leaves of a path
+    assert main(["predict", str(folder), "--text", TEXT]) == 2
+    assert "was trained on the base in gone/, which is not here" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,6 +175,29 @@ def test_a_busy_hub_does_not_end_the_run_before_it_began(
     quiet.forget()
     trains("trainer.push_to_hub()")
     assert set(files(quiet, f"ann/busy{times}")) == REPO_FILES
+
+
+def test_a_card_names_a_repo_that_could_not_be_made_at_first(
+    quiet: HubServer, trains: HubClient, tmp_path: Path
+) -> None:
+    quiet.fail("refuse", "POST", "/api/repos/create", status=503, times=-1)
+    trains(
+        """
+        from hub.runs import tiny_trainer
+        hub = dict(push_to_hub=True, hub_model_id="late", hub_token=token, hub_strategy="end")
+        trainer = tiny_trainer("tiny/bert", out, **hub)
+        trainer.train()
+        """,
+        out=tmp_path / "out",
+        token=quiet.token("ann"),
+    )
+    quiet.forget()
+    trains("trainer.push_to_hub()")
+    assert 'PeftModel.from_pretrained(base, "ann/late")' in files(quiet, "ann/late")["README.md"].decode()
+    trains('trainer.push_to_hub(revision="try-2")')
+    card = quiet.store.files("ann/late", "try-2")["README.md"].decode()
+    assert 'PeftModel.from_pretrained(base, "ann/late", revision="try-2")' in card
+    assert json.loads(files(quiet, "ann/late")["spafit_results.json"])["form"] == "absolute"
 
 
 @pytest.mark.parametrize(("role", "text"), [("read", "may not write"), ("", "does not accept this token")])

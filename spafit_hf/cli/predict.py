@@ -109,6 +109,7 @@ def _named(folders: list[str]) -> dict[str, str]:
 def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
     # Imported here so that `spafit --help` does not wait for torch.
     from spafit_hf.adapter import fetch_adapter, verify_adapter
+    from spafit_hf.card import is_hub_id
     from spafit_hf.predictor import SpafitPredictor
     from spafit_hf.run import resolve_base
 
@@ -121,7 +122,7 @@ def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
         base, revision = facts.name_or_path, facts.revision
         if base is None:
             raise ValueError(f"{source} does not name its base; give it: --base FOLDER.")
-        if Path(base).is_absolute() and not Path(base).is_dir():
+        if not is_hub_id(base) and not Path(base).is_dir():
             raise ValueError(f"{source} was trained on the base in {base}, which is not here; give it: --base FOLDER.")
         revision = None if Path(base).is_dir() else revision
     predictor = SpafitPredictor(
