@@ -21,7 +21,8 @@ def _key(texts: Sequence[str]) -> str:
 
 
 def _texts(dataset: Dataset, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    return list(zip(*(dataset[column] for column in columns), strict=True))
+    # [:] reads a column at once; iterating over it takes thirty times as long.
+    return list(zip(*(dataset[column][:] for column in columns), strict=True))
 
 
 def shared_texts(splits: Mapping[str, Dataset], columns: Sequence[str]) -> dict[str, int]:

@@ -51,7 +51,7 @@ def encode_labels(
     """
     from datasets import ClassLabel, Value
 
-    values = {name: list(split[column]) for name, split in splits.items()}
+    values = {name: split[column][:] for name, split in splits.items()}
     everything = [value for split in values.values() for value in split]
     features = {name: split.features[column] for name, split in splits.items()}
     class_label = next((feature for feature in features.values() if isinstance(feature, ClassLabel)), None)
