@@ -6,6 +6,8 @@ They are what `gradio_client` sees, and the tools that Gradio offers over the Mo
 from __future__ import annotations
 
 import html
+import logging
+import traceback
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +20,8 @@ from spafit_space.results import PAPER_PARAMETERS, paper_score
 from spafit_space.service import Answer, Member, Service
 from spafit_space.tasks import words_of
 
+logger = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -28,7 +32,7 @@ def said(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     The traceback is not printed: its last line would hold words that a visitor typed.
 
     Raises:
-        gr.Error: for a ValueError, and where memory is short.
+        gr.Error: with what a ValueError says, or where memory is short; for any other error without its words.
     """
     try:
         return function(*args, **kwargs)
@@ -36,6 +40,10 @@ def said(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         message = "There is not enough memory for this text at the moment; try a shorter one, or try again."
     except ValueError as error:
         message = str(error)
+    except Exception as error:  # noqa: BLE001  unforeseen, and its words may be the visitor's: kind and place are logged
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error("%s in %s, line %s", type(error).__name__, place.filename, place.lineno)
+        message = "Something went wrong here, and there is no answer; try again, or try another text."
     # Gradio shows the message as HTML, and parts of it may be from a stranger's files.
     raise gr.Error(html.escape(message[:1].upper() + message[1:], quote=False), print_exception=False)
 

@@ -141,7 +141,7 @@ def _one_task(service: Service) -> list[gr.components.Component]:
         return draw.answer(said(lambda: service.answer(name, service.text(text or "", second))))
 
     def choose_task(name: str) -> tuple[Any, ...]:
-        member = service.of_task(name)[0]
+        member = next(iter(service.of_task(name)), None) or said(service.member, name)
         return (gr.Dropdown(**_adapters(service, name)), *choose_adapter(member.name))
 
     def choose_adapter(name: str) -> tuple[Any, ...]:

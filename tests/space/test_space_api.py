@@ -9,11 +9,13 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import gradio as gr
 import httpx
 import psutil
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from spafit_space.api import said
 from stand_ins import Launched
 
 from spafit_hf.glue import TASKS
@@ -243,3 +245,14 @@ def test_fifty_requests_at_once_are_answered_as_alone(client: Client, launched: 
             before = process.memory_info().rss
     assert process.memory_info().rss - before < 100 * 2**20, "memory grows with the number of requests"
     json.dumps(answers)
+
+
+def test_an_error_that_nobody_foresaw_is_a_sentence_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError(f"no such word: {SECRET}")
+
+    with pytest.raises(gr.Error, match="Something went wrong here") as caught:
+        said(fail)
+    assert not caught.value.print_exception
+    assert "RuntimeError in " in caplog.text
+    assert SECRET not in caplog.text
