@@ -73,6 +73,9 @@ class StrataTrainer(PrefixCacheTrainer):
     task: dict[str, Any] | None = None
     """What a saved adapter says of its task, in JSON types: {"name": "rte", "columns": ["sentence1", "sentence2"]}."""
 
+    _wrapped: list[tuple[PeftModel, list[nn.Parameter]]] | None = None
+    """While the trainer is made: what it has wrapped, and what of that trained before."""
+
     # Trainer's own, None only until they are made.
     model: Any
     optimizer: Any
@@ -108,15 +111,16 @@ class StrataTrainer(PrefixCacheTrainer):
     @contextmanager
     def _plain_after_error(self) -> Iterator[None]:
         """Around the making of a trainer: where that fails, a model that was given plain is plain again."""
-        self._undo = lambda: None
+        self._wrapped = []
         complete = False
         try:
             yield
             complete = True
         finally:
             if not complete:
-                self._undo()
-            del self._undo
+                for model, trained in self._wrapped:
+                    _unwrap(model, trained)
+            self._wrapped = None
 
     def _settle_strategy(self, strategy: StrategyLike | None, model: nn.Module | None) -> None:
         if strategy is not None and model is not None and _has_adapter(model):
@@ -164,7 +168,8 @@ class StrataTrainer(PrefixCacheTrainer):
         initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         wrapped = get_spafit_model(model, strategy, **({} if initial == "default" else {"init_lora_weights": initial}))
-        self._undo = lambda: _unwrap(wrapped, trained)
+        if self._wrapped is not None:
+            self._wrapped.append((wrapped, trained))
         if start:
             start_from(wrapped, start, token=self.args.hub_token)
         return wrapped
