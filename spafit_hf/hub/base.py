@@ -40,7 +40,7 @@ def base_version(
     Returns:
         None for a local path and for no name at all.
     """
-    if name_or_path is None or not _is_remote(name_or_path):
+    if name_or_path is None or not is_remote(name_or_path):
         return None
     api = HfApi(token=token)
     commit = cached_revision(name_or_path, revision) or _resolved(api, name_or_path, revision, cached=False)
@@ -53,10 +53,11 @@ def cached_revision(name_or_path: str, revision: str | None = None) -> str | Non
     Returns:
         40 hexadecimal digits; None for a local path, and for what is not in the cache.
     """
-    return _resolved(HfApi(), name_or_path, revision, cached=True) if _is_remote(name_or_path) else None
+    return _resolved(HfApi(), name_or_path, revision, cached=True) if is_remote(name_or_path) else None
 
 
-def _is_remote(name: str) -> bool:
+def is_remote(name: str) -> bool:
+    """Whether a name is loaded from the Hub: one that could be a repository's, and is no folder here."""
     if not is_hub_id(name) or Path(name).exists():
         return False
     try:

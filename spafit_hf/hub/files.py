@@ -18,7 +18,7 @@ from pathlib import Path, PureWindowsPath
 from huggingface_hub import get_token
 
 from spafit_hf.card import CARD_FILE, CURVE_FILE, FACTS_FILE
-from spafit_hf.hub.base import _is_remote
+from spafit_hf.hub.base import is_remote
 from spafit_hf.hub.errors import HubError
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def sent(found: Parcel) -> dict[str, Path | bytes]:
 
 def _public(base: str) -> str:
     """A base's name without what it says of this machine; paths of Windows may come to any machine."""
-    return base if _is_remote(base) else f"{PureWindowsPath(base).name or 'base'}/"
+    return base if is_remote(base) else f"{PureWindowsPath(base).name or 'base'}/"
 
 
 def _check_secrets(found: Parcel, tokens: Iterable[str]) -> None:
