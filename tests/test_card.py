@@ -265,6 +265,13 @@ def test_steps_are_listed_and_long_lists_are_thinned() -> None:
     assert len(re.findall(r"^\| [\d,]+ \| [\d.]+ \|$", text, re.M)) <= 61
 
 
+def test_an_adapter_that_another_one_started_says_so() -> None:
+    assert "of another adapter" not in render_card(facts())
+    text = render_card(facts(all_hyperparameters={"init_adapter": "ann/bert-mnli_*x*"}))
+    check(text)
+    assert r"It started with the LoRA and the bias deltas of another adapter, ann/bert-mnli\_\*x\*." in text
+
+
 def test_emissions_only_if_measured() -> None:
     assert "co2" not in render_card(facts()).lower()
     cost = Cost(seconds=3600, emissions_grams=12.34, energy_kwh=0.05, emissions_source="codecarbon", on_cloud=False)

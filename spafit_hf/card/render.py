@@ -216,6 +216,8 @@ def _summary(facts: CardFacts) -> str:
         trained = f"{count(facts.trained_parameters)} of {count(facts.total_parameters)} parameters ({part})"
         weights = f"; the file has {size(facts.file_bytes)}" if facts.file_bytes else ""
         sentences.append(f"That is {trained}{weights}.")
+    if start := facts.all_hyperparameters.get("init_adapter"):  # whose data have a part in this one
+        sentences.append(f"It started with the LoRA and the bias deltas of another adapter, {plain(start)}.")
     return " ".join(sentences)
 
 
