@@ -12,8 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -84,6 +83,28 @@ class StrataTrainer(PrefixCacheTrainer):
 
     # ---- the model ----
 
+    def __init__(
+        self,
+        *,
+        model: nn.Module | None,
+        args: TrainingArguments,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None],
+        strategy: StrategyLike | None,
+        **others: Any,
+    ) -> None:
+        """Trainer's, with the model wrapped first. Where that fails, a model that was given plain is plain again."""
+        self._wrapped = []
+        complete = False
+        try:
+            model = self._begin(model, args, optimizers[0], strategy)
+            super().__init__(model=model, args=args, optimizers=optimizers, **others)
+            complete = True
+        finally:
+            if not complete:
+                for wrapped, trained in self._wrapped:
+                    _unwrap(wrapped, trained)
+            self._wrapped = None
+
     def _begin(
         self,
         model: nn.Module | None,
@@ -107,20 +128,6 @@ class StrataTrainer(PrefixCacheTrainer):
         if optimizer is not None:
             _check_holds_trainable(optimizer, model)
         return model
-
-    @contextmanager
-    def _plain_after_error(self) -> Iterator[None]:
-        """Around the making of a trainer: where that fails, a model that was given plain is plain again."""
-        self._wrapped = []
-        complete = False
-        try:
-            yield
-            complete = True
-        finally:
-            if not complete:
-                for model, trained in self._wrapped:
-                    _unwrap(model, trained)
-            self._wrapped = None
 
     def _settle_strategy(self, strategy: StrategyLike | None, model: nn.Module | None) -> None:
         if strategy is not None and model is not None and _has_adapter(model):
@@ -501,22 +508,22 @@ class SpafitTrainer(HubPushMixin, StrataTrainer):
         strategy: StrategyLike | None = None,
     ) -> None:
         args = SpafitTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        with self._plain_after_error():
-            super().__init__(
-                model=self._begin(model, args, optimizers[0], strategy),
-                args=args,
-                data_collator=data_collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                model_init=model_init,
-                compute_loss_func=compute_loss_func,
-                compute_metrics=compute_metrics,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            strategy=strategy,
+        )
 
 
 class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
@@ -545,21 +552,21 @@ class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
         strategy: StrategyLike | None = None,
     ) -> None:
         args = SpafitSeq2SeqTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        with self._plain_after_error():
-            super().__init__(
-                model=self._begin(model, args, optimizers[0], strategy),
-                args=args,
-                data_collator=data_collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                model_init=model_init,
-                compute_loss_func=compute_loss_func,
-                compute_metrics=compute_metrics,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            strategy=strategy,
+        )
         if isinstance(self.model, PeftModel) and getattr(args, "generation_config", None) is not None:
             # Seq2SeqTrainer sets it on PEFT's wrapper, which `generate` does not ask.
             self.model.get_base_model().generation_config = self.model.generation_config
