@@ -36,6 +36,7 @@ from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, compute_figures, default_figures, jsonable, load_text_data, tokenize
 from spafit_hf.embedded import BASE_ID, BASE_LICENSE, LABELS, TEXT, embedded_base, load_movie_reviews, local_copy
 from spafit_hf.glue import DATASET_ID, compute_metrics_for, get_task, load_task
+from spafit_hf.hub.errors import first_line
 from spafit_hf.onednn import padding
 from spafit_hf.trainer import SpafitTrainer
 from spafit_hf.training_args import SpafitTrainingArguments
@@ -218,7 +219,7 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
             ignore_mismatched_sizes=True,
         )
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"the base {base.base!r} cannot be loaded: {reason} Name a folder, or use --base embedded, which needs no "
             "Hub."

@@ -24,8 +24,9 @@ from torch import nn
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, FetchedAdapter
+from spafit_hf.hub.errors import first_line
 from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
-from spafit_hf.predictor.base import first_line, load_base
+from spafit_hf.predictor.base import load_base
 
 SENTENCE = "a fine film it rains is dull and short text which goes on for longer than the first one did another"
 WORDS = SENTENCE.split()

@@ -26,6 +26,7 @@ from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter, verify_and_read
 from spafit_hf.embedded import local_copy
+from spafit_hf.hub.errors import first_line
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import plain_view
 
@@ -204,7 +205,7 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
             setattr(config, key, value)
         model = AUTO_CLASSES[adapter.task_type].from_pretrained(source, config=config, revision=revision)
     except (OSError, ValueError) as error:  # ValueError: a folder or repository that is no model
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise AdapterError(f"the base {name!r} cannot be loaded: {reason}") from error
     if source != name:
         model.config._name_or_path = model.name_or_path = name  # what it is called wherever the folder is read next

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 from spafit_hf.bench.settings import BASELINES, CACHED, FIRST_TOKEN, ONEDNN, BenchSettings, strategy_of
 from spafit_hf.first_token import FirstToken, NotFirstToken, base_of
 from spafit_hf.first_token.probe import probe
+from spafit_hf.hub.errors import first_line
 from spafit_hf.onednn import NotOneDnn, attached, replaceable_of
 from spafit_hf.onednn.linear import ROWS
 from spafit_hf.planner import plan
@@ -96,7 +97,7 @@ def load_config(base: str) -> PretrainedConfig:
         try:
             config = AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"the configuration of {base!r} cannot be loaded: {reason} Name a folder.") from error
     config.num_labels = 2
     return config

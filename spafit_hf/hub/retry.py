@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from spafit_hf.hub.errors import FAILURES, is_passing, retry_after
+from spafit_hf.hub.errors import FAILURES, first_line, is_passing, retry_after
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Patience:
         """Sleep before another try, as long as planned or as the Hub asks."""
         asked = retry_after(error)
         seconds = planned if asked is None else min(max(asked, planned), self.longest_asked)
-        logger.warning("%s failed (%s); trying again in %g s.", doing, _short(error), seconds)
+        logger.warning("%s failed (%s); trying again in %g s.", doing, first_line(error)[:200], seconds)
         time.sleep(seconds)
 
 
@@ -53,7 +53,3 @@ def patiently(function: Callable[[], Result], doing: str, patience: Patience) ->
                 raise
             patience.wait(planned, error, doing)
     return function()
-
-
-def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -20,6 +20,7 @@ from transformers import logging as transformers_logging
 
 from spafit_hf.adapter import AdapterError
 from spafit_hf.embedded import local_copy
+from spafit_hf.hub.errors import first_line
 from spafit_hf.tuner import task_type_of
 
 logger = logging.getLogger(__name__)
@@ -126,11 +127,6 @@ def tokenizer_of(folder: Path, known: Iterable[PreTrainedTokenizerBase]) -> PreT
     except ValueError as error:
         raise AdapterError(f"the tokenizer in {folder} cannot be used: {error}") from error
     return next((tokenizer for tokenizer in known if _alike(own, tokenizer)), own)
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, as the start of the error says it; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_model_max_length(tokenizer: PreTrainedTokenizerBase) -> None:

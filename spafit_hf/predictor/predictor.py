@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spafit_hf.adapter import AdapterError, fetch_adapter
 from spafit_hf.adapter.fit import head_names
 from spafit_hf.architecture import find_architecture
-from spafit_hf.predictor.base import first_line, load_base, longest, tokenizer_of
+from spafit_hf.hub.errors import first_line
+from spafit_hf.predictor.base import load_base, longest, tokenizer_of
 from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
 from spafit_hf.predictor.facts import AdapterFacts
 from spafit_hf.predictor.memory import keep_freed_memory
