@@ -14,7 +14,7 @@ from scripts.runs import losses, spafit_trainer
 from torch import nn
 
 from spafit_hf import get_spafit_model
-from spafit_hf.onednn import NotOneDnn, attached, linear, padding, replaceable_of
+from spafit_hf.onednn import NotOneDnn, PackedWeights, attached, linear, packed, padding, replaceable_of
 
 if not linear.is_available():
     pytest.skip("PyTorch without oneDNN", allow_module_level=True)
@@ -146,6 +146,82 @@ def test_numbers_of_rows_are_few(products: list[torch.Size], monkeypatch: pytest
 def test_padding_makes_batches_fit(batch: int, tokens: int) -> None:
     assert padding(batch) == tokens
     assert batch * tokens % linear.ROWS == 0
+
+
+# ---- packed weights ----
+
+
+@pytest.fixture
+def packed_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of the products from packed weights, of any size."""
+    seen: list[int] = []
+    product = packed._packed_product
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        seen.append(len(x))
+        return product(x, weight, bias)
+
+    monkeypatch.setattr(packed, "_packed_product", counted)
+    monkeypatch.setattr(linear, "SMALLEST", 1)
+    return seen
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("which", list(INPUTS))
+def test_packed_products_are_those_of_f_linear(which: str, with_bias: bool, packed_rows: list[int]) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 16, bias=with_bias), INPUTS[which]()
+    weights = PackedWeights(layer)
+    assert len(weights) == 1
+    with torch.inference_mode(), weights.attached():
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=0)
+    assert packed_rows == [16]
+    assert "forward" not in vars(layer)
+
+
+def test_rows_are_filled_up_to_few_sizes() -> None:
+    assert [packed.filled(rows) for rows in (1, 16, 17, 576, 1024, 1025, 4096, 4097)] == [
+        *(16, 16, 32, 576, 1024, 1088, 4096),
+        0,  # PyTorch's
+    ]
+    assert len({packed.filled(rows) for rows in range(1, 5000)}) == 64 + 48 + 1
+
+
+def test_what_packed_weights_cannot_do_is_left_to_pytorch(
+    packed_rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = nn.Linear(8, 4)
+    with PackedWeights(layer).attached():
+        layer(torch.randn(2, 8)).sum().backward()
+        assert layer.weight.grad is not None
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
+            assert layer(torch.randn(0, 8)).shape == (0, 4)
+            monkeypatch.setattr(packed, "MOST", 2)
+            assert layer(torch.randn(3, 8)).shape == (3, 4)
+            layer.double()
+            assert layer(torch.randn(2, 8, dtype=torch.float64)).dtype == torch.float64
+    assert packed_rows == []
+
+
+def test_changed_weights_are_packed_anew(packed_rows: list[int]) -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(2, 8)
+    weights = PackedWeights(layer)
+
+    def compare() -> None:
+        with torch.inference_mode(), weights.attached():
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=0)
+
+    compare()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    compare()
+    layer.weight = nn.Parameter(torch.randn(4, 8))
+    compare()
+    layer.load_state_dict(nn.Linear(8, 4).state_dict())
+    compare()
+    assert packed_rows == [16] * 4
 
 
 # ---- training ----

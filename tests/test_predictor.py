@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +25,10 @@ from torch import nn
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, FetchedAdapter
 from spafit_hf.hub.errors import first_line
+from spafit_hf.onednn import linear, packed
 from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
 from spafit_hf.predictor.base import load_base
+from spafit_hf.predictor.patch import Patch, PatchStack
 
 SENTENCE = "a fine film it rains is dull and short text which goes on for longer than the first one did another"
 WORDS = SENTENCE.split()
@@ -240,6 +242,111 @@ def test_plain_peft_adapters_are_served_too(tmp_path: Path) -> None:
     assert_close(answer, expected)
     assert list(answer.scores) == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert served.facts("plain").texts is None
+
+
+@pytest.mark.parametrize("settings", [{"r": 3}, {"r": 2, "use_dora": True}], ids=["lora", "dora"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "opt", "bart"])
+def test_adapters_of_one_shape_are_patched_together(
+    family: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)  # LoRA A: with some values of it fp32 itself is off by 1e-5, in PEFT too
+    names = ("one", "two", "three")
+    folders = {
+        name: write_adapter(tmp_path / name, "spafit-4-9-II", settings, 2, family=family, seed=seed)
+        for seed, name in enumerate(names)
+    }
+    folders["other"] = write_adapter(tmp_path / "other", "spafit-4-9-II", {"r": 5}, 2, family=family, seed=3)
+    served = serve(tiny(family), folders)
+    alone = Alone(family, folders)
+    together: list[int] = []
+    stack = PatchStack.of.__func__
+
+    def counted(cls: type[PatchStack], patches: Sequence[Patch]) -> PatchStack:
+        together.append(len(patches))
+        return stack(cls, patches)
+
+    monkeypatch.setattr(PatchStack, "of", classmethod(counted))
+    for text in TEXTS:
+        for name, answer in served.predict_all(text).items():
+            assert_close(answer, alone.numbers(text, name))
+    assert max(together) >= 2  # "other" may stand between them
+    as_many = [(text, name) for name in names for text in TEXTS]
+    not_as_many = [(TEXTS[0], "one"), (TEXTS[1], "two"), (TEXTS[2], "two")]
+    for rows, expected in ((as_many, {3}), (not_as_many, {1})):
+        together.clear()
+        for (text, name), answer in zip(rows, served.predict(*map(list, zip(*rows, strict=True))), strict=True):
+            assert_close(answer, alone.numbers(text, name))
+        assert set(together) == expected
+
+
+def test_a_stack_patches_what_no_view_shows() -> None:
+    torch.manual_seed(0)
+    patches = [Patch(torch.randn(2, 4), torch.randn(6, 2), torch.randn(6), torch.randn(6)) for _ in range(3)]
+    x, y = torch.randn(5, 6, 4).transpose(0, 1), torch.randn(5, 6, 6).transpose(0, 1)
+    expected = torch.cat(
+        [
+            patch.gain * y[2 * index : 2 * index + 2]
+            + x[2 * index : 2 * index + 2] @ patch.a.T @ patch.b.T
+            + patch.shift
+            for index, patch in enumerate(patches)
+        ]
+    )
+    PatchStack.of(patches).apply(x, y)
+    assert not y.is_contiguous()
+    torch.testing.assert_close(y, expected)
+
+
+# ---- packed weights ----
+
+
+@pytest.fixture
+def packing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of the products from packed weights; the tiny models' are packed too."""
+    seen: list[int] = []
+    product = packed._packed_product
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        seen.append(len(x))
+        return product(x, weight, bias)
+
+    if not linear.is_available():
+        pytest.skip("PyTorch without oneDNN")
+    monkeypatch.setattr(packed, "_packed_product", counted)
+    monkeypatch.setattr(linear, "SMALLEST", 1)
+    return seen
+
+
+def test_products_come_from_packed_weights(folders: dict[str, Path], packing: list[int]) -> None:
+    base = tiny("bert")
+    before = tensors(base)
+    served, alone = serve(base, folders), Alone("bert", folders)
+    packing.clear()
+    for text in (*TEXTS, PAIR):
+        for name, answer in served.predict_all(text).items():
+            assert_close(answer, alone.numbers(text, name))
+    assert packing
+    assert all(rows % packed.STEP == 0 for rows in packing)
+    assert_equal(tensors(base), before)
+    assert not any("forward" in vars(module) for module in base.modules())
+    packing.clear()
+    plain = serve(tiny("bert"), folders, pack_weights=False)
+    for name, answer in plain.predict_all(TEXTS[0]).items():
+        assert_close(answer, alone.numbers(TEXTS[0], name))
+    assert not packing
+
+
+def test_a_machine_on_which_packed_weights_are_wrong(
+    folders: dict[str, Path], packing: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = packed._packed_product
+    monkeypatch.setattr(packed, "_packed_product", lambda *args: right(*args) + 1e-3)
+    with caplog.at_level(logging.WARNING, "spafit_hf"):
+        served, alone = serve(tiny("bert"), folders), Alone("bert", folders)
+    assert "oneDNN's products give other answers" in caplog.text
+    packing.clear()
+    for name, answer in served.predict_all(TEXTS[0]).items():
+        assert_close(answer, alone.numbers(TEXTS[0], name))
+    assert not packing
 
 
 # ---- once per text ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,7 +86,7 @@ class FrozenForward:
         A model may be moved, cast or unfrozen while this is attached. What needs no gradient (an evaluation, the
         states of a cache) stays PyTorch's own, bit for bit.
         """
-        fits = _is_dense(x) and _is_dense(weight) and x.dim() > 1 and x.numel() > 0
+        fits = is_dense(x, weight) and x.dim() > 1 and x.numel() > 0
         if (
             not fits
             or not torch.is_grad_enabled()
@@ -98,12 +98,14 @@ class FrozenForward:
         return onednn_linear(x, weight, bias)
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    return (
+def is_dense(*tensors: torch.Tensor) -> bool:
+    """Whether all of them are plain, in fp32 and on the CPU."""
+    return all(
         type(tensor) in (torch.Tensor, nn.Parameter)  # not a sharded or a quantized one
         and tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
+        for tensor in tensors
     )
 
 
@@ -124,7 +126,7 @@ def replaceable(modules: Iterable[nn.Module]) -> list[nn.Linear]:
         for module in modules
         if type(module) is nn.Linear
         and "forward" not in vars(module)  # where accelerate brings the weights in and out
-        and all(map(_is_dense, module.parameters()))
+        and is_dense(*module.parameters())
         and module.weight.numel() >= SMALLEST
     ]
 
@@ -142,10 +144,12 @@ def replaceable_of(model: nn.Module) -> list[nn.Linear]:
 
 
 @contextmanager
-def attached(modules: Sequence[nn.Linear]) -> Iterator[None]:
+def attached(
+    modules: Sequence[nn.Linear], forward: Callable[[nn.Linear], FrozenForward] = FrozenForward
+) -> Iterator[None]:
     """Within it products of the modules, which are `replaceable`, are oneDNN's while their weights are frozen."""
     for module in modules:
-        module.forward = FrozenForward(module)  # type: ignore[method-assign]
+        module.forward = forward(module)  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -13,12 +13,11 @@ a patch needs nothing of the base but its output.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
@@ -44,24 +43,57 @@ class Patch:
     gain: torch.Tensor | None = None
     """(outputs,)"""
 
-    def apply(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Turn the module's output into the adapter's, in place.
-
-        Args:
-            x: the module's input, (..., inputs).
-            y: what the base's module made of it, (..., outputs).
-        """
-        if self.gain is not None:
-            y.mul_(self.gain)
-        if self.a is not None and self.b is not None:
-            y.add_(F.linear(F.linear(x.to(self.a.dtype), self.a), self.b))
-        if self.shift is not None:
-            y.add_(self.shift)
-
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Those that there are."""
         return tuple(tensor for tensor in (self.a, self.b, self.shift, self.gain) if tensor is not None)
+
+    @property
+    def shape(self) -> tuple[torch.Size | None, ...]:
+        """Of each of its tensors; patches of the same one can be stacked."""
+        return tuple(None if part is None else part.shape for part in (self.a, self.b, self.shift, self.gain))
+
+
+@dataclass(frozen=True, eq=False)
+class PatchStack:
+    """Patches of one module and of one shape, each for as many rows: one product where each had its own."""
+
+    a: torch.Tensor | None
+    """(patches, r, inputs); the others likewise."""
+    b: torch.Tensor | None
+    shift: torch.Tensor | None
+    gain: torch.Tensor | None
+
+    @classmethod
+    def of(cls, patches: Sequence[Patch]) -> PatchStack:
+        """The patches, which are of one `shape`, in this order."""
+        every = {field.name: [getattr(patch, field.name) for patch in patches] for field in fields(cls)}
+        return cls(**{name: None if parts[0] is None else torch.stack(parts) for name, parts in every.items()})
+
+    def apply(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Turn the module's output into the adapters', in place.
+
+        Args:
+            x: the module's input, (patches * rows, ..., inputs), the first patch's rows first.
+            y: what the base's module made of it, (patches * rows, ..., outputs).
+        """
+        own = y.reshape(self._count, -1, y.shape[-1])
+        if self.gain is not None:
+            own.mul_(self.gain[:, None])
+        if self.a is not None and self.b is not None:
+            low = torch.bmm(x.reshape(self._count, -1, x.shape[-1]).to(self.a.dtype), self.a.mT)
+            if own.dtype == self.b.dtype:
+                own.baddbmm_(low, self.b.mT)  # without a tensor in between, of the output's size
+            else:
+                own.add_(torch.bmm(low, self.b.mT))
+        if self.shift is not None:
+            own.add_(self.shift[:, None])
+        if own.data_ptr() != y.data_ptr():  # strides that no view can have
+            y.copy_(own.view_as(y))
+
+    @property
+    def _count(self) -> int:
+        return next(len(part) for part in (self.a, self.shift, self.gain) if part is not None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,6 +53,8 @@ class SpafitPredictor:
         max_adapter_bytes: limit of the adapters in memory. Those not used for longest are unloaded, and come back from
             their folders when they are asked for. None: all stay.
         batch_size: rows per forward pass.
+        pack_weights: in fp32 on a CPU, hold the base's matrices a second time, laid out for the processor: passes
+            take 10 to 15 % less time.
 
     Raises:
         ValueError: for a base that cannot be loaded or cannot serve, and for limits that cannot be.
@@ -69,6 +71,7 @@ class SpafitPredictor:
         max_length: int | None = None,
         max_adapter_bytes: int | None = None,
         batch_size: int = BATCH_SIZE,
+        pack_weights: bool = True,
     ) -> None:
         for name, value in {
             "max_length": max_length,
@@ -91,7 +94,7 @@ class SpafitPredictor:
             name: copy.deepcopy(module) for name, module in self._base.model.named_modules() if name in heads
         }
         keep_freed_memory()
-        self._serving = Serving(self._base.model, self._architecture, self._heads)
+        self._serving = Serving(self._base.model, self._architecture, self._heads, pack=pack_weights)
         self._cache = AdapterCache(self._reread, max_adapter_bytes)
         # Replaced and never changed, so that whoever has it sees one state of it.
         self._entries: dict[str, Entry] = {}

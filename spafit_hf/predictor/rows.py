@@ -3,7 +3,9 @@
     rows ordered by adapter        a module of the base              its output, slice by slice
     | text 0, text 3 | adapter 1   -----------------------> y        y[0:2] patched by adapter 1
     | text 0         | adapter 2    one matmul for all rows          y[2:3] patched by adapter 2
-    | text 1, text 2 | adapter 3                                     y[3:5] patched by adapter 3
+    | text 1         | adapter 3                                     y[3:4] patched by adapter 3
+
+Neighbors with as many rows and patches of one shape, as adapters 2 and 3 here, are patched by one batched matmul.
 
 With a border, the layers before it run once per text and not once per row, in two passes over the same model:
 
@@ -31,7 +33,8 @@ from transformers import PreTrainedModel
 from spafit_hf.architecture import Architecture
 from spafit_hf.first_token import FirstToken
 from spafit_hf.first_token.probe import probe
-from spafit_hf.predictor.patch import LoadedAdapter, Patch
+from spafit_hf.onednn import PackedWeights
+from spafit_hf.predictor.patch import LoadedAdapter, Patch, PatchStack
 from spafit_hf.tuner.model import FLATTENING
 
 Forward = Callable[..., Any]
@@ -89,6 +92,7 @@ class RowForward:
         *,
         border: int = 0,
         narrow: bool = False,
+        packed: PackedWeights | None = None,
     ) -> torch.Tensor:
         """One pass.
 
@@ -98,6 +102,7 @@ class RowForward:
             spans: adapters of the rows, in order, covering all rows.
             border: layers that run once per text; no adapter of the rows may change one of them.
             narrow: compute the last layer for the first token alone, once `find_first_token` has found how.
+            packed: the model's weights, to take products from.
 
         Returns:
             (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
@@ -110,6 +115,8 @@ class RowForward:
         rows = {name: tensor.index_select(0, text_of_row) for name, tensor in texts.items()}
         extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._inputs else {}
         with ExitStack() as stack:
+            if packed is not None:
+                stack.enter_context(packed.attached())
             if border:
                 states, returns = self._states(texts, border, extra)
                 stack.enter_context(self._entered(states, returns, text_of_row, border))
@@ -195,9 +202,10 @@ class RowForward:
 
 def _whole(patch: Patch) -> Forward:
     """A hook that patches all of a module's output, whatever its rows stand for."""
+    stack = PatchStack.of([patch])
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        patch.apply(args[0], output)
+        stack.apply(args[0], output)
         return output
 
     return hook
@@ -205,18 +213,32 @@ def _whole(patch: Patch) -> Forward:
 
 def _by_row(name: str, parts: Sequence[tuple[Span, Patch]], rows: int, flattens: bool) -> Forward:
     """A hook that patches each adapter's rows."""
+    runs = [(run[0][0].start, run[-1][0].stop, PatchStack.of([patch for _, patch in run])) for run in _runs(parts)]
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         x = args[0]
         each, rest = divmod(x.shape[0], rows)
         if rest or (each != 1 and not flattens) or output.shape[0] != x.shape[0]:
             raise NotByRow(f"{name} sees {x.shape[0]} rows of a batch of {rows}")
-        for span, patch in parts:
-            start, stop = span.start * each, span.stop * each
-            patch.apply(x[start:stop], output[start:stop])
+        for start, stop, stack in runs:
+            stack.apply(x[start * each : stop * each], output[start * each : stop * each])
         return output
 
     return hook
+
+
+def _runs(parts: Sequence[tuple[Span, Patch]]) -> list[list[tuple[Span, Patch]]]:
+    """Neighbors whose patches can be stacked, together."""
+    runs: list[list[tuple[Span, Patch]]] = []
+    for span, patch in parts:
+        if runs:
+            last, other = runs[-1][-1]
+            as_many = span.stop - span.start == last.stop - last.start
+            if last.stop == span.start and as_many and patch.shape == other.shape:
+                runs[-1].append((span, patch))
+                continue
+        runs.append([(span, patch)])
+    return runs
 
 
 def _heads(name: str, spans: Sequence[Span], rows: int) -> Forward:

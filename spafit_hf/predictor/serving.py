@@ -4,6 +4,7 @@
     padding         texts of different lengths in one batch
     mixing          rows of several adapters in one batch
     border          layers that no adapter of the batch changes run once per text
+    packing         products by oneDNN, from a copy of the weights that is laid out for it, in fp32 on a CPU
     narrowing       the last layer runs for the first token alone, where the head reads no other
 
 What gives other answers is left out from then on, and the log says so.
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
 from spafit_hf.first_token import NotFirstToken
+from spafit_hf.onednn import PackedWeights
 from spafit_hf.predictor.patch import LoadedAdapter
 from spafit_hf.predictor.rows import NotByRow, RowForward, Span
 from spafit_hf.predictor.text import Encoded, pad
@@ -41,12 +43,16 @@ class Serving:
         model: for sequence classification, plain, in eval mode.
         architecture: of the model.
         heads: name -> module of the model's head.
+        pack: whether the weights may be in memory a second time.
     """
 
-    def __init__(self, model: PreTrainedModel, architecture: Architecture, heads: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, architecture: Architecture, heads: dict[str, nn.Module], *, pack: bool = True
+    ) -> None:
         self.model = model
         self.pads = True
         self.mixes = True
+        self.packed: PackedWeights | None = None
         self.narrows = False
         self.borders: dict[int, bool] = {}
         self._forward = RowForward(model, architecture)
@@ -54,6 +60,7 @@ class Serving:
         self._reads_ends = len(architecture.stacks) > 1
         self._probes = [_probe_adapter(heads, seed, architecture.num_layers) for seed in (0, 1)]
         self._probed = False
+        self._may_pack = pack
         floats = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
         self._eps = torch.finfo(next(floats)).eps
 
@@ -103,9 +110,15 @@ class Serving:
         return self._batch([(texts[0], adapter)], shortcuts=False)[0]
 
     def _batch(
-        self, rows: Sequence[Row], *, shortcuts: bool = True, border: int | None = None, narrow: bool | None = None
+        self,
+        rows: Sequence[Row],
+        *,
+        shortcuts: bool = True,
+        border: int | None = None,
+        narrow: bool | None = None,
+        packed: PackedWeights | None = None,
     ) -> list[torch.Tensor]:
-        """One pass over rows in any order. `border` and `narrow` override what was found out."""
+        """One pass over rows in any order. `border`, `narrow` and `packed` override what was found out."""
         order = sorted(range(len(rows)), key=lambda index: id(rows[index][1]))
         spans: list[Span] = []
         for place, index in enumerate(order):
@@ -126,6 +139,7 @@ class Serving:
             spans,
             border=border,
             narrow=(shortcuts and self.narrows) if narrow is None else narrow,
+            packed=self.packed if shortcuts else packed,
         ).cpu()
         back = {index: result[place, : rows[index][1].outputs] for place, index in enumerate(order)}
         return [back[index] for index in range(len(rows))]
@@ -141,6 +155,8 @@ class Serving:
         alone = [self._batch([row], shortcuts=False)[0] for row in rows]
         self._check("mixes", "heads in one batch", [alone[0], alone[3]], [[rows[0], rows[3]]])
         self._check("pads", "texts of different lengths in one batch", alone, [rows[:2], rows[2:]])
+        if self._may_pack:
+            self._pack(rows, alone)
         try:
             self._forward.find_first_token(self._padded(texts if self.pads else texts[:1]))
         except NotFirstToken as error:
@@ -148,6 +164,15 @@ class Serving:
         else:
             narrowed = [self._batch([row], shortcuts=False, narrow=True)[0] for row in rows]
             self.narrows = self._agree(alone, narrowed)
+
+    def _pack(self, rows: list[Row], alone: list[torch.Tensor]) -> None:
+        packed = PackedWeights(self.model)
+        if not packed:
+            return
+        if self._agree(alone, [self._batch([row], shortcuts=False, packed=packed)[0] for row in rows]):
+            self.packed = packed
+        else:
+            logger.warning("oneDNN's products give other answers than PyTorch's on this machine; they are not used.")
 
     def _border_is_right(self, border: int, texts: Sequence[Encoded]) -> bool:
         if not self.mixes:
