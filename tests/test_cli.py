@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -231,6 +232,47 @@ def test_train_says_what_is_wrong(
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+def test_pairs_in_both_orders(base_folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.csv"
+    rows = [
+        (f"a {one}", f"a {other}", "same" if same else "other")
+        for one, other, same in (
+            *((one, other, True) for words in (GOOD, BAD) for one in words for other in words),
+            *((one, other, False) for one in GOOD for other in BAD),
+        )
+    ]
+    with pairs.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text1", "text2", "label"), *rows])
+    flags = train_flags(base_folder, pairs, tmp_path / "out", num_train_epochs=1)
+    for flag in ("--text_columns", "--label_column"):
+        del flags[flags.index(flag) : flags.index(flag) + 2]
+    assert main([*flags, "--both_orders"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["arguments"]["both_orders"] is True
+    steps = max(entry["step"] for entry in results["history"])
+    assert steps == -(-2 * results["train_rows"] // 4)
+    assert "--both_orders" in (tmp_path / "out" / "README.md").read_text()
+    facts = json.loads((tmp_path / "out" / "spafit_results.json").read_text())
+    assert facts["data"] == {"both_orders": True, "train_rows": results["train_rows"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "sentence"),
+    [
+        ("sst2", ("sentence",), "a row of GLUE SST-2 is one text; leave it out"),
+        ("rte", ("sentence1", "sentence2"), "GLUE RTE wrong labels.*It is for mrpc, stsb, qqp and for pairs"),
+    ],
+)
+def test_one_order_only(task: str, columns: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / task).mkdir()
+    for split in ("train", "validation"):
+        rows = {**{column: ["a", "b"] for column in columns}, "label": [0, 1]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / task / f"{split}.parquet")
+    load_data(DataArguments(task=task, data_dir=str(tmp_path)))
+    with pytest.raises(ValueError, match=sentence):
+        load_data(DataArguments(task=task, data_dir=str(tmp_path), both_orders=True))
 
 
 def test_a_base_that_is_not_there(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,24 @@ def test_given_columns_win(tmp_path: Path) -> None:
     assert data.labels == ("u", "v")
 
 
+def test_training_pairs_in_both_orders(tmp_path: Path) -> None:
+    items = [{"premise": f"p{i}", "hypothesis": f"h{i}", "target": "uvw"[i % 3]} for i in range(30)]
+    data = load_text_data(write_jsonl(tmp_path / "a.jsonl", items))
+    both = data.in_both_orders()
+    once, twice = data.splits["train"], both.splits["train"]
+    assert twice.features == once.features
+    assert twice.num_rows == 2 * once.num_rows
+    assert twice.select(range(once.num_rows)).to_list() == once.to_list()
+    turned = [
+        {"premise": row["hypothesis"], "hypothesis": row["premise"], "label": row["label"]} for row in once.to_list()
+    ]
+    assert twice.select(range(once.num_rows, twice.num_rows)).to_list() == turned
+    assert both.splits["validation"] is data.splits["validation"]
+    single = load_text_data(write_jsonl(tmp_path / "b.jsonl", [{"text": f"t{i}", "label": i % 2} for i in range(30)]))
+    with pytest.raises(DataError, match="only pairs have two orders"):
+        single.in_both_orders()
+
+
 def test_whole_numbers_are_classes_and_floats_are_regression(tmp_path: Path) -> None:
     stars = load_text_data(write(tmp_path / "s.csv", "text,stars\n" + "".join(f"t{i},{i % 11}\n" for i in range(60))))
     assert stars.labels == tuple(map(str, range(11)))  # in the order of numbers: 10 is last, not after 1

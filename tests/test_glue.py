@@ -66,6 +66,7 @@ def test_the_nine_tasks_are_consistent() -> None:
     assert TASKS["mnli"].labels == ("entailment", "neutral", "contradiction")
     assert TASKS["rte"].labels == TASKS["wnli"].labels[::-1]  # the Hub's order differs between the two
     assert TASKS["stsb"].problem_type == "regression"
+    assert {name for name, task in TASKS.items() if task.symmetric} == {"mrpc", "qqp", "stsb"}
 
 
 def test_table_2_of_the_paper() -> None:

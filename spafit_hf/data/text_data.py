@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,22 @@ class TextData:
         return tuple(name for name in names if name.startswith("validation")) or tuple(
             name for name in names if name.startswith("test")
         )
+
+    def in_both_orders(self) -> TextData:
+        """The same with each training pair a second time, its texts changed about.
+
+        Raises:
+            DataError: for rows of one text.
+        """
+        if len(self.columns) != 2:
+            raise DataError(f"a row of {self.source} is one text; only pairs have two orders.")
+        from datasets import DatasetDict, concatenate_datasets
+
+        first, second = self.columns
+        train = self.splits["train"]
+        turned = train.rename_columns({first: second, second: first}).select_columns(train.column_names)
+        splits = {**self.splits, "train": concatenate_datasets([train, turned])}
+        return replace(self, splits=DatasetDict(splits))
 
 
 def load_text_data(

@@ -39,6 +39,7 @@ class GlueTask:
         validation: names of the validation splits, the one to select on first.
         rows: official number of rows of train and of each validation split.
         metrics: the figures evaluate's GLUE metric gives, the main one first.
+        symmetric: whether the label of a pair is the same with its texts changed about.
     """
 
     name: str
@@ -52,6 +53,7 @@ class GlueTask:
     rows: Mapping[str, int]
     metrics: tuple[str, ...]
     validation: tuple[str, ...] = ("validation",)
+    symmetric: bool = False
 
     @property
     def regression(self) -> bool:
@@ -117,6 +119,7 @@ TASKS: dict[str, GlueTask] = {
             labels=("not_equivalent", "equivalent"),
             rows={"train": 3668, "validation": 408},
             metrics=("f1", "accuracy"),
+            symmetric=True,
         ),
         GlueTask(
             name="stsb",
@@ -129,6 +132,7 @@ TASKS: dict[str, GlueTask] = {
             labels=(),
             rows={"train": 5749, "validation": 1500},
             metrics=("pearson", "spearmanr"),
+            symmetric=True,
         ),
         GlueTask(
             name="qqp",
@@ -141,6 +145,7 @@ TASKS: dict[str, GlueTask] = {
             labels=("not_duplicate", "duplicate"),
             rows={"train": 363846, "validation": 40430},
             metrics=("accuracy", "f1"),
+            symmetric=True,
         ),
         GlueTask(
             name="mnli",
