@@ -151,21 +151,6 @@ def test_padding_makes_batches_fit(batch: int, tokens: int) -> None:
 # ---- packed weights ----
 
 
-@pytest.fixture
-def packed_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of the products from packed weights, of any size."""
-    seen: list[int] = []
-    product = packed._packed_product
-
-    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        seen.append(len(x))
-        return product(x, weight, bias)
-
-    monkeypatch.setattr(packed, "_packed_product", counted)
-    monkeypatch.setattr(linear, "SMALLEST", 1)
-    return seen
-
-
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("which", list(INPUTS))
 def test_packed_products_are_those_of_f_linear(which: str, with_bias: bool, packed_rows: list[int]) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, FetchedAdapter
 from spafit_hf.hub.errors import first_line
-from spafit_hf.onednn import linear, packed
+from spafit_hf.onednn import packed
 from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
 from spafit_hf.predictor.base import load_base
 from spafit_hf.predictor.patch import Patch, PatchStack
@@ -299,54 +299,37 @@ def test_a_stack_patches_what_no_view_shows() -> None:
 # ---- packed weights ----
 
 
-@pytest.fixture
-def packing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of the products from packed weights; the tiny models' are packed too."""
-    seen: list[int] = []
-    product = packed._packed_product
-
-    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        seen.append(len(x))
-        return product(x, weight, bias)
-
-    if not linear.is_available():
-        pytest.skip("PyTorch without oneDNN")
-    monkeypatch.setattr(packed, "_packed_product", counted)
-    monkeypatch.setattr(linear, "SMALLEST", 1)
-    return seen
-
-
-def test_products_come_from_packed_weights(folders: dict[str, Path], packing: list[int]) -> None:
+def test_products_come_from_packed_weights(folders: dict[str, Path], packed_rows: list[int]) -> None:
     base = tiny("bert")
     before = tensors(base)
     served, alone = serve(base, folders), Alone("bert", folders)
-    packing.clear()
+    packed_rows.clear()
     for text in (*TEXTS, PAIR):
         for name, answer in served.predict_all(text).items():
             assert_close(answer, alone.numbers(text, name))
-    assert packing
-    assert all(rows % packed.STEP == 0 for rows in packing)
+    assert packed_rows
+    assert all(rows % packed.STEP == 0 for rows in packed_rows)
     assert_equal(tensors(base), before)
     assert not any("forward" in vars(module) for module in base.modules())
-    packing.clear()
+    packed_rows.clear()
     plain = serve(tiny("bert"), folders, pack_weights=False)
     for name, answer in plain.predict_all(TEXTS[0]).items():
         assert_close(answer, alone.numbers(TEXTS[0], name))
-    assert not packing
+    assert not packed_rows
 
 
 def test_a_machine_on_which_packed_weights_are_wrong(
-    folders: dict[str, Path], packing: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folders: dict[str, Path], packed_rows: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     right = packed._packed_product
     monkeypatch.setattr(packed, "_packed_product", lambda *args: right(*args) + 1e-3)
     with caplog.at_level(logging.WARNING, "spafit_hf"):
         served, alone = serve(tiny("bert"), folders), Alone("bert", folders)
     assert "oneDNN's products give other answers" in caplog.text
-    packing.clear()
+    packed_rows.clear()
     for name, answer in served.predict_all(TEXTS[0]).items():
         assert_close(answer, alone.numbers(TEXTS[0], name))
-    assert not packing
+    assert not packed_rows
 
 
 # ---- once per text ----
