@@ -7,7 +7,7 @@
 set -eu
 glue=$(realpath "$1")
 shift
-[ $# -gt 0 ] || set -- wnli cola sst2 mrpc qqp mnli stsb rte qnli sst2-lora-II
+[ $# -gt 0 ] || set -- wnli cola sst2 qqp mnli mrpc stsb rte qnli sst2-lora-II
 mkdir -p "$(dirname "$0")/adapters"
 cd "$(dirname "$0")/adapters"
 
@@ -18,7 +18,8 @@ for name; do
     case $task in
         cola) epochs=8 ;;
         rte) epochs=5 more="--init_adapter mnli" ;;  # which has to be there
-        stsb) epochs=4 more="--first_token_only on --init_adapter mnli --both_orders" ;;  # of each pair: eight in all
+        mrpc) more="--first_token_only on --init_adapter mnli --both_orders" ;;  # six epochs of pairs in all
+        stsb) epochs=4 more="--first_token_only on --init_adapter mnli --both_orders" ;;
         sst2) epochs=5 batch=32 more="--first_token_only on" ;;
         qqp) epochs=6 batch=32 more="--first_token_only on" ;;
         qnli) epochs=6 batch=32 more="--first_token_only on" ;;
