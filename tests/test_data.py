@@ -252,6 +252,12 @@ def test_infinite_labels_are_refused_by_row(tmp_path: Path, suffix: str) -> None
     assert load_text_data(file, regression=False, drop_empty=True).labels == ("-inf", "0.5", "1.0")
 
 
+def test_numbers_beyond_fp32_are_refused(tmp_path: Path) -> None:
+    file = write_scores(tmp_path / "a.jsonl", [-1e39, *[0.5, 1.5] * 20])
+    with pytest.raises(DataError, match=r"holds -1e\+39; labels are kept in fp32, which ends at 3\.4e\+38"):
+        load_text_data(file)
+
+
 def test_nan_and_inf_among_words_are_words(tmp_path: Path) -> None:
     names = ("butter", "inf", "nan")
     assert load_text_data(write_jsonl(tmp_path / "a.jsonl", rows(30, names))).labels == names

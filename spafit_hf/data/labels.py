@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LABEL = "label"
 """Name of the target column in everything this package loads."""
 
+LARGEST = 3.4028235e38
+"""Largest number in fp32."""
+
 
 def encode_labels(
     splits: dict[str, Dataset],
@@ -74,6 +77,12 @@ def encode_labels(
         if numbers is None:
             raise DataError(
                 f"Label column '{column}' of {origin} is not made of finite numbers; regression needs them."
+            )
+        largest = max(numbers, key=abs, default=0.0)
+        if abs(largest) > LARGEST:
+            raise DataError(
+                f"Label column '{column}' of {origin} holds {largest:g}; labels are kept in fp32, which ends at "
+                f"{LARGEST:.3g}. Scale the column down."
             )
         encoded = {
             name: _with_label(split, column, [float(value) for value in values[name]], Value("float32"))
