@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -38,6 +38,7 @@ from spafit_hf.embedded import BASE_ID, BASE_LICENSE, LABELS, TEXT, embedded_bas
 from spafit_hf.glue import DATASET_ID, TASKS, compute_metrics_for, get_task, load_task
 from spafit_hf.hub.errors import first_line
 from spafit_hf.onednn import padding
+from spafit_hf.run_facts import data_of
 from spafit_hf.trainer import SpafitTrainer
 from spafit_hf.training_args import SpafitTrainingArguments
 
@@ -106,6 +107,13 @@ class RunData:
     compute_metrics: Callable[[EvalPrediction], dict[str, float]]
     task: str = ""
     """The GLUE task, if it is one."""
+    turned_rows: int = 0
+    """Training rows that are others with their texts changed about."""
+
+    @property
+    def train_rows(self) -> int:
+        """Training rows of the data themselves."""
+        return int(self.text.splits["train"].num_rows) - self.turned_rows
 
     @property
     def main_figure(self) -> str:
@@ -193,7 +201,8 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
 def _check_orders(data: RunData) -> None:
     if len(data.text.columns) != 2:
         raise ValueError(f"--both_orders is for pairs, and a row of {data.title} is one text; leave it out.")
-    if data.task and not get_task(data.task).symmetric:
+    task = data.task or data_of(data.text.splits["train"]).glue  # the same rows may be named as a dataset
+    if task and not get_task(task).symmetric:
         symmetric = ", ".join(task.name for task in TASKS.values() if task.symmetric)
         raise ValueError(
             f"--both_orders would give {data.title} wrong labels: they say something of the first text against the "
@@ -202,15 +211,20 @@ def _check_orders(data: RunData) -> None:
 
 
 def _limited(data: RunData, arguments: DataArguments) -> RunData:
-    limits = {"train": arguments.max_train_rows}
-    limits |= dict.fromkeys(data.text.evaluation_splits, arguments.max_validation_rows)
-    splits = {
-        # a choice at random: files are often sorted by label
-        name: split.shuffle(seed=0).select(range(limits[name])) if 0 < limits.get(name, 0) < split.num_rows else split
-        for name, split in data.text.splits.items()
-    }
-    text = TextData(DatasetDict(splits), data.text.columns, data.text.labels, data.text.source, data.text.notes)
-    return RunData(text, data.title, data.figures, data.compute_metrics, data.task)
+    limits = dict.fromkeys(data.text.evaluation_splits, arguments.max_validation_rows)
+    train = (
+        {"train": _some(data.text.splits["train"], arguments.max_train_rows)} if "train" in data.text.splits else {}
+    )
+    text = replace(data.text, splits=DatasetDict({**data.text.splits, **train}))
+    both = text.in_both_orders() if arguments.both_orders else text  # before rows are left out of the other splits
+    splits = {name: _some(split, limits.get(name, 0)) for name, split in both.splits.items()}
+    turned = both.splits["train"].num_rows - text.splits["train"].num_rows if arguments.both_orders else 0
+    return replace(data, text=replace(both, splits=DatasetDict(splits)), turned_rows=turned)
+
+
+def _some(split: Dataset, rows: int) -> Dataset:
+    # A choice at random: files are often sorted by label.
+    return split.shuffle(seed=0).select(range(rows)) if 0 < rows < split.num_rows else split
 
 
 def resolve_base(base: str) -> str:
@@ -279,11 +293,8 @@ def train(
     """
     torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
     model, tokenizer = load_classifier(base, data.text)
-    both_orders = bool(asked.get("both_orders"))
-    text = data.text.in_both_orders() if both_orders else data.text
-    splits = tokenize(text.splits, tokenizer, text.columns, max_length=asked.get("max_length", 128))
-    evaluation = {name: splits[name] for name in text.evaluation_splits}
-    train_rows = data.text.splits["train"].num_rows
+    splits = tokenize(data.text.splits, tokenizer, data.text.columns, max_length=asked.get("max_length", 128))
+    evaluation = {name: splits[name] for name in data.text.evaluation_splits}
     trainer = SpafitTrainer(
         model,
         args,
@@ -301,10 +312,10 @@ def train(
         trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})
     if data.task:
         known = glue_data(data.task, max_length=asked.get("max_length"))
-        known = replace(known, train_rows=train_rows, both_orders=both_orders)
+        known = replace(known, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
         trainer.describe(data=known, main_figure=data.main_figure)
-    elif both_orders:
-        trainer.describe(data={"train_rows": train_rows, "both_orders": True})
+    elif data.turned_rows:
+        trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
@@ -327,7 +338,7 @@ def train(
         trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         total_parameters=trainer.plan.total_parameters if trainer.plan else sum(p.numel() for p in parameters),
         file_bytes=sum(file.stat().st_size for file in Path(str(args.output_dir)).glob("*.safetensors")),
-        train_rows=train_rows,
+        train_rows=data.train_rows,
         train_seconds=round(seconds, 2),
         arguments=asked,
         history=[_finite(entry) for entry in trainer.state.log_history],

@@ -464,8 +464,8 @@ def test_rows_that_are_not_glues_own_are_said() -> None:
     whole = render_card(facts(data=dataclasses.replace(glue_data("mrpc"), train_rows=3668)))
     assert "GLUE's own" not in whole
     assert "both orders" not in whole
-    both = render_card(facts(data=dataclasses.replace(glue_data("mrpc"), train_rows=3668, both_orders=True)))
-    assert "3,668 rows, each with its texts in both orders" in both
+    both = render_card(facts(data=dataclasses.replace(glue_data("mrpc"), train_rows=3668, turned_rows=3660)))
+    assert "3,668 rows, 3,660 of them in both orders of their texts" in both
     assert "GLUE's own" not in both
     data = dataclasses.replace(glue_data("qqp"), train_rows=11_999)
     part = render_card(facts(data=data, scores=(Score("validation", {"accuracy": 0.8}, 10_000),)))

@@ -234,7 +234,7 @@ def test_train_says_what_is_wrong(
     assert "Traceback" not in error
 
 
-def test_pairs_in_both_orders(base_folder: Path, tmp_path: Path) -> None:
+def test_pairs_in_both_orders(base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = tmp_path / "pairs.csv"
     rows = [
         (f"a {one}", f"a {other}", "same" if same else "other")
@@ -252,10 +252,13 @@ def test_pairs_in_both_orders(base_folder: Path, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["arguments"]["both_orders"] is True
     steps = max(entry["step"] for entry in results["history"])
-    assert steps == -(-2 * results["train_rows"] // 4)
+    facts = json.loads((tmp_path / "out" / "spafit_results.json").read_text())["data"]
+    assert facts["train_rows"] == results["train_rows"]
+    # Of the held-out rows two are train rows the other way round.
+    assert facts["turned_rows"] == results["train_rows"] - 2
+    assert steps == -(-(facts["train_rows"] + facts["turned_rows"]) // 4)
     assert "--both_orders" in (tmp_path / "out" / "README.md").read_text()
-    facts = json.loads((tmp_path / "out" / "spafit_results.json").read_text())
-    assert facts["data"] == {"both_orders": True, "train_rows": results["train_rows"]}
+    assert "which another split has the other way round, and which stay as they are: 2." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -188,9 +188,33 @@ def test_training_pairs_in_both_orders(tmp_path: Path) -> None:
     ]
     assert twice.select(range(once.num_rows, twice.num_rows)).to_list() == turned
     assert both.splits["validation"] is data.splits["validation"]
+    assert both.notes == data.notes
     single = load_text_data(write_jsonl(tmp_path / "b.jsonl", [{"text": f"t{i}", "label": i % 2} for i in range(30)]))
     with pytest.raises(DataError, match="only pairs have two orders"):
         single.in_both_orders()
+
+
+def test_a_pair_that_is_measured_on_is_not_trained_on_the_other_way_round(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"text1": f"a{i}", "text2": f"b{i}", "label": i % 2} for i in range(9)])
+    rows = [{"text1": "B3!", "text2": "A3", "label": 1}, {"text1": "a4", "text2": "b4", "label": 0}]
+    write_jsonl(tmp_path / "validation.jsonl", rows)
+    both = load_text_data(tmp_path).in_both_orders()
+    train = set(zip(both.splits["train"]["text1"][:], both.splits["train"]["text2"][:], strict=True))
+    assert len(train) == both.splits["train"].num_rows == 17
+    assert ("b3", "a3") not in train
+    assert {("a3", "b3"), ("a4", "b4"), ("b4", "a4")} <= train
+    assert both.notes[-1].endswith("has the other way round, and which stay as they are: 1.")
+
+
+def test_texts_of_two_string_types(tmp_path: Path) -> None:
+    texts = {"text1": "string", "text2": "large_string", "label": "int64"}
+    rows = {"text1": ["a", "b"] * 20, "text2": [str(i) for i in range(40)], "label": [0, 1] * 20}
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in texts.items()})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    data = load_text_data(tmp_path / "a.parquet")
+    both = data.in_both_orders().splits["train"]
+    assert both.features == data.splits["train"].features
+    assert both.num_rows == 2 * data.splits["train"].num_rows
 
 
 def test_whole_numbers_are_classes_and_floats_are_regression(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ class Data:
     """The text columns."""
     train_split: str | None = None
     train_rows: int | None = None
-    both_orders: bool = False
-    """Whether each pair was trained on in both orders of its texts."""
+    turned_rows: int | None = None
+    """Rows of two texts that were trained on once more with them changed about."""
     max_length: int | None = None
     """Tokens after which texts were cut."""
     license: str | None = None

@@ -35,6 +35,15 @@ def shared_texts(splits: Mapping[str, Dataset], columns: Sequence[str]) -> dict[
     }
 
 
+def turned_around(splits: Mapping[str, Dataset], columns: Sequence[str]) -> Dataset:
+    """Train's rows with the two texts of each changed about; without those that are a row of another split."""
+    train, (first, second) = splits["train"], columns
+    turned = train.rename_columns({first: second, second: first}).select_columns(train.column_names)
+    others = {_key(texts) for name, split in splits.items() if name != "train" for texts in _texts(split, columns)}
+    rows = [row for row, texts in enumerate(_texts(turned, columns)) if _key(texts) not in others]
+    return turned.select(rows).cast(train.features)
+
+
 def carve_validation(
     dataset: Dataset,
     columns: Sequence[str],

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spafit_hf.data.holdout import carve_validation, shared_texts
+from spafit_hf.data.holdout import carve_validation, shared_texts, turned_around
 from spafit_hf.data.hub_dataset import load_hub_dataset
 from spafit_hf.data.labels import LABEL, encode_labels
 from spafit_hf.data.table import SUFFIXES, DataError, read_table, require_columns
@@ -77,6 +77,8 @@ class TextData:
     def in_both_orders(self) -> TextData:
         """The same with each training pair a second time, its texts changed about.
 
+        A pair that would become a row of another split is left as it is, and a note says how many.
+
         Raises:
             DataError: for rows of one text.
         """
@@ -84,11 +86,13 @@ class TextData:
             raise DataError(f"a row of {self.source} is one text; only pairs have two orders.")
         from datasets import DatasetDict, concatenate_datasets
 
-        first, second = self.columns
         train = self.splits["train"]
-        turned = train.rename_columns({first: second, second: first}).select_columns(train.column_names)
-        splits = {**self.splits, "train": concatenate_datasets([train, turned])}
-        return replace(self, splits=DatasetDict(splits))
+        turned = turned_around(self.splits, self.columns)
+        left = train.num_rows - turned.num_rows
+        note = f"Training pairs which another split has the other way round, and which stay as they are: {left}."
+        both = concatenate_datasets([train, turned], split=train.split)
+        splits = DatasetDict({**self.splits, "train": both})
+        return replace(self, splits=splits, notes=(*self.notes, *([note] if left else [])))
 
 
 def load_text_data(
