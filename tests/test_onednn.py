@@ -199,14 +199,43 @@ def test_changed_weights_are_packed_anew(packed_rows: list[int]) -> None:
             torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=0)
 
     compare()
+    other = nn.Linear(8, 4).weight
+    assert other._version == layer.weight._version  # told apart by nothing else
+    layer.weight = other
+    compare()
     with torch.no_grad():
         layer.weight.mul_(2)
     compare()
-    layer.weight = nn.Parameter(torch.randn(4, 8))
-    compare()
     layer.load_state_dict(nn.Linear(8, 4).state_dict())
     compare()
-    assert packed_rows == [16] * 4
+    layer.weight.data = torch.randn(4, 8)  # as PEFT merges
+    compare()
+    layer.double().float()
+    compare()
+    assert packed_rows == [16] * 6
+
+
+def test_weights_without_versions_are_not_packed(packed_rows: list[int]) -> None:
+    with torch.inference_mode():
+        made = nn.Linear(8, 4)
+    assert not PackedWeights(made)
+    layer = nn.Linear(8, 4)
+    weights = PackedWeights(layer)
+    layer.weight = made.weight
+    x = torch.randn(2, 8)
+    with torch.inference_mode(), weights.attached():
+        assert torch.equal(layer(x), F.linear(x, made.weight, layer.bias))
+    assert packed_rows == []
+
+
+def test_a_forward_that_came_later_stays(packed_rows: list[int]) -> None:
+    layer = nn.Linear(8, 4)
+    weights = PackedWeights(layer)
+    layer.forward = own = lambda input: input  # type: ignore[method-assign]  # as accelerate does
+    with torch.inference_mode(), weights.attached():
+        assert layer(torch.ones(1)) == 1
+    assert layer.forward is own
+    assert packed_rows == []
 
 
 # ---- training ----

@@ -296,6 +296,17 @@ def test_a_stack_patches_what_no_view_shows() -> None:
     torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_stack_under_autocast(count: int) -> None:
+    patches = [Patch(torch.randn(2, 4), torch.randn(6, 2), torch.randn(6)) for _ in range(count)]
+    x, y = torch.randn(6, 5, 4), torch.randn(6, 5, 6)
+    expected = y.clone()
+    PatchStack.of(patches).apply(x, expected)
+    with torch.autocast("cpu", torch.bfloat16):  # y is of a module that answers in fp32 even so
+        PatchStack.of(patches).apply(x, y)
+    torch.testing.assert_close(y, expected, atol=0.2, rtol=0.1)
+
+
 # ---- packed weights ----
 
 
@@ -318,14 +329,30 @@ def test_products_come_from_packed_weights(folders: dict[str, Path], packed_rows
     assert not packed_rows
 
 
-def test_a_machine_on_which_packed_weights_are_wrong(
-    folders: dict[str, Path], packed_rows: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def raising(*_: Any) -> torch.Tensor:
+    raise RuntimeError("could not create a primitive")
+
+
+@pytest.mark.parametrize(
+    ("product", "said"),
+    [
+        (lambda right: lambda *args: right(*args) + 1e-3, "oneDNN's products give other answers"),
+        (lambda _: raising, "not packed for oneDNN: could not create a primitive"),
+    ],
+    ids=["wrong", "none"],
+)
+def test_a_machine_on_which_weights_cannot_be_packed(
+    product: Callable[..., Any],
+    said: str,
+    folders: dict[str, Path],
+    packed_rows: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    right = packed._packed_product
-    monkeypatch.setattr(packed, "_packed_product", lambda *args: right(*args) + 1e-3)
+    monkeypatch.setattr(packed, "_packed_product", product(packed._packed_product))
     with caplog.at_level(logging.WARNING, "spafit_hf"):
         served, alone = serve(tiny("bert"), folders), Alone("bert", folders)
-    assert "oneDNN's products give other answers" in caplog.text
+    assert said in caplog.text
     packed_rows.clear()
     for name, answer in served.predict_all(TEXTS[0]).items():
         assert_close(answer, alone.numbers(TEXTS[0], name))

@@ -131,6 +131,7 @@ def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
         max_length=args.max_length,
         batch_size=args.batch_size,
         max_adapter_bytes=args.max_adapter_bytes,
+        pack_weights=not args.text,  # which pays with many texts
     )
     for name, source in sources.items():
         predictor.add(source, name)

@@ -12,7 +12,8 @@ from torch import nn
 from spafit_hf.onednn.linear import FrozenForward, attached, is_dense, replaceable
 
 STEP, STEP_OF_MANY = 16, 64
-"""To whose multiples rows are filled up: oneDNN writes a program of half a megabyte for each number of rows."""
+"""To whose multiples rows are filled up: for each number of rows and each shape of a weight oneDNN writes a program of
+half a megabyte, and keeps it."""
 MANY, MOST = 1024, 4096
 """Rows from which the larger step is taken, and beyond which a product is left to PyTorch."""
 
@@ -29,8 +30,8 @@ class PackedWeights:
     """Packed copies of a model's dense fp32 weights, as much memory again as those take.
 
     Args:
-        model: nothing of it is changed but within `attached`. Small weights, and modules that somebody gave another
-            forward, keep PyTorch's products.
+        model: nothing of it is changed but within `attached`. Small weights, and modules that have a forward of their
+            own, as accelerate gives them, keep PyTorch's products.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,7 +44,8 @@ class PackedWeights:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within it products of the modules are those of their packed weights, where nothing asks for gradients."""
-        with attached(list(self._forwards), self._forwards.__getitem__):
+        free = [module for module in self._forwards if "forward" not in vars(module)]  # nobody has come since
+        with attached(free, self._forwards.__getitem__):
             yield
 
 
@@ -55,12 +57,17 @@ class PackedForward(FrozenForward):
         self._pack(module.weight)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """`F.linear`, from the packed weight where that can be. A weight that has changed since is packed anew."""
+        """`F.linear`, from the packed weight where that can be.
+
+        A weight that was replaced, moved or written to since is packed anew; what is written to it through `.data`
+        leaves no trace and is not seen.
+        """
         rows = x.shape[:-1].numel()
         size = filled(rows)
-        if not size or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not is_dense(x, weight):
+        fits = size and is_dense(x, weight) and not weight.is_inference()
+        if not fits or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return F.linear(x, weight, bias)
-        if weight is not self._weight or weight._version != self._version:
+        if weight is not self._weight or _state(weight) != self._packed_at:
             self._pack(weight)
         flat = x.reshape(rows, -1)
         if size > rows:
@@ -69,8 +76,12 @@ class PackedForward(FrozenForward):
         return y[:rows].view(*x.shape[:-1], -1)
 
     def _pack(self, weight: torch.Tensor) -> None:
-        self._weight, self._version = weight, weight._version
+        self._weight, self._packed_at = weight, _state(weight)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), MANY)
+
+
+def _state(weight: torch.Tensor) -> tuple[int, int]:
+    return weight.data_ptr(), weight._version
 
 
 def _packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

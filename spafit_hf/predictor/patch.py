@@ -66,9 +66,9 @@ class PatchStack:
 
     @classmethod
     def of(cls, patches: Sequence[Patch]) -> PatchStack:
-        """The patches, which are of one `shape`, in this order."""
+        """The patches, which are of one `shape`, in this order. Several are copied, one is not."""
         every = {field.name: [getattr(patch, field.name) for patch in patches] for field in fields(cls)}
-        return cls(**{name: None if parts[0] is None else torch.stack(parts) for name, parts in every.items()})
+        return cls(**{name: None if parts[0] is None else _stacked(parts) for name, parts in every.items()})
 
     def apply(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Turn the module's output into the adapters', in place.
@@ -82,7 +82,7 @@ class PatchStack:
             own.mul_(self.gain[:, None])
         if self.a is not None and self.b is not None:
             low = torch.bmm(x.reshape(self._count, -1, x.shape[-1]).to(self.a.dtype), self.a.mT)
-            if own.dtype == self.b.dtype:
+            if own.dtype == low.dtype == self.b.dtype:
                 own.baddbmm_(low, self.b.mT)  # without a tensor in between, of the output's size
             else:
                 own.add_(torch.bmm(low, self.b.mT))
@@ -94,6 +94,10 @@ class PatchStack:
     @property
     def _count(self) -> int:
         return next(len(part) for part in (self.a, self.shift, self.gain) if part is not None)
+
+
+def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(parts) if len(parts) > 1 else parts[0][None]
 
 
 @dataclass(frozen=True, eq=False)

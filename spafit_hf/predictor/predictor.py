@@ -51,7 +51,8 @@ class SpafitPredictor:
         max_length: tokens per text, special ones included; longer texts lose their end. None: what base and tokenizer
             allow, up to 512.
         max_adapter_bytes: limit of the adapters in memory. Those not used for longest are unloaded, and come back from
-            their folders when they are asked for. None: all stay.
+            their folders when they are asked for. None: all stay. A pass for several adapters copies what
+            it takes of them.
         batch_size: rows per forward pass.
         pack_weights: in fp32 on a CPU, hold the base's matrices a second time, laid out for the processor: passes
             take 10 to 15 % less time.

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
 from spafit_hf.first_token import NotFirstToken
+from spafit_hf.hub.errors import first_line
 from spafit_hf.onednn import PackedWeights
 from spafit_hf.predictor.patch import LoadedAdapter
 from spafit_hf.predictor.rows import NotByRow, RowForward, Span
@@ -166,10 +167,15 @@ class Serving:
             self.narrows = self._agree(alone, narrowed)
 
     def _pack(self, rows: list[Row], alone: list[torch.Tensor]) -> None:
-        packed = PackedWeights(self.model)
-        if not packed:
+        try:
+            packed = PackedWeights(self.model)
+            if not packed:
+                return
+            found = [self._batch([row], shortcuts=False, packed=packed)[0] for row in rows]
+        except RuntimeError as error:  # no memory for a second copy, or no product for this processor
+            logger.warning("The weights are not packed for oneDNN: %s", first_line(error))
             return
-        if self._agree(alone, [self._batch([row], shortcuts=False, packed=packed)[0] for row in rows]):
+        if self._agree(alone, found):
             self.packed = packed
         else:
             logger.warning("oneDNN's products give other answers than PyTorch's on this machine; they are not used.")
