@@ -466,6 +466,8 @@ def test_rows_that_are_not_glues_own_are_said() -> None:
     assert "both orders" not in whole
     both = render_card(facts(data=dataclasses.replace(glue_data("mrpc"), train_rows=3668, turned_rows=3660)))
     assert "3,668 rows, 3,660 of them in both orders of their texts" in both
+    every = render_card(facts(data=dataclasses.replace(glue_data("mrpc"), train_rows=3668, turned_rows=3668)))
+    assert "3,668 rows, all of them in both orders of their texts" in every
     assert "GLUE's own" not in both
     data = dataclasses.replace(glue_data("qqp"), train_rows=11_999)
     part = render_card(facts(data=data, scores=(Score("validation", {"accuracy": 0.8}, 10_000),)))

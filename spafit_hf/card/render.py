@@ -371,7 +371,8 @@ def _training(facts: CardFacts) -> str:
     if _data_name(facts):
         split = f", split {code(data.train_split)}" if data.train_split else ""
         rows = f", {count(data.train_rows)} rows" if data.train_rows else ""
-        rows += f", {count(data.turned_rows)} of them in both orders of their texts" if data.turned_rows else ""
+        turned = "all" if data.turned_rows == data.train_rows else count(data.turned_rows or 0)
+        rows += f", {turned} of them in both orders of their texts" if data.turned_rows else ""
         cut = f", texts cut after {data.max_length} tokens" if data.max_length else ""
         revision = f" (revision {code(data.revision[:12])})" if data.revision else ""
         lines.append(f"Data: {_data_name(facts)}{revision}{split}{rows}{cut}.")
