@@ -13,14 +13,14 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -211,20 +211,21 @@ def _check_orders(data: RunData) -> None:
 
 
 def _limited(data: RunData, arguments: DataArguments) -> RunData:
-    limits = dict.fromkeys(data.text.evaluation_splits, arguments.max_validation_rows)
-    train = (
-        {"train": _some(data.text.splits["train"], arguments.max_train_rows)} if "train" in data.text.splits else {}
-    )
-    text = replace(data.text, splits=DatasetDict({**data.text.splits, **train}))
-    both = text.in_both_orders() if arguments.both_orders else text  # before rows are left out of the other splits
-    splits = {name: _some(split, limits.get(name, 0)) for name, split in both.splits.items()}
+    text = _cut(data.text, {"train": arguments.max_train_rows})
+    # Before rows of the other splits are left out: their pairs are not trained on, measured or not.
+    both = text.in_both_orders() if arguments.both_orders else text
     turned = both.splits["train"].num_rows - text.splits["train"].num_rows if arguments.both_orders else 0
-    return replace(data, text=replace(both, splits=DatasetDict(splits)), turned_rows=turned)
+    cut = _cut(both, dict.fromkeys(both.evaluation_splits, arguments.max_validation_rows))
+    return replace(data, text=cut, turned_rows=turned)
 
 
-def _some(split: Dataset, rows: int) -> Dataset:
-    # A choice at random: files are often sorted by label.
-    return split.shuffle(seed=0).select(range(rows)) if 0 < rows < split.num_rows else split
+def _cut(text: TextData, limits: Mapping[str, int]) -> TextData:
+    splits = {
+        # a choice at random: files are often sorted by label
+        name: split.shuffle(seed=0).select(range(limits[name])) if 0 < limits.get(name, 0) < split.num_rows else split
+        for name, split in text.splits.items()
+    }
+    return replace(text, splits=DatasetDict(splits))
 
 
 def resolve_base(base: str) -> str:

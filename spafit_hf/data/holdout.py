@@ -20,18 +20,17 @@ def _key(texts: Sequence[str]) -> str:
     return "\x1f".join(" ".join(re.findall(r"\w+", text.lower())) or text.strip() for text in texts)
 
 
-def _texts(dataset: Dataset, columns: Sequence[str]) -> list[tuple[str, ...]]:
+def _keys(dataset: Dataset, columns: Sequence[str]) -> list[str]:
+    """The key of each row."""
     # [:] reads a column at once; iterating over it takes thirty times as long.
-    return list(zip(*(dataset[column][:] for column in columns), strict=True))
+    return [_key(texts) for texts in zip(*(dataset[column][:] for column in columns), strict=True)]
 
 
 def shared_texts(splits: Mapping[str, Dataset], columns: Sequence[str]) -> dict[str, int]:
     """For each split but train, how many of its rows have the text of a train row (same words)."""
-    train = set(map(_key, _texts(splits["train"], columns)))
+    train = set(_keys(splits["train"], columns))
     return {
-        name: sum(_key(texts) in train for texts in _texts(split, columns))
-        for name, split in splits.items()
-        if name != "train"
+        name: sum(key in train for key in _keys(split, columns)) for name, split in splits.items() if name != "train"
     }
 
 
@@ -39,8 +38,8 @@ def turned_around(splits: Mapping[str, Dataset], columns: Sequence[str]) -> Data
     """Train's rows with the two texts of each changed about; without those that are a row of another split."""
     train, (first, second) = splits["train"], columns
     turned = train.rename_columns({first: second, second: first}).select_columns(train.column_names)
-    others = {_key(texts) for name, split in splits.items() if name != "train" for texts in _texts(split, columns)}
-    rows = [row for row, texts in enumerate(_texts(turned, columns)) if _key(texts) not in others]
+    others = {key for name, split in splits.items() if name != "train" for key in _keys(split, columns)}
+    rows = [row for row, key in enumerate(_keys(turned, columns)) if key not in others]
     return turned.select(rows).cast(train.features)
 
 
@@ -84,8 +83,8 @@ def carve_validation(
     stratified = isinstance(dataset.features.get(LABEL), ClassLabel)
     classes = list(dataset[LABEL]) if stratified else [0] * total
     groups: dict[str, list[int]] = {}
-    for row, texts in enumerate(_texts(dataset, columns)):
-        groups.setdefault(_key(texts), []).append(row)
+    for row, key in enumerate(_keys(dataset, columns)):
+        groups.setdefault(key, []).append(row)
     ordered = [groups[key] for key in sorted(groups, key=lambda key: _rank(seed, key))]
     quota = _apportion(Counter(classes), rows)
     left = Counter(classes[group[0]] for group in ordered)  # groups of a class that are still in train
