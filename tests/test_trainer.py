@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import transformers_takes_adapters
 from peft import LoraConfig, PeftModel, get_peft_model
 from scripts import tiny
 from scripts.runs import losses
@@ -135,6 +136,7 @@ def test_a_peft_model_is_taken_as_it_is(tmp_path: Path, caplog: pytest.LogCaptur
     assert not (tmp_path / "training_args.bin").exists()
 
 
+@transformers_takes_adapters
 def test_a_model_with_transformers_own_adapter_is_taken_as_it_is(tmp_path: Path) -> None:
     model = tiny.bert()
     model.add_adapter(LoraConfig(r=2, target_modules=["query"]))

@@ -20,6 +20,7 @@ from models import (
     tiny,
     tiny_generator,
     train,
+    transformers_takes_adapters,
 )
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
@@ -478,6 +479,7 @@ def test_peft_saves_and_loads_the_method_by_itself(name, strategy, low_cpu_mem_u
     assert again.peft_config["default"].labels == model.peft_config["default"].labels
 
 
+@transformers_takes_adapters
 def test_transformers_adds_saves_and_loads_the_method_by_itself(tmp_path):
     batch = inputs("bert")
     model = tiny("bert")
