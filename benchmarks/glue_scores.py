@@ -18,9 +18,9 @@ from typing import Any
 from grid import HEAD, flags, run_once, score
 from transformers import logging
 
-from spafit_hf.glue import get_task
+from spafit_hf.data.glue import get_task
 from spafit_hf.run import RESULTS_FILE
-from spafit_hf.training_args import NOT_SET
+from spafit_hf.trainer.arguments import NOT_SET
 
 LEARNING_RATES = {
     "full": (5e-5, 1e-4, 2e-4),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_hf.run import RESULTS_FILE, BaseArguments, DataArguments, load_data, train
-from spafit_hf.training_args import SpafitTrainingArguments
+from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
 #: The head's learning rate over the others', where the pooler is frozen: that of the embedded base was never trained,
 #: and what it gives to the head is ten times smaller than from a trained one. Full fine-tuning trains the pooler.

@@ -35,9 +35,9 @@ from transformers import (
 )
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
-from spafit_hf.glue import TASKS
+from spafit_hf.data.glue import TASKS
+from spafit_hf.names import resolve_base
 from spafit_hf.predictor import SpafitPredictor
-from spafit_hf.run import resolve_base
 
 LOOP = "loop over `set_adapter`"
 OURS = "`predict_all`"

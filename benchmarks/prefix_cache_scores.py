@@ -18,7 +18,7 @@ from pathlib import Path
 from grid import HEAD, flags, run_once, score
 from transformers import logging
 
-from spafit_hf.glue import get_task
+from spafit_hf.data.glue import get_task
 from spafit_hf.run import RESULTS_FILE
 
 SEEDS = (0, 1, 2)

@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from transformers import BertConfig, logging
 
-from spafit_hf.bench import CACHED, FIRST_TOKEN, BenchSettings, measure
+from benchmarks.steps import CACHED, FIRST_TOKEN, BenchSettings, measure
 
 GROUP_2 = 4
 """Layers of group 2, whose biases train: N2 = N1 + 4, as in spafit-8-12."""

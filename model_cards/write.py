@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from spafit_hf.card import facts_of_folder, render_card
-from spafit_hf.glue.tasks import TASKS
+from spafit_hf.data.glue import TASKS
 
 HERE = Path(__file__).parent
 ADAPTERS = HERE.parent / "space" / "adapters"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from spafit_hf.names import __version__
 
 if TYPE_CHECKING:
     from spafit_hf.adapter import load_adapter, save_adapter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spafit_hf.predictor import Prediction, SpafitPredictor
     from spafit_hf.strategy import Strategy, Stratum
     from spafit_hf.trainer import SpafitSeq2SeqTrainer, SpafitTrainer
-    from spafit_hf.training_args import SpafitSeq2SeqTrainingArguments, SpafitTrainingArguments
+    from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments, SpafitTrainingArguments
     from spafit_hf.tuner import SpafitConfig, get_spafit_model
 
 _HOMES = {
@@ -32,8 +32,8 @@ _HOMES = {
     "get_spafit_model": "tuner",
     "load_adapter": "adapter",
     "save_adapter": "adapter",
-    "SpafitTrainingArguments": "training_args",
-    "SpafitSeq2SeqTrainingArguments": "training_args",
+    "SpafitTrainingArguments": "trainer",
+    "SpafitSeq2SeqTrainingArguments": "trainer",
     "SpafitTrainer": "trainer",
     "SpafitSeq2SeqTrainer": "trainer",
     "Prediction": "predictor",

@@ -29,22 +29,3 @@ def glue_dir() -> Path:
     if not GLUE_DIR.is_dir():
         pytest.skip(f"no GLUE rows at {GLUE_DIR} (set SPAFIT_GLUE_DIR to a folder of <task>/train.parquet)")
     return GLUE_DIR
-
-
-@pytest.fixture
-def packed_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of the products that came from packed weights, which weights of any size are."""
-    from spafit_hf.onednn import linear, packed
-
-    if not linear.is_available():
-        pytest.skip("PyTorch without oneDNN")
-    seen: list[int] = []
-    product = packed._packed_product
-
-    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        seen.append(len(x))
-        return product(x, weight, bias)
-
-    monkeypatch.setattr(packed, "_packed_product", counted)
-    monkeypatch.setattr(linear, "SMALLEST", 1)
-    return seen

@@ -17,7 +17,7 @@ from test_tuner_model import BOTH
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, start_from
-from spafit_hf.run_facts import facts_of_run
+from spafit_hf.trainer.facts import facts_of_run
 
 
 def source(folder: Path, name: str = "bert", strategy: Any = BOTH, labels: int = 3, **kwargs: Any) -> Path:

@@ -27,9 +27,9 @@ from spafit_hf.card import (
     write_card,
 )
 from spafit_hf.card.render import OWN_BEGIN, OWN_END, template_text
-from spafit_hf.card.words import code, count, duration, figure, plain, share, size, spans
-from spafit_hf.glue.tasks import TASKS
+from spafit_hf.data.glue import TASKS
 from spafit_hf.strategy import METHODS, Strategy
+from spafit_hf.words import code, count, duration, figure, plain, share, size, spans
 
 LARGE = Base(
     id="google-bert/bert-large-cased",

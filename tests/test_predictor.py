@@ -24,11 +24,10 @@ from torch import nn
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, FetchedAdapter
-from spafit_hf.hub.errors import first_line
-from spafit_hf.onednn import packed
 from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
 from spafit_hf.predictor.base import load_base
 from spafit_hf.predictor.patch import Patch, PatchStack
+from spafit_hf.words import first_line
 
 SENTENCE = "a fine film it rains is dull and short text which goes on for longer than the first one did another"
 WORDS = SENTENCE.split()
@@ -305,58 +304,6 @@ def test_a_stack_under_autocast(count: int) -> None:
     with torch.autocast("cpu", torch.bfloat16):  # y is of a module that answers in fp32 even so
         PatchStack.of(patches).apply(x, y)
     torch.testing.assert_close(y, expected, atol=0.2, rtol=0.1)
-
-
-# ---- packed weights ----
-
-
-def test_products_come_from_packed_weights(folders: dict[str, Path], packed_rows: list[int]) -> None:
-    base = tiny("bert")
-    before = tensors(base)
-    served, alone = serve(base, folders), Alone("bert", folders)
-    packed_rows.clear()
-    for text in (*TEXTS, PAIR):
-        for name, answer in served.predict_all(text).items():
-            assert_close(answer, alone.numbers(text, name))
-    assert packed_rows
-    assert all(rows % packed.STEP == 0 for rows in packed_rows)
-    assert_equal(tensors(base), before)
-    assert not any("forward" in vars(module) for module in base.modules())
-    packed_rows.clear()
-    plain = serve(tiny("bert"), folders, pack_weights=False)
-    for name, answer in plain.predict_all(TEXTS[0]).items():
-        assert_close(answer, alone.numbers(TEXTS[0], name))
-    assert not packed_rows
-
-
-def raising(*_: Any) -> torch.Tensor:
-    raise RuntimeError("could not create a primitive")
-
-
-@pytest.mark.parametrize(
-    ("product", "said"),
-    [
-        (lambda right: lambda *args: right(*args) + 1e-3, "oneDNN's products give other answers"),
-        (lambda _: raising, "not packed for oneDNN: could not create a primitive"),
-    ],
-    ids=["wrong", "none"],
-)
-def test_a_machine_on_which_weights_cannot_be_packed(
-    product: Callable[..., Any],
-    said: str,
-    folders: dict[str, Path],
-    packed_rows: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(packed, "_packed_product", product(packed._packed_product))
-    with caplog.at_level(logging.WARNING, "spafit_hf"):
-        served, alone = serve(tiny("bert"), folders), Alone("bert", folders)
-    assert said in caplog.text
-    packed_rows.clear()
-    for name, answer in served.predict_all(TEXTS[0]).items():
-        assert_close(answer, alone.numbers(TEXTS[0], name))
-    assert not packed_rows
 
 
 # ---- once per text ----
@@ -934,8 +881,8 @@ def test_a_request_that_began_keeps_its_adapter(served: SpafitPredictor) -> None
 
 @pytest.mark.slow
 def test_nine_adapters_on_the_packaged_encoder(tmp_path: Path) -> None:
-    from spafit_hf.embedded import EmbeddedError, embedded_base
-    from spafit_hf.glue import TASKS
+    from spafit_hf.data.glue import TASKS
+    from spafit_hf.names import EmbeddedError, embedded_base
 
     try:
         folder = embedded_base()

@@ -9,7 +9,8 @@ import pytest
 from transformers import BertConfig
 
 from spafit_hf import plan
-from spafit_hf.embedded import EmbeddedError, cached_movie_reviews, embedded_base
+from spafit_hf.embedded import cached_movie_reviews
+from spafit_hf.names import EmbeddedError, embedded_base
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

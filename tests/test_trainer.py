@@ -40,8 +40,8 @@ from spafit_hf import (
     get_spafit_model,
     load_adapter,
 )
-from spafit_hf.optimizer import KINDS, parameter_kind
 from spafit_hf.strategy import METHODS
+from spafit_hf.trainer.optimizer import KINDS, parameter_kind
 
 
 def arguments(folder: Path, cls: type = SpafitTrainingArguments, **fields: Any) -> Any:

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum
-from spafit_hf.checkpointing import checkpoints_of, is_whole, resumable
+from spafit_hf.trainer.checkpoints import checkpoints_of, is_whole, resumable
 
 FORK = multiprocessing.get_context("fork")  # a real process to kill, without importing torch again
 

@@ -14,8 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 import torch
 
-from spafit_hf.card.words import method_title
-from spafit_hf.glue import TASKS
+from spafit_hf.data.glue import TASKS
+from spafit_hf.words import method_title
 from spafit_space.results import PAPER_PARAMETERS, paper_score
 from spafit_space.service import Answer, Member, Service
 from spafit_space.tasks import words_of

@@ -9,9 +9,9 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from spafit_hf.card.words import ROLE_WORDS, figure_name, method_title, share, size, spans
-from spafit_hf.glue import PAPER_SCORES, TASKS
+from spafit_hf.data.glue import PAPER_SCORES, TASKS
 from spafit_hf.strategy import METHODS, ROLES
+from spafit_hf.words import ROLE_WORDS, figure_name, method_title, share, size, spans
 from spafit_space.results import PAPER_BASE, PAPER_PARAMETERS, paper_score
 from spafit_space.service import Answer, Member, Service
 from spafit_space.strata import ROLE_LETTERS, Band, Mark

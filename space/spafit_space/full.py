@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spafit_hf.adapter import AdapterError
-from spafit_hf.hub.errors import first_line
 from spafit_hf.predictor import AdapterFacts, Prediction
 from spafit_hf.predictor.base import longest
 from spafit_hf.predictor.text import Text, check_text, encode, pad
+from spafit_hf.words import first_line
 
 MODEL_FILES = ("config.json", "model.safetensors")
 

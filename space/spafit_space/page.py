@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from spafit_hf.glue import TASKS
+from spafit_hf.data.glue import TASKS
 from spafit_space import draw
 from spafit_space.api import add_endpoints, said
 from spafit_space.blocks import QuietBlocks

@@ -11,7 +11,7 @@ from spafit_hf.adapter import AdapterError
 from spafit_hf.adapter.folder import read_json
 from spafit_hf.card import CardFacts
 from spafit_hf.card.facts import CardError
-from spafit_hf.glue import PAPER_SCORES, TASKS
+from spafit_hf.data.glue import PAPER_SCORES, TASKS
 
 RUN_FILE = "results.json"
 """Written by `spafit train`."""

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from spafit_hf.adapter import AdapterError, fetch_adapter, verify_adapter
 from spafit_hf.architecture import find_architecture
-from spafit_hf.glue import TASKS
+from spafit_hf.data.glue import TASKS
+from spafit_hf.names import EMBEDDED_BASE, resolve_base
 from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor
-from spafit_hf.run import EMBEDDED_BASE, resolve_base
 from spafit_hf.tuner.plain import plain_view
 from spafit_space.config import Config, Source
 from spafit_space.full import FullModel, is_full_model

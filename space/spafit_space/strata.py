@@ -15,8 +15,8 @@ from typing import Literal
 
 from spafit_hf.adapter import VerifiedAdapter
 from spafit_hf.architecture import Architecture
-from spafit_hf.card.words import listing
 from spafit_hf.strategy import ROLES
+from spafit_hf.words import listing
 
 Mark = Literal["", "bias", "lora", "both", "full"]
 """What changes in one sub-layer: nothing, its bias, its weight through LoRA, both, or every weight."""

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from spafit_hf.adapter.convert import export_adapter, merge_adapter
 from spafit_hf.adapter.fetch import FetchedAdapter, fetch_adapter
-from spafit_hf.adapter.folder import (
-    CONFIG_FILE,
-    SIDECAR_FILE,
-    WEIGHTS_FILE,
-    AdapterError,
-    BaseFacts,
-    Sidecar,
-    base_facts,
-)
+from spafit_hf.adapter.folder import AdapterError, BaseFacts, Sidecar, base_facts
 from spafit_hf.adapter.load import load_adapter, load_base
 from spafit_hf.adapter.start import start_from
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter
 from spafit_hf.adapter.write import portable_obstacle, save_adapter
+from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 
 __all__ = [
     "CONFIG_FILE",

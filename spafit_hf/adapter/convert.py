@@ -15,7 +15,7 @@ from spafit_hf.adapter.folder import AdapterError
 from spafit_hf.adapter.load import load_adapter, local_folder
 from spafit_hf.adapter.verify import verify_adapter
 from spafit_hf.adapter.write import save_adapter
-from spafit_hf.embedded import local_copy
+from spafit_hf.names import resolve_base
 
 
 def merge_adapter(
@@ -94,7 +94,7 @@ def _empty(output: str | os.PathLike[str]) -> Path:
 
 
 def _copy_tokenizer(folder: str | os.PathLike[str], base: str | None, target: Path) -> None:
-    for source in (os.fspath(folder), None if base is None else local_copy(base)):
+    for source in (os.fspath(folder), None if base is None else resolve_base(base)):
         if source is None or not Path(source).is_dir() or not (Path(source) / "tokenizer_config.json").exists():
             continue
         AutoTokenizer.from_pretrained(source).save_pretrained(target)

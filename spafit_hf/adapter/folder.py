@@ -24,11 +24,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.names import SIDECAR_FILE
 from spafit_hf.tuner.plain import plain_view
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-SIDECAR_FILE = "spafit_config.json"
 
 KEY_PREFIX = "base_model.model."
 SIDECAR_FORMAT = 1

@@ -7,38 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+import transformers
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+from transformers import AutoConfig
 
 from spafit_hf.adapter.fetch import fetch_adapter
 from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter, verify_and_read
-from spafit_hf.embedded import local_copy
-from spafit_hf.hub.errors import first_line
+from spafit_hf.names import AUTO_CLASSES, resolve_base
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import plain_view
-
-#: PEFT task type -> the class that makes a base of it.
-AUTO_CLASSES = {
-    TaskType.SEQ_CLS.value: AutoModelForSequenceClassification,
-    TaskType.TOKEN_CLS.value: AutoModelForTokenClassification,
-    TaskType.QUESTION_ANS.value: AutoModelForQuestionAnswering,
-    TaskType.CAUSAL_LM.value: AutoModelForCausalLM,
-    TaskType.SEQ_2_SEQ_LM.value: AutoModelForSeq2SeqLM,
-    TaskType.FEATURE_EXTRACTION.value: AutoModel,
-}
+from spafit_hf.words import first_line
 
 
 def load_adapter(
@@ -194,7 +177,7 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
             "and give the model: load_adapter(model, folder)."
         )
     extra: dict[str, Any] = {}
-    source = local_copy(name)
+    source = resolve_base(name)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         if adapter.labels is not None:
@@ -203,7 +186,9 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
             config.problem_type = adapter.labels["problem_type"]
         for key, value in extra.items():
             setattr(config, key, value)
-        model = AUTO_CLASSES[adapter.task_type].from_pretrained(source, config=config, revision=revision)
+        model = getattr(transformers, AUTO_CLASSES[adapter.task_type]).from_pretrained(
+            source, config=config, revision=revision
+        )
     except (OSError, ValueError) as error:  # ValueError: a folder or repository that is no model
         reason = first_line(error)
         raise AdapterError(f"the base {name!r} cannot be loaded: {reason}") from error

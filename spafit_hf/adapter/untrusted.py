@@ -15,14 +15,8 @@ from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError, safe_open
 
-from spafit_hf.adapter.folder import (
-    CONFIG_FILE,
-    SIDECAR_FILE,
-    AdapterError,
-    Sidecar,
-    check_labels,
-    read_json,
-)
+from spafit_hf.adapter.folder import AdapterError, Sidecar, check_labels, read_json
+from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import SpafitConfig
 from spafit_hf.tuner.config import MODULE_SETTINGS

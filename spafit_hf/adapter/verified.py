@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from spafit_hf.adapter.folder import WEIGHTS_FILE, AdapterError, BaseFacts, TensorName
+from spafit_hf.adapter.folder import AdapterError, BaseFacts, TensorName
 from spafit_hf.adapter.untrusted import open_weights
+from spafit_hf.names import WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
 
 PIECE_NUMBERS = 2**20  # tested for NaN and infinity at once

@@ -22,18 +22,10 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from spafit_hf.adapter.fit import announces, check_fit, check_same_base, head_names
-from spafit_hf.adapter.folder import (
-    CONFIG_FILE,
-    KEY_PREFIX,
-    SIDECAR_FILE,
-    WEIGHTS_FILE,
-    AdapterError,
-    BaseFacts,
-    Sidecar,
-    TensorName,
-)
+from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError, BaseFacts, Sidecar, TensorName
 from spafit_hf.adapter.untrusted import NARROWING_FIELDS, open_weights, read_config, read_sidecar
 from spafit_hf.adapter.verified import VerifiedAdapter
+from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
 from spafit_hf.tuner.plain import plain_view
 

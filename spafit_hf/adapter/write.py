@@ -20,16 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-import spafit_hf
-from spafit_hf.adapter.folder import (
-    CONFIG_FILE,
-    SIDECAR_FILE,
-    WEIGHTS_FILE,
-    AdapterError,
-    Sidecar,
-    TensorName,
-    base_facts,
-)
+from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, base_facts
+from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
+from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType
 from spafit_hf.tuner.layer import Norm
 
@@ -93,7 +86,7 @@ def save_adapter(
         labels=config.labels,
         base=base_facts(model.get_base_model()),
         task=task or {},
-        spafit_hf_version=spafit_hf.__version__,
+        spafit_hf_version=__version__,
     )
     _write(Path(folder), _config_json(peft_config, model, sidecar), tensors, sidecar)
     return written
@@ -292,7 +285,7 @@ def _alphas(config: SpafitConfig, ranks: dict[str, int], modules: list[str]) -> 
 
 def _strategy_dict(config: SpafitConfig) -> dict[str, Any] | None:
     strategy = config.to_dict()["strategy"]
-    return spafit_hf.Strategy.coerce(strategy).to_dict() if strategy is not None else None
+    return Strategy.coerce(strategy).to_dict() if strategy is not None else None
 
 
 def _embeddings_were_resized(model: PeftModel) -> bool:

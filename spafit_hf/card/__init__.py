@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from spafit_hf.card.curve import CURVE_FILE, draw_curve
 from spafit_hf.card.facts import Base, CardError, CardFacts, Cost, Data, Layers, Score, Step
-from spafit_hf.card.metadata import is_hub_id
 from spafit_hf.card.render import FACTS_FILE, own_section, render_card
 from spafit_hf.card.write import CARD_FILE, facts_of_folder, glue_data, layers_of, write_card
 
@@ -32,7 +31,6 @@ __all__ = [
     "draw_curve",
     "facts_of_folder",
     "glue_data",
-    "is_hub_id",
     "layers_of",
     "own_section",
     "render_card",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_hf.card.facts import CardFacts
-from spafit_hf.card.words import figure_name
+from spafit_hf.words import figure_name
 
 CURVE_FILE = "training_curve.png"
 LEAST_POINTS = 2

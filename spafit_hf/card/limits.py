@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from spafit_hf.card.facts import CardFacts
-from spafit_hf.card.words import figure, figure_name, plain
-from spafit_hf.glue.tasks import TASKS
+from spafit_hf.data.glue import TASKS
+from spafit_hf.words import figure, figure_name, plain
 
 TASK_LIMITS = {
     "wnli": "WNLI's validation set was built against its training set: 0.56 is what the larger class alone scores, "

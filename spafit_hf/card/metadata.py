@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from huggingface_hub import EvalResult, ModelCardData
 
 from spafit_hf.card.facts import CardFacts, Score
-from spafit_hf.card.words import METRIC_IDS, figure_name
+from spafit_hf.names import is_hub_id
+from spafit_hf.words import METRIC_IDS, figure_name
 
 #: PEFT's task type -> the Hub's task, where one follows from the other.
 PIPELINE_TAGS = {
@@ -19,13 +18,6 @@ PIPELINE_TAGS = {
 }
 #: What a model's results are filed under where the Hub has no task of its own for it.
 RESULT_TASKS = {"SEQ_2_SEQ_LM": "text2text-generation"}
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether a name can be a repository of the Hub: a path on a disk cannot."""
-    return name is not None and HUB_ID.fullmatch(name) is not None and not name.endswith(".")
 
 
 def pipeline_tag(facts: CardFacts) -> str | None:

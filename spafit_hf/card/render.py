@@ -16,10 +16,12 @@ from jinja2 import Environment, StrictUndefined
 from spafit_hf.card.curve import main_figure
 from spafit_hf.card.facts import CardError, CardFacts, Score, Step
 from spafit_hf.card.limits import limits
-from spafit_hf.card.metadata import card_data, is_hub_id
+from spafit_hf.card.metadata import card_data
 from spafit_hf.card.strata import drawing, in_words
 from spafit_hf.card.usage import usages
-from spafit_hf.card.words import (
+from spafit_hf.data.glue import PAPER_SCORES, TASKS
+from spafit_hf.names import is_hub_id
+from spafit_hf.words import (
     code,
     count,
     duration,
@@ -32,7 +34,6 @@ from spafit_hf.card.words import (
     size,
     table,
 )
-from spafit_hf.glue.tasks import PAPER_SCORES, TASKS
 
 FACTS_FILE = "spafit_results.json"
 """Beside the card in the folder: `CardFacts.to_json`."""

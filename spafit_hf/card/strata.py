@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spafit_hf.card.facts import CardFacts, Layers
-from spafit_hf.card.words import ROLE_WORDS, listing, spans
 from spafit_hf.strategy import ROLES
+from spafit_hf.words import ROLE_WORDS, listing, spans
 
 ATTENTION = ROLES[:5]
 FEED_FORWARD = ROLES[5:]

@@ -7,17 +7,10 @@ import re
 from dataclasses import dataclass
 
 from spafit_hf.card.facts import CardFacts
-from spafit_hf.card.metadata import is_hub_id, pipeline_tag
-from spafit_hf.card.words import listing
+from spafit_hf.card.metadata import pipeline_tag
+from spafit_hf.names import AUTO_CLASSES, is_hub_id
+from spafit_hf.words import listing
 
-AUTO_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
 #: Sentences to show where the facts have no example of their own.
 STOCK = ("The museum opened a second building in May.", "A new building of the museum opened in spring.")
 PROMPT = "The museum opened"

@@ -11,9 +11,9 @@ from typing import Any
 
 from spafit_hf.card.curve import CURVE_FILE, draw_curve
 from spafit_hf.card.facts import Base, CardError, CardFacts, Data, Layers
-from spafit_hf.card.metadata import is_hub_id
 from spafit_hf.card.render import FACTS_FILE, is_generated, own_section, render_card
-from spafit_hf.glue.tasks import TASKS
+from spafit_hf.data.glue import TASKS
+from spafit_hf.names import is_hub_id, task_of_class
 from spafit_hf.strategy import ROLES, Strategy
 
 CARD_FILE = "README.md"
@@ -149,14 +149,7 @@ def _word(value: Any) -> str | None:
 
 def _of_model(place: Path, config: dict[str, Any]) -> CardFacts:
     classes = [str(name) for name in config.get("architectures") or [""]]
-    task_type = {
-        "ForSequenceClassification": "SEQ_CLS",
-        "ForTokenClassification": "TOKEN_CLS",
-        "ForQuestionAnswering": "QUESTION_ANS",
-        "ForCausalLM": "CAUSAL_LM",
-        "LMHeadModel": "CAUSAL_LM",
-        "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    }.get(next((end for end in _ENDINGS if classes[0].endswith(end)), ""))
+    task_type = task_of_class(classes[0])
     problem = _word(config.get("problem_type"))
     named = task_type in ("SEQ_CLS", "TOKEN_CLS") and problem != "regression"
     return CardFacts(
@@ -171,21 +164,11 @@ def _of_model(place: Path, config: dict[str, Any]) -> CardFacts:
     )
 
 
-_ENDINGS = (
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForCausalLM",
-    "LMHeadModel",
-    "ForConditionalGeneration",
-)
-
-
 def glue_data(task: str, *, revision: str | None = None, max_length: int | None = None) -> Data:
     """What is known of a GLUE task without looking at a row of it.
 
     Args:
-        task: one of `spafit_hf.glue.TASKS`.
+        task: one of `spafit_hf.data.glue.TASKS`.
         revision: commit of nyu-mll/glue that was trained on, where known.
         max_length: tokens after which texts were cut.
     """

@@ -9,10 +9,10 @@ import argparse
 import os
 import sys
 
-from spafit_hf import __version__
-from spafit_hf.cli import bench, card, evaluate, export, merge, plan, predict, pull, push, quickstart, train
+from spafit_hf.cli import card, evaluate, export, merge, plan, predict, pull, push, quickstart, train
+from spafit_hf.names import __version__
 
-COMMANDS = (plan, train, evaluate, predict, merge, export, push, pull, card, bench, quickstart)
+COMMANDS = (plan, train, evaluate, predict, merge, export, push, pull, card, quickstart)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         0. Errors of the user are raised as ValueError.
     """
     from spafit_hf.run import DataArguments, evaluate, load_data
-    from spafit_hf.training_args import SpafitTrainingArguments
+    from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
     data = load_data(
         DataArguments(

@@ -109,9 +109,8 @@ def _named(folders: list[str]) -> dict[str, str]:
 def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
     # Imported here so that `spafit --help` does not wait for torch.
     from spafit_hf.adapter import fetch_adapter, verify_adapter
-    from spafit_hf.card import is_hub_id
+    from spafit_hf.names import is_hub_id, resolve_base
     from spafit_hf.predictor import SpafitPredictor
-    from spafit_hf.run import resolve_base
 
     base: str | None = resolve_base(args.base) if args.base else None
     revision: str | None = None
@@ -131,7 +130,6 @@ def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
         max_length=args.max_length,
         batch_size=args.batch_size,
         max_adapter_bytes=args.max_adapter_bytes,
-        pack_weights=not args.text,  # which pays with many texts
     )
     for name, source in sources.items():
         predictor.add(source, name)

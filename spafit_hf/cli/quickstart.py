@@ -68,17 +68,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers import logging
 
+    from spafit_hf.data.reviews import MOVIE_REVIEWS
     from spafit_hf.embedded import fetch_movie_reviews
-    from spafit_hf.run import (
-        EMBEDDED_BASE,
-        MOVIE_REVIEWS,
-        BaseArguments,
-        DataArguments,
-        load_data,
-        resolve_base,
-        train,
-    )
-    from spafit_hf.training_args import SpafitTrainingArguments
+    from spafit_hf.names import EMBEDDED_BASE, resolve_base
+    from spafit_hf.run import BaseArguments, DataArguments, load_data, train
+    from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
     logging.set_verbosity_error()  # it warns of the new head, which is the point here
     start = time.perf_counter()

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers import HfArgumentParser
 
     from spafit_hf.run import BaseArguments, DataArguments, load_data, train
-    from spafit_hf.training_args import SpafitTrainingArguments
+    from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
     kinds = (DataArguments, BaseArguments, SpafitTrainingArguments)
     parser = HfArgumentParser(kinds, prog="spafit train")  # type: ignore[arg-type]

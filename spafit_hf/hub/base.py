@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.utils import validate_repo_id
 
-from spafit_hf.card import is_hub_id
 from spafit_hf.hub.errors import FAILURES
+from spafit_hf.names import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +52,6 @@ def cached_revision(name_or_path: str, revision: str | None = None) -> str | Non
         40 hexadecimal digits; None for a local path, and for what is not in the cache.
     """
     return _resolved(HfApi(), name_or_path, revision, cached=True) if is_remote(name_or_path) else None
-
-
-def is_remote(name: str) -> bool:
-    """Whether a name is loaded from the Hub: one that could be a repository's, and is no folder here."""
-    if not is_hub_id(name) or Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _resolved(api: HfApi, name: str, revision: str | None, *, cached: bool) -> str | None:

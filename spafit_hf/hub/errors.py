@@ -116,11 +116,6 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None = None, 
     return _last_line(error)
 
 
-def first_line(error: Exception) -> str:
-    """What went wrong, as the start of the error says it; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _last_line(error: BaseException) -> str:
     """What a server or library says for itself: the last line holds the reason, those before it where it happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -18,8 +18,8 @@ from pathlib import Path, PureWindowsPath
 from huggingface_hub import get_token
 
 from spafit_hf.card import CARD_FILE, CURVE_FILE, FACTS_FILE
-from spafit_hf.hub.base import is_remote
 from spafit_hf.hub.errors import HubError
+from spafit_hf.names import is_remote
 
 logger = logging.getLogger(__name__)
 

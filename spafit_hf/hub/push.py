@@ -23,10 +23,10 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
 
-import spafit_hf
 from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing, status_of
 from spafit_hf.hub.files import Parcel, parcel, sent
 from spafit_hf.hub.retry import Patience, patiently
+from spafit_hf.names import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _full_repo_id(api: HfApi, repo_id: str, patience: Patience) -> str:
 
 
 def _api(token: str | None) -> HfApi:
-    return HfApi(token=token, library_name="spafit-hf", library_version=spafit_hf.__version__)
+    return HfApi(token=token, library_name="spafit-hf", library_version=__version__)
 
 
 class _Push:

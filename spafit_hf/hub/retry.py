@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from spafit_hf.hub.errors import FAILURES, first_line, is_passing, retry_after
+from spafit_hf.hub.errors import FAILURES, is_passing, retry_after
+from spafit_hf.words import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from spafit_hf.names import resolve_base
+
 ModelLike: TypeAlias = "str | os.PathLike[str] | PretrainedConfig | nn.Module"
 """A model as `plan` takes it: Hub id, folder, path of a config.json, config or model."""
 
@@ -92,7 +94,7 @@ def _read_config(model: str | os.PathLike[str]) -> PretrainedConfig:
         raise ValueError(
             f"a model is {model!r}; it must be a Hub id, a folder, the path of a config.json, a config or a model."
         )
-    name = os.fspath(model)
+    name = resolve_base(model)
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         reason = (

@@ -19,9 +19,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from transformers import logging as transformers_logging
 
 from spafit_hf.adapter import AdapterError
-from spafit_hf.embedded import local_copy
-from spafit_hf.hub.errors import first_line
+from spafit_hf.names import resolve_base
 from spafit_hf.tuner import task_type_of
+from spafit_hf.words import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,10 @@ def load_base(
         if revision is not None or device is not None:
             raise ValueError("revision and device are for a base by name; load or move the model before you give it.")
         name = base.config._name_or_path
-        found = tokenizer or (_tokenizer(local_copy(name), None, token) if name else None)
+        found = tokenizer or (_tokenizer(resolve_base(name), None, token) if name else None)
         return Base(base.eval(), found, frozenset())
     name = os.fspath(base)
-    source = local_copy(name)
+    source = resolve_base(name)
     try:
         with _quiet():  # it warns of the new head, which no adapter uses
             model, report = AutoModelForSequenceClassification.from_pretrained(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from spafit_hf.adapter import WEIGHTS_FILE
+from spafit_hf.names import WEIGHTS_FILE
 from spafit_hf.predictor.facts import AdapterFacts
 from spafit_hf.predictor.patch import LoadedAdapter
 

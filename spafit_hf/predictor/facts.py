@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spafit_hf.adapter import WEIGHTS_FILE, AdapterError, VerifiedAdapter
-from spafit_hf.glue import TASKS
+from spafit_hf.adapter import AdapterError, VerifiedAdapter
+from spafit_hf.data.glue import TASKS
+from spafit_hf.names import WEIGHTS_FILE
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spafit_hf.adapter import AdapterError, fetch_adapter
 from spafit_hf.adapter.fit import head_names
 from spafit_hf.architecture import find_architecture
-from spafit_hf.hub.errors import first_line
 from spafit_hf.predictor.base import load_base, longest, tokenizer_of
 from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
 from spafit_hf.predictor.facts import AdapterFacts
@@ -25,6 +24,7 @@ from spafit_hf.predictor.prediction import Prediction
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
 from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode
 from spafit_hf.tuner.plain import plain_view
+from spafit_hf.words import first_line
 
 BATCH_SIZE = 32
 
@@ -54,8 +54,6 @@ class SpafitPredictor:
             their folders when they are asked for. None: all stay. A pass for several adapters copies what
             it takes of them.
         batch_size: rows per forward pass.
-        pack_weights: in fp32 on a CPU, hold the base's matrices a second time, laid out for the processor: passes
-            take 10 to 15 % less time.
 
     Raises:
         ValueError: for a base that cannot be loaded or cannot serve, and for limits that cannot be.
@@ -72,7 +70,6 @@ class SpafitPredictor:
         max_length: int | None = None,
         max_adapter_bytes: int | None = None,
         batch_size: int = BATCH_SIZE,
-        pack_weights: bool = True,
     ) -> None:
         for name, value in {
             "max_length": max_length,
@@ -95,7 +92,7 @@ class SpafitPredictor:
             name: copy.deepcopy(module) for name, module in self._base.model.named_modules() if name in heads
         }
         keep_freed_memory()
-        self._serving = Serving(self._base.model, self._architecture, self._heads, pack=pack_weights)
+        self._serving = Serving(self._base.model, self._architecture, self._heads)
         self._cache = AdapterCache(self._reread, max_adapter_bytes)
         # Replaced and never changed, so that whoever has it sees one state of it.
         self._entries: dict[str, Entry] = {}

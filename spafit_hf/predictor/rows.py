@@ -31,10 +31,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
-from spafit_hf.first_token import FirstToken
-from spafit_hf.first_token.probe import probe
-from spafit_hf.onednn import PackedWeights
 from spafit_hf.predictor.patch import LoadedAdapter, Patch, PatchStack
+from spafit_hf.shortcuts.first_token import FirstToken
+from spafit_hf.shortcuts.first_token_probe import probe
 from spafit_hf.tuner.model import FLATTENING
 
 Forward = Callable[..., Any]
@@ -92,7 +91,6 @@ class RowForward:
         *,
         border: int = 0,
         narrow: bool = False,
-        packed: PackedWeights | None = None,
     ) -> torch.Tensor:
         """One pass.
 
@@ -102,7 +100,6 @@ class RowForward:
             spans: adapters of the rows, in order, covering all rows.
             border: layers that run once per text; no adapter of the rows may change one of them.
             narrow: compute the last layer for the first token alone, once `find_first_token` has found how.
-            packed: the model's weights, to take products from.
 
         Returns:
             (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
@@ -115,8 +112,6 @@ class RowForward:
         rows = {name: tensor.index_select(0, text_of_row) for name, tensor in texts.items()}
         extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._inputs else {}
         with ExitStack() as stack:
-            if packed is not None:
-                stack.enter_context(packed.attached())
             if border:
                 states, returns = self._states(texts, border, extra)
                 stack.enter_context(self._entered(states, returns, text_of_row, border))

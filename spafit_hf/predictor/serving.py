@@ -4,7 +4,6 @@
     padding         texts of different lengths in one batch
     mixing          rows of several adapters in one batch
     border          layers that no adapter of the batch changes run once per text
-    packing         products by oneDNN, from a copy of the weights that is laid out for it, in fp32 on a CPU
     narrowing       the last layer runs for the first token alone, where the head reads no other
 
 What gives other answers is left out from then on, and the log says so.
@@ -21,12 +20,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
-from spafit_hf.first_token import NotFirstToken
-from spafit_hf.hub.errors import first_line
-from spafit_hf.onednn import PackedWeights
 from spafit_hf.predictor.patch import LoadedAdapter
 from spafit_hf.predictor.rows import NotByRow, RowForward, Span
 from spafit_hf.predictor.text import Encoded, pad
+from spafit_hf.shortcuts.first_token import NotFirstToken
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +41,12 @@ class Serving:
         model: for sequence classification, plain, in eval mode.
         architecture: of the model.
         heads: name -> module of the model's head.
-        pack: whether the weights may be in memory a second time.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, architecture: Architecture, heads: dict[str, nn.Module], *, pack: bool = True
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, architecture: Architecture, heads: dict[str, nn.Module]) -> None:
         self.model = model
         self.pads = True
         self.mixes = True
-        self.packed: PackedWeights | None = None
         self.narrows = False
         self.borders: dict[int, bool] = {}
         self._forward = RowForward(model, architecture)
@@ -61,7 +54,6 @@ class Serving:
         self._reads_ends = len(architecture.stacks) > 1
         self._probes = [_probe_adapter(heads, seed, architecture.num_layers) for seed in (0, 1)]
         self._probed = False
-        self._may_pack = pack
         floats = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
         self._eps = torch.finfo(next(floats)).eps
 
@@ -117,9 +109,8 @@ class Serving:
         shortcuts: bool = True,
         border: int | None = None,
         narrow: bool | None = None,
-        packed: PackedWeights | None = None,
     ) -> list[torch.Tensor]:
-        """One pass over rows in any order. `border`, `narrow` and `packed` override what was found out."""
+        """One pass over rows in any order. `border` and `narrow` override what was found out."""
         order = sorted(range(len(rows)), key=lambda index: id(rows[index][1]))
         spans: list[Span] = []
         for place, index in enumerate(order):
@@ -140,7 +131,6 @@ class Serving:
             spans,
             border=border,
             narrow=(shortcuts and self.narrows) if narrow is None else narrow,
-            packed=self.packed if shortcuts else packed,
         ).cpu()
         back = {index: result[place, : rows[index][1].outputs] for place, index in enumerate(order)}
         return [back[index] for index in range(len(rows))]
@@ -156,8 +146,6 @@ class Serving:
         alone = [self._batch([row], shortcuts=False)[0] for row in rows]
         self._check("mixes", "heads in one batch", [alone[0], alone[3]], [[rows[0], rows[3]]])
         self._check("pads", "texts of different lengths in one batch", alone, [rows[:2], rows[2:]])
-        if self._may_pack:
-            self._pack(rows, alone)
         try:
             self._forward.find_first_token(self._padded(texts if self.pads else texts[:1]))
         except NotFirstToken as error:
@@ -165,20 +153,6 @@ class Serving:
         else:
             narrowed = [self._batch([row], shortcuts=False, narrow=True)[0] for row in rows]
             self.narrows = self._agree(alone, narrowed)
-
-    def _pack(self, rows: list[Row], alone: list[torch.Tensor]) -> None:
-        try:
-            packed = PackedWeights(self.model)
-            if not packed:
-                return
-            found = [self._batch([row], shortcuts=False, packed=packed)[0] for row in rows]
-        except RuntimeError as error:  # no memory for a second copy, or no product for this processor
-            logger.warning("The weights are not packed for oneDNN: %s", first_line(error))
-            return
-        if self._agree(alone, found):
-            self.packed = packed
-        else:
-            logger.warning("oneDNN's products give other answers than PyTorch's on this machine; they are not used.")
 
     def _border_is_right(self, border: int, texts: Sequence[Encoded]) -> bool:
         if not self.mixes:

@@ -13,6 +13,7 @@ from peft import PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
+from spafit_hf.names import task_of_class
 from spafit_hf.planner import Plan, plan
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner.config import LORA_DEFAULTS, SpafitConfig, SpafitPeftType
@@ -36,25 +37,14 @@ PEFT_TYPE_TO_TUNER_MAPPING[SpafitPeftType.SPAFIT] = SpafitModel  # type: ignore[
 # LoRA's prefix: the loaders of PEFT and transformers find adapter tensors by it, and ours are all named lora_*.
 PEFT_TYPE_TO_PREFIX_MAPPING[SpafitPeftType.SPAFIT] = "lora_"  # type: ignore[index]
 
-#: Endings of transformers' class names -> the PEFT task they stand for.
-TASK_TYPES = {
-    "ForSequenceClassification": TaskType.SEQ_CLS,
-    "ForTokenClassification": TaskType.TOKEN_CLS,
-    "ForQuestionAnswering": TaskType.QUESTION_ANS,
-    "ForCausalLM": TaskType.CAUSAL_LM,
-    "LMHeadModel": TaskType.CAUSAL_LM,
-    "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
-}
-
-
 #: Tasks whose heads PEFT trains and saves by itself. A strategy that leaves the head alone names no task.
 HEAD_TASKS = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
 
 
 def task_type_of(model: nn.Module) -> TaskType | None:
     """PEFT's task type of a model, from the name of its class; None for classes that PEFT wraps plainly."""
-    name = type(model).__name__
-    return next((task for ending, task in TASK_TYPES.items() if name.endswith(ending)), None)
+    task = task_of_class(type(model).__name__)
+    return None if task is None else TaskType(task)
 
 
 def get_spafit_model(

@@ -319,9 +319,7 @@ def _forward_with_delta(base: nn.Module, x: torch.Tensor, delta: torch.Tensor) -
     if bias.dtype is not weight.dtype:
         bias = bias.to(weight.dtype)
     if kind is nn.Linear:
-        # Where products are oneDNN's (spafit_hf.onednn), those with this bias are, too.
-        linear = getattr(base.__dict__.get("forward"), "linear", F.linear)
-        return linear(x, weight, bias)
+        return F.linear(x, weight, bias)
     if kind is nn.LayerNorm:
         return F.layer_norm(x, base.normalized_shape, weight, bias, base.eps)
     flat = torch.addmm(bias, x.view(-1, x.size(-1)), weight)

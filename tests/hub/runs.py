@@ -33,7 +33,7 @@ from transformers import (
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, get_spafit_model, save_adapter
 from spafit_hf.card import facts_of_folder, glue_data, write_card
 from spafit_hf.hub import Patience, cached_revision, push_adapter
-from spafit_hf.trainer_hub import HubPushMixin
+from spafit_hf.trainer.hub import HubPushMixin
 
 WORDS = ["the", "a", "museum", "opened", "building", "new", "in", "spring", "may", "good", "bad", "film", "was", "not"]
 LABELS = {1: ["score"], 2: ["bad", "good"], 3: ["no", "maybe", "yes"]}

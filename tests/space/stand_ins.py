@@ -12,8 +12,8 @@ from spafit_space.service import Service
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spafit_hf import Strategy, get_spafit_model, save_adapter
-from spafit_hf.embedded import embedded_base
-from spafit_hf.glue import PAPER_SCORES, TASKS
+from spafit_hf.data.glue import PAPER_SCORES, TASKS
+from spafit_hf.names import embedded_base
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from gradio_client.exceptions import AppError
 from spafit_space.api import said
 from stand_ins import Launched
 
-from spafit_hf.glue import TASKS
+from spafit_hf.data.glue import TASKS
 
 FILM = "A warm, funny film."
 PAIR = ("A dog runs.", "A dog is running.")

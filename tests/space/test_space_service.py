@@ -18,7 +18,7 @@ from spafit_space.service import Service
 from spafit_space.tasks import TASK_WORDS, label_words, words_of
 
 from spafit_hf.adapter import AdapterError, FetchedAdapter
-from spafit_hf.glue import PAPER_SCORES, TASKS
+from spafit_hf.data.glue import PAPER_SCORES, TASKS
 
 FILM = "A warm, funny film."
 PAIR = ("A dog runs.", "A dog is running.")

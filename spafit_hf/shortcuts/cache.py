@@ -1,0 +1,329 @@
+"""The parts together: states for a batch, from the store where it has them, computed and stored where not."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from torch import nn
+from transformers import PreTrainedModel
+
+from spafit_hf.shortcuts.border import Border, NotCacheable, find_border
+from spafit_hf.shortcuts.entry import Entry, StandIn
+from spafit_hf.shortcuts.first_token import base_of
+from spafit_hf.shortcuts.key import facts_of, fingerprint, row_keys, weights_of
+from spafit_hf.shortcuts.offload import Offload
+from spafit_hf.shortcuts.prefix_probe import ProbeResult, probe
+from spafit_hf.shortcuts.rows import Rows, join, select, split
+from spafit_hf.shortcuts.store import Store
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""What states can be stored as."""
+
+#: Inputs that no state depends on.
+IGNORED = ("labels", "label", "label_ids", "num_items_in_batch")
+
+
+def default_folder() -> Path:
+    """Where "auto" keeps states: beside the Hub's cache, which is where there is room for large files."""
+    return Path(constants.HF_HOME) / "spafit" / "prefix"
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What a user chooses; the arguments of the trainer check it."""
+
+    folder: Path
+    max_bytes: int = 20_000_000_000
+    """Of the whole folder."""
+    dtype: str = "float16"
+    """Of the stored states: float16 (checked for range), bfloat16, or float32, which is exact."""
+    drop_weights: bool = False
+    """Take the frozen layers' weights out of memory once every example is stored."""
+
+
+@dataclass
+class CacheUse:
+    """What a cache was good for, in rows."""
+
+    read: int = 0
+    computed: int = 0
+    stored: int = 0
+    out_of_range: int = 0
+    """Rows whose states do not fit the stored dtype; they are computed each time."""
+
+
+class PrefixCache:
+    """The frozen prefix of one model, from a cache.
+
+    Example:
+        cache = PrefixCache(model, CacheSettings(folder))
+        cache.prepare(batch)          # finds the border, checks one batch both ways, opens the store
+        with cache.attached():
+            model(**batch)            # starts at the border
+
+    Args:
+        model: the model that trains, on its device.
+        settings: the user's choices.
+        precision: what autocast does around the model's forward, such as "bf16".
+        ignored: inputs that no state depends on, besides `labels`.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: CacheSettings, precision: str = "no", ignored: Sequence[str] = ()
+    ) -> None:
+        self.settings = settings
+        self.model = model
+        self.base = base_of(model)
+        self.precision = precision
+        self.ignored = (*IGNORED, *ignored)
+        self.use = CacheUse()
+        self.border: Border | None = None
+        self.probed: ProbeResult | None = None
+        self._entry: Entry | None = None
+        self._store: Store | None = None
+        self._offload: Offload | None = None
+        self._live: Any = None
+        """The model's own forward while another stands in its place."""
+        self._told_full = False
+        self._told_trains = False
+        self._names = list(inspect.signature(type(self.base).forward).parameters)[1:]
+        self._main = self.base.main_input_name if isinstance(self.base, PreTrainedModel) else "input_ids"
+        self._prepared_for: list[tuple[Any, ...]] = []
+        self._weights: list[torch.Tensor] = []
+        self._state_of_weights: list[tuple[int, int]] = []
+
+    @property
+    def store(self) -> Store:
+        """The open store.
+
+        Raises:
+            RuntimeError: before `prepare`.
+        """
+        if self._store is None:
+            raise RuntimeError("The prefix cache is not open; call prepare(batch) first.")
+        return self._store
+
+    # ---- opening and closing ----
+
+    def prepare(self, inputs: Mapping[str, Any]) -> Border:
+        """Find the border, check one batch both ways, open the store.
+
+        Args:
+            inputs: a batch of a few rows of different lengths, on the model's device. Without padding in it nothing
+                shows whether states depend on padding.
+
+        Raises:
+            NotCacheable: when the states cannot come from a cache.
+        """
+        inputs = {name: value for name, value in inputs.items() if name not in self.ignored or name == "labels"}
+        rows = self.rows(inputs)
+        if rows is None:
+            raise NotCacheable("the batch has no rows of tokens with an attention mask of two dimensions.")
+        try:
+            border = find_border(self.model, inputs)
+            entry = Entry(self.base, border)
+            entry.attach()
+            try:
+                self.probed = probe(entry, inputs, rows, DTYPES[self.settings.dtype])
+            finally:
+                entry.detach()
+        except NotCacheable:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+            # A model may do with a row alone, or between its layers, what nobody foresaw. It still trains.
+            raise NotCacheable(f"one batch could not be run both ways: {type(error).__name__}: {error}") from error
+        self.border, self._entry = border, entry
+        self._prepared_for = _kinds(self.model)
+        self.open()
+        return border
+
+    def is_for(self, model: nn.Module) -> bool:
+        """Whether this cache, once prepared, can be opened for a model as it is now: wrapped, cast or frozen alike."""
+        return self.border is not None and base_of(model) is self.base and _kinds(model) == self._prepared_for
+
+    def open(self) -> None:
+        """Open the store of the base as it is now: other weights, other entries."""
+        if self.border is None:
+            raise RuntimeError("The border of the model is not known; call prepare(batch) first.")
+        device = next(self.base.parameters()).device.type
+        dtype = DTYPES[self.settings.dtype]
+        facts = facts_of(self.base, self.border, dtype, self.precision, device)
+        name = fingerprint(self.base, self.border, facts)
+        self._store = Store(self.settings.folder, name, facts, self.border.width, dtype, self.settings.max_bytes)
+        self._weights = list(weights_of(self.base, self.border).values())
+        self._note_weights()
+
+    def _note_weights(self) -> None:
+        self._state_of_weights = [(weight.data_ptr(), weight._version) for weight in self._weights]
+
+    def _check_weights(self) -> None:
+        """Take another store when the frozen weights are not those any more that this one is named by."""
+        now = [(weight.data_ptr(), weight._version) for weight in self._weights]
+        if now != self._state_of_weights:
+            logger.warning("Prefix cache: frozen weights have been changed, so their states are computed anew.")
+            self.store.close()
+            self.open()
+
+    def close(self) -> None:
+        """Bring the weights back and close the store. What it holds stays."""
+        if self._offload is not None:
+            self._offload.restore()
+            self._offload = None
+            self._note_weights()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within it the model's forward starts at the border."""
+        assert self._entry is not None
+
+        def forward(live: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._forward(live, dict(zip(self._names, args, strict=False)) | kwargs)
+
+        self._entry.attach()
+        stand_in = StandIn(self.base, forward)
+        self._live = stand_in.live
+        try:
+            yield
+        finally:
+            stand_in.detach()
+            self._live = None
+            self._entry.detach()
+
+    # ---- weights ----
+
+    def drop_weights(self) -> int:
+        """Take the frozen prefix's weights out of memory; `close` brings them back.
+
+        Returns:
+            Their bytes.
+
+        Raises:
+            OSError: when they cannot be written to the cache's disk.
+        """
+        assert self.border is not None
+        if self._offload is None:
+            self._offload = Offload(self.base, self.border, self.store.folder)
+            self._note_weights()
+        return self._offload.bytes
+
+    # ---- one batch ----
+
+    def keys(self, inputs: Mapping[str, Any]) -> list[bytes]:
+        """What a batch's rows are filed under."""
+        rows = self.rows(inputs)
+        return [] if rows is None else row_keys(rows)
+
+    def rows(self, inputs: Mapping[str, Any]) -> Rows | None:
+        """A batch as rows; None where it has none."""
+        return split(inputs, self._main, self.ignored)
+
+    def fill(self, inputs: Mapping[str, Any]) -> None:
+        """Compute and store what the store lacks of a batch."""
+        rows = self.rows(inputs)
+        if rows is not None:
+            self._check_weights()
+            keys = row_keys(rows)
+            missing = [row for row, key in enumerate(keys) if key not in self.store]
+            self._compute(self._live or self.base.forward, dict(inputs), rows, keys, missing)
+
+    def _forward(self, original: Any, inputs: dict[str, Any]) -> Any:
+        assert self._entry is not None
+        if self.base.training:
+            self._entry.no_dropout()
+        live = _asks_for_more(inputs) or self._prefix_trains(inputs)
+        if not live:
+            self._check_weights()
+        rows = None if live else self.rows(inputs)
+        if rows is None:
+            self._need_weights()
+            return original(**inputs)
+        keys = row_keys(rows)
+        found: dict[int, torch.Tensor] = {}
+        for row, key in enumerate(keys):
+            states = self.store.get(key)
+            if states is not None:
+                found[row] = states
+        self.use.read += len(found)
+        missing = [row for row in range(rows.count) if row not in found]
+        if len(missing) == rows.count and self.store.full:
+            self.use.computed += rows.count
+            self._need_weights()
+            return original(**inputs)
+        found |= self._compute(original, inputs, rows, keys, missing)
+        device = next(value.device for value in inputs.values() if isinstance(value, torch.Tensor))
+        assert self.border is not None
+        states = join([found[row] for row in range(rows.count)], rows, self.border.dtype, device)
+        return self._entry.run(original, inputs, states)
+
+    def _compute(
+        self, forward: Any, inputs: dict[str, Any], rows: Rows, keys: list[bytes], missing: list[int]
+    ) -> dict[int, torch.Tensor]:
+        """The states of rows that the store lacks; those that fit are stored."""
+        if not missing:
+            return {}
+        assert self._entry is not None
+        self._need_weights()
+        computed = self._entry.compute(forward, select(inputs, missing, rows.count)).cpu()
+        self.use.computed += len(missing)
+        found, entries = {}, []
+        for row, states in zip(missing, computed, strict=True):
+            if rows.width:
+                states = states[rows.spans[row]]
+            # Rounded also where it is not read back: whether a row was in the cache must not show in the loss.
+            rounded = states.to(self.store.dtype)
+            if bool(torch.isfinite(rounded).all()):
+                found[row] = rounded
+                entries.append((keys[row], rounded))
+            else:
+                found[row] = states
+                self.use.out_of_range += 1
+        self.use.stored += self.store.put(entries)
+        if self.store.full and not self._told_full:
+            self._told_full = True
+            logger.warning(
+                "Prefix cache: %s. %d rows are stored; the others are computed in each pass.",
+                self.store.full,
+                len(self.store),
+            )
+        return found
+
+    def _prefix_trains(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether gradients have to go through the frozen layers, which states from a disk do not pass on."""
+        if not torch.is_grad_enabled():
+            return False
+        trains = any(weight.requires_grad for weight in self._weights)
+        if trains and not self._told_trains:
+            self._told_trains = True
+            logger.warning("Prefix cache: what was frozen trains now, so the frozen layers run in each pass.")
+        return trains or any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs.values())
+
+    def _need_weights(self) -> None:
+        if self._offload is not None and self._offload.blocks_compute:
+            logger.warning("Prefix cache: a row is not stored, so the weights of the frozen layers come back.")
+            self._offload.restore()
+            self._note_weights()
+
+
+def _kinds(model: nn.Module) -> list[tuple[Any, ...]]:
+    """What a cache is prepared for: a model's parameters, their types and places, and which of them train."""
+    return [(name, each.requires_grad, each.dtype, each.device) for name, each in model.named_parameters()]
+
+
+def _asks_for_more(inputs: Mapping[str, Any]) -> bool:
+    """Whether a call needs what frozen layers would say or remember: hidden states, attentions, keys and values."""
+    wanted = ("output_hidden_states", "output_attentions", "use_cache")
+    given = any(inputs.get(name) is not None for name in ("past_key_values", "encoder_outputs"))
+    return given or any(bool(inputs.get(name)) for name in wanted)

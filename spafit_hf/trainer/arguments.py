@@ -1,0 +1,266 @@
+"""TrainingArguments with the strata beside them: every choice of the method as a flat field.
+
+    --strategy spafit-4-9-II --lora_r 16 --head_learning_rate 1e-3      command line, YAML, JSON, dict, HPO
+
+The fields are strings, numbers and booleans with defaults that are never None: hyperparameter search casts a
+trial's value with `type(default)(value)`. -1 says "not set" wherever a number may be left open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from spafit_hf.shortcuts.cache import DTYPES
+from spafit_hf.strategy import Strategy, StrategyLike
+
+DEFAULT_STRATEGY = "spafit-4-9-II"
+"""The method of Table 2 that comes closest to full fine-tuning."""
+
+NOT_SET = -1
+"""What a number is when it is left open."""
+
+# PEFT's other initializations (pissa, olora, corda, loftq, eva) rewrite the base's weights or need data first.
+INIT_LORA_WEIGHTS = ("default", "gaussian", "orthogonal")
+
+FIRST_TOKEN_MODES = ("auto", "on", "off")
+
+
+@dataclass
+class StrataArguments:
+    """The fields that `SpafitTrainingArguments` and `SpafitSeq2SeqTrainingArguments` add.
+
+    The paper trained with learning_rate 6e-5 (2e-5 for full fine-tuning), weight_decay 0.01, 10 epochs and batches
+    of 16 (arXiv:2405.00201, section 4). The defaults of transformers (5e-5, 0.0, 3 and 8) stay: ask for the paper's.
+
+    Raises:
+        ValueError: for a strategy that does not exist, a bound, a LoRA setting or a learning rate that cannot be.
+    """
+
+    strategy: str = field(
+        default=DEFAULT_STRATEGY,
+        metadata={
+            "help": "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, linear-probe, "
+            "or the path of a .yaml or .json file with strata."
+        },
+    )
+    n1: int = field(
+        default=NOT_SET,
+        metadata={
+            "help": "Last layer of group 1 (frozen), from zero, in the model's own depth. With --n2 it overrides the "
+            "numbers in the strategy's name. -1: not set."
+        },
+    )
+    n2: int = field(
+        default=NOT_SET,
+        metadata={
+            "help": "Last layer of group 2 (biases), from zero, in the model's own depth. Goes with --n1. -1: not set."
+        },
+    )
+    lora_r: int = field(default=64, metadata={"help": "Rank of LoRA in every stratum that does not state its own."})
+    lora_alpha: float = field(default=128.0, metadata={"help": "LoRA is scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of LoRA, from 0 to below 1."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale LoRA by lora_alpha / sqrt(lora_r) (rsLoRA)."})
+    use_dora: bool = field(default=False, metadata={"help": "Train magnitude and direction apart (DoRA)."})
+    init_lora_weights: str = field(
+        default="default",
+        metadata={
+            "help": "How LoRA A starts: default (Kaiming uniform), gaussian, orthogonal.",
+            "choices": list(INIT_LORA_WEIGHTS),
+        },
+    )
+    init_adapter: str = field(
+        default="",
+        metadata={
+            "help": "Adapter folder or Hub id whose LoRA and bias deltas this adapter starts with, such as one of a "
+            "task with more rows; the head starts anew. It has to be of the same base, strategy, rank and alpha."
+        },
+    )
+    bias_learning_rate: float = field(
+        default=-1.0, metadata={"help": "Learning rate of the bias deltas. -1: the same as --learning_rate."}
+    )
+    head_learning_rate: float = field(
+        default=-1.0,
+        metadata={
+            "help": "Learning rate of the task head. -1: the same as --learning_rate, and 10 times it where the "
+            "base's pooler was never trained and stays frozen."
+        },
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Sampler for training: 'group_by_length' (default; 'random' where examples have no length), "
+            "'random', 'sequential', or 'batch_rebalance'.",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
+
+    first_token_only: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute the last layer for the first token alone where the head reads no other, as in "
+            "classifiers on BERT; the first batch is run both ways, and any difference turns this off. 'auto': in "
+            "evaluation and prediction with an adapter, and in training that uses the prefix cache; 'on': also in "
+            "other training, where dropout draws fewer numbers and a seed so gives another run; 'off'.",
+            "choices": list(FIRST_TOKEN_MODES),
+        },
+    )
+
+    prefix_cache: str = field(
+        default="off",
+        metadata={
+            "help": "Keep the hidden states at the border of the frozen layers on disk and compute them once: 'off', "
+            "'auto' (in the Hugging Face cache folder), or a folder. Dropout in the frozen layers is off then."
+        },
+    )
+    prefix_cache_max_bytes: int = field(
+        default=20_000_000_000,
+        metadata={"help": "Bytes that the cache's folder may take; examples beyond that are computed in each pass."},
+    )
+    prefix_cache_dtype: str = field(
+        default="float16",
+        metadata={
+            "help": "Type of the stored states: float16 (checked for range), bfloat16, or float32 (exact).",
+            "choices": list(DTYPES),
+        },
+    )
+    prefix_cache_drop_weights: bool = field(
+        default=False,
+        metadata={"help": "Take the frozen layers' weights out of memory while their states are read from disk."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # the next class in line is TrainingArguments
+        self.build_strategy()
+
+    def build_strategy(self, strategy: StrategyLike | None = None) -> Strategy:
+        """The strategy these arguments describe.
+
+        Args:
+            strategy: used in place of the `strategy` field where given. A `Strategy` is complete and comes back as it
+                is. A name takes its LoRA settings from the fields. In a dict or a file each stratum keeps the LoRA
+                settings it states and takes the others from the fields.
+
+        Raises:
+            ValueError: as the class; a search sets fields without `__post_init__`, so they are checked again here.
+        """
+        self._check_fields()
+        value = self.strategy if strategy is None else strategy
+        built = Strategy.coerce(value)
+        if isinstance(value, Strategy):
+            return built
+        data = _as_mapping(value)
+        if self.n1 == NOT_SET and self.n2 == NOT_SET:
+            return _with_open_settings(built, data, self._lora_settings())
+        match = None if data is not None else re.fullmatch(r"spafit-.*?-(I{1,2})(-absolute)?", built.name)
+        if match is None:
+            raise ValueError(
+                f"n1 = {self.n1} and n2 = {self.n2} go with a strategy named spafit-N1-N2-I or -II, and it is "
+                f"{value!r}; drop n1 and n2, or the strategy."
+            )
+        return Strategy.from_bounds(self.n1, self.n2, match[1], **self._lora_settings())
+
+    def _lora_settings(self) -> dict[str, Any]:
+        return {
+            "r": self.lora_r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
+        }
+
+    def _check_fields(self) -> None:
+        for name, other in (("n1", "n2"), ("n2", "n1")):
+            value = getattr(self, name)
+            if value < NOT_SET:
+                raise ValueError(f"{name} is {value}; layers count from zero, and -1 leaves it unset.")
+            if value == NOT_SET != getattr(self, other):
+                raise ValueError(
+                    f"{other} is {getattr(self, other)} and {name} is not set; give both, as in --n1 2 --n2 5."
+                )
+        if self.lora_r < 1:
+            raise ValueError(f"lora_r is {self.lora_r}; the rank of LoRA must be at least 1, as in --lora_r 64.")
+        if not 0 < self.lora_alpha < float("inf"):
+            raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be a positive number, as in --lora_alpha 128.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                f"lora_dropout is {self.lora_dropout}; it must be a probability from 0 to below 1, "
+                "as in --lora_dropout 0.1."
+            )
+        if self.init_lora_weights not in INIT_LORA_WEIGHTS:
+            raise ValueError(
+                f"init_lora_weights is {self.init_lora_weights!r}; allowed are {', '.join(INIT_LORA_WEIGHTS)} "
+                "(PEFT's others rewrite the base: for them pass a PeftModel to the trainer)."
+            )
+        if self.first_token_only not in FIRST_TOKEN_MODES:
+            raise ValueError(
+                f"first_token_only is {self.first_token_only!r}; allowed are {', '.join(FIRST_TOKEN_MODES)}."
+            )
+        if not self.prefix_cache:
+            raise ValueError("prefix_cache is empty; allowed are off, auto, or a folder.")
+        if self.prefix_cache_dtype not in DTYPES:
+            raise ValueError(f"prefix_cache_dtype is {self.prefix_cache_dtype!r}; allowed are {', '.join(DTYPES)}.")
+        if self.prefix_cache_max_bytes < 0:
+            raise ValueError(
+                f"prefix_cache_max_bytes is {self.prefix_cache_max_bytes}; it must be 0 or more, as in "
+                "--prefix_cache_max_bytes 20000000000."
+            )
+        for name in ("bias_learning_rate", "head_learning_rate"):
+            rate = getattr(self, name)
+            if rate != NOT_SET and not 0 <= rate < float("inf"):
+                raise ValueError(
+                    f"{name} is {rate}; it must be zero or more, as in --{name} 1e-3, or -1 for the same as "
+                    "--learning_rate."
+                )
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any] | None:
+    """The strata of a dict, of JSON text or of a file as they were written; None for a name. The value is valid."""
+    if isinstance(value, Mapping):
+        return value
+    text = str(value).strip()
+    if text.startswith("{"):
+        return json.loads(text)
+    if text.lower().endswith((".yaml", ".yml", ".json")):
+        with open(text, encoding="utf-8") as file:
+            return json.load(file) if text.lower().endswith(".json") else yaml.safe_load(file)
+    return None
+
+
+def _with_open_settings(strategy: Strategy, data: Mapping[str, Any] | None, settings: dict[str, Any]) -> Strategy:
+    """`strategy` with the LoRA settings that `data` leaves open taken from `settings`."""
+    if data is None or not data.get("strata"):
+        return strategy.with_lora(**settings)
+    strata = []
+    for stratum, stated in zip(strategy.strata, data["strata"], strict=True):
+        left_open = {key: value for key, value in settings.items() if key not in stated} if stratum.lora else {}
+        strata.append(dataclasses.replace(stratum, **left_open))
+    return dataclasses.replace(strategy, strata=tuple(strata))
+
+
+@dataclass
+class SpafitTrainingArguments(StrataArguments, TrainingArguments):
+    """`transformers.TrainingArguments` with the fields of `StrataArguments`.
+
+    One default of transformers changes: `train_sampling_strategy` is "group_by_length", so that little time goes into
+    padding; `SpafitTrainer` falls back to "random" where examples have no length.
+
+    Raises:
+        ValueError: see `StrataArguments`; and whatever `TrainingArguments` refuses.
+    """
+
+
+@dataclass
+class SpafitSeq2SeqTrainingArguments(StrataArguments, Seq2SeqTrainingArguments):
+    """`transformers.Seq2SeqTrainingArguments` with the fields of `StrataArguments`; see `SpafitTrainingArguments`.
+
+    Raises:
+        ValueError: see `StrataArguments`; and whatever `Seq2SeqTrainingArguments` refuses.
+    """

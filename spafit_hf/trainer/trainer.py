@@ -1,0 +1,637 @@
+"""Trainer in strata: give it a plain model and a strategy, and only what the strategy names is trained and saved.
+
+    model --wrap--> PeftModel --Trainer--> checkpoint-N/   native: deltas as they are, for a bit-exact resume
+                                           output_dir/     portable: save_model() writes what plain PEFT reads
+
+Everything else is Trainer's. Overridden is what is wrong or wasteful for strata; each method says why.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from accelerate.utils import DistributedDataParallelKwargs
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from transformers import (
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer_pt_utils import get_model_param_count
+from transformers.trainer_utils import (
+    BestRun,
+    EvalLoopOutput,
+    TrainOutput,
+    has_length,
+)
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from spafit_hf.adapter import save_adapter, start_from
+from spafit_hf.architecture import find_architecture
+from spafit_hf.planner import Plan, plan
+from spafit_hf.strategy import Strategy, StrategyLike
+from spafit_hf.trainer.arguments import (
+    DEFAULT_STRATEGY,
+    NOT_SET,
+    SpafitSeq2SeqTrainingArguments,
+    SpafitTrainingArguments,
+    StrataArguments,
+)
+from spafit_hf.trainer.checkpoints import check_fits, resumable
+from spafit_hf.trainer.hub import HubPushMixin
+from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
+from spafit_hf.trainer.prefix_cache import PrefixCacheTrainer
+from spafit_hf.trainer.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
+from spafit_hf.trainer.sharding import fsdp_on_cpu, shard_by_layer, whole_parameters
+from spafit_hf.tuner import SpafitConfig, get_spafit_model
+
+logger = logging.getLogger(__name__)
+
+
+class StrataTrainer(PrefixCacheTrainer):
+    """What `SpafitTrainer` and `SpafitSeq2SeqTrainer` share: every override of Trainer."""
+
+    plan: Plan | None = None
+    """The plan of the wrapped model; None for a model taken as it is and for full fine-tuning."""
+
+    task: dict[str, Any] | None = None
+    """What a saved adapter says of its task, in JSON types: {"name": "rte", "columns": ["sentence1", "sentence2"]}."""
+
+    _wrapped: list[tuple[PeftModel, list[nn.Parameter]]] | None = None
+    """While the trainer is made: what it has wrapped, and what of that trained before."""
+
+    # Trainer's own, None only until they are made.
+    model: Any
+    optimizer: Any
+    hub_model_id: Any
+    push_in_progress: Any
+
+    # ---- the model ----
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module | None,
+        args: TrainingArguments,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None],
+        strategy: StrategyLike | None,
+        **others: Any,
+    ) -> None:
+        """Trainer's, with the model wrapped first. Where that fails, a model that was given plain is plain again."""
+        self._wrapped = []
+        complete = False
+        try:
+            model = self._begin(model, args, optimizers[0], strategy)
+            super().__init__(model=model, args=args, optimizers=optimizers, **others)
+            complete = True
+        finally:
+            if not complete:
+                for wrapped, trained in self._wrapped:
+                    _unwrap(wrapped, trained)
+            self._wrapped = None
+
+    def _begin(
+        self,
+        model: nn.Module | None,
+        args: TrainingArguments,
+        optimizer: torch.optim.Optimizer | None,
+        strategy: StrategyLike | None,
+    ) -> nn.Module | None:
+        """What happens before Trainer's own `__init__`: settle the strategy and wrap the model."""
+        self.args = args
+        self._optimizer_was_given = optimizer is not None
+        self._native = False
+        self._loss_was_probed = False
+        self._pooler_is_untrained = False
+        self._rates: dict[str, Any] = {}
+        self._length_sampler: LengthGroupedSampler | None = None
+        _follow_log_level(args)
+        self._settle_strategy(strategy, model)
+        if model is None:
+            return None
+        model = self._in_strata(model)
+        if optimizer is not None:
+            _check_holds_trainable(optimizer, model)
+        return model
+
+    def _settle_strategy(self, strategy: StrategyLike | None, model: nn.Module | None) -> None:
+        if strategy is not None and model is not None and _has_adapter(model):
+            logger.warning("The model has an adapter already; strategy=%s is not used.", strategy)
+        if not isinstance(self.args, StrataArguments):
+            self._plain_strategy = Strategy.coerce(DEFAULT_STRATEGY if strategy is None else strategy)
+        elif strategy is not None:
+            text = _as_text(strategy)
+            if self.args.n1 != NOT_SET or self.args.strategy not in (DEFAULT_STRATEGY, text):
+                logger.warning(
+                    "The trainer's strategy=%s takes the place of the arguments' strategy=%s, n1=%d, n2=%d; drop one.",
+                    text,
+                    self.args.strategy,
+                    self.args.n1,
+                    self.args.n2,
+                )
+            # Into the arguments, so that logs, cards and a search over strategies have one place to look at.
+            self.args.strategy, self.args.n1, self.args.n2 = text, NOT_SET, NOT_SET
+            self.args.build_strategy()
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that the next plain model is wrapped with. A search changes it from trial to trial."""
+        return self.args.build_strategy() if isinstance(self.args, StrataArguments) else self._plain_strategy
+
+    def _in_strata(self, model: nn.Module) -> nn.Module:
+        """Wrap a plain model. One with an adapter is taken as it is, and full fine-tuning leaves it plain."""
+        self.plan, self._pooler_is_untrained = None, False
+        strategy = self.strategy
+        start = self.args.init_adapter if isinstance(self.args, StrataArguments) else ""
+        if _has_adapter(model) or strategy.full:
+            if start:
+                found = "the model has an adapter already" if _has_adapter(model) else "full fine-tuning trains none"
+                raise ValueError(f"init_adapter={start!r} starts a new adapter, and {found}; leave it out.")
+            return model
+        if isinstance(model, PreTrainedModel) and model.is_activation_checkpointing:
+            # Switched on by hand before: PEFT would turn input gradients on for it, so let `train` do it our way.
+            model.activation_checkpointing_disable()
+            model.disable_input_require_grads()
+            self.args.activation_checkpointing = self.args.gradient_checkpointing = True
+        self.plan = plan(model, strategy)
+        self._pooler_is_untrained = has_untrained_pooler(model, self.plan.architecture)
+        # The same LoRA for the same seed, whatever drew random numbers before.
+        set_seed(self.args.seed)
+        initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        wrapped = get_spafit_model(model, strategy, **({} if initial == "default" else {"init_lora_weights": initial}))
+        if self._wrapped is not None:
+            self._wrapped.append((wrapped, trained))
+        if start:
+            start_from(wrapped, start, token=self.args.hub_token)
+        return wrapped
+
+    def _trains_adapter(self) -> bool:
+        return _has_adapter(self.model) if self.model is not None else not self.strategy.full
+
+    # ---- training ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """`Trainer.train`; a checkpoint that was cut short by a kill is replaced by the whole one before it."""
+        if self.args.activation_checkpointing:
+            given: Any = self.args.activation_checkpointing_kwargs or {}
+            if given.get("use_reentrant"):
+                logger.warning("use_reentrant=True would send gradients through frozen layers; using False.")
+            self.args.activation_checkpointing_kwargs = {**given, "use_reentrant": False}
+            self.args.gradient_checkpointing_kwargs = self.args.activation_checkpointing_kwargs
+        checkpoint = resumable(resume_from_checkpoint, self.args.output_dir or "")
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        self._log_strata()
+        if self.args.activation_checkpointing and self._trains_adapter():
+            _spare_frozen_prefix(self.model)
+        if self.is_fsdp_enabled:
+            shard_by_layer(self.model, self.accelerator.state.fsdp_plugin)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _log_strata(self) -> None:
+        if not self.args.should_log:
+            return
+        if self.plan is not None:
+            logger.info("Training in strata:\n%s", self.plan)
+        else:
+            what = "the adapter of the model given" if _has_adapter(self.model) else f"strategy {self.strategy.name}"
+            trained, total = get_model_param_count(self.model, trainable_only=True), get_model_param_count(self.model)
+            logger.info("Training %s: %s of %s parameters.", what, f"{trained:,}", f"{total:,}")
+
+    def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # A run killed after its last checkpoint: Trainer 5.23 would take one more step before it looks.
+            self.control.should_training_stop = True
+            return
+        # accelerate's set_epoch does not reach the sampler of a run that resumes within an epoch on several processes.
+        if self._length_sampler is not None:
+            self._length_sampler.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """`Trainer.training_step`, after a look at the first batch: does the model's loss take the number of items?
+
+        Trainer 5.23 believes so of every `forward` with `**kwargs`. BERT and many more have them and take the mean of
+        the batch all the same: accumulating k batches, or training on k processes, then multiplied the gradients by k
+        (https://github.com/huggingface/transformers/issues/47688).
+        """
+        several = self.args.gradient_accumulation_steps * self.args.world_size * max(self.args.n_gpu, 1) > 1
+        own_loss = (
+            self.compute_loss_func is not None
+            or self.label_smoother is not None
+            or type(self).compute_loss is not Trainer.compute_loss  # a script's own, which knows what it takes
+        )
+        if several and num_items_in_batch is not None and not own_loss and not self._loss_was_probed:
+            found = self._loss_takes_items(model, inputs, num_items_in_batch)
+            if found is not None:
+                self.model_accepts_loss_kwargs, self._loss_was_probed = found, True
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _loss_takes_items(self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int) -> bool | None:
+        """Whether the loss halves when the number of items doubles. Without dropout: no random number is drawn.
+
+        Returns:
+            None where the batch does not tell: one without a single label has no loss.
+        """
+        model.eval()
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = [model(**inputs, num_items_in_batch=items * factor) for factor in (1, 2)]
+        once, twice = (float(out["loss"] if isinstance(out, Mapping) else out[0]) for out in outputs)
+        if once == 0 or not math.isfinite(once):
+            return None
+        return abs(once - 2 * twice) < abs(once - twice)
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's loop; over examples sorted by length, metrics and caller see them in the order of the dataset."""
+        sampler = getattr(dataloader.batch_sampler, "sampler", None)
+        compute_metrics = self.compute_metrics
+        if isinstance(sampler, LengthSortedSampler) and compute_metrics is not None:
+            self.compute_metrics = lambda rows: compute_metrics(_restored(rows, sampler))
+        try:
+            # Leaves the random state as it was: a run that was killed between a save and an evaluation goes on without
+            # that evaluation, and has to draw the same dropout.
+            with torch.random.fork_rng(devices=[]):
+                output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute_metrics
+        if not isinstance(sampler, LengthSortedSampler):
+            return output
+        return output._replace(
+            predictions=sampler.restore(output.predictions), label_ids=sampler.restore(output.label_ids)
+        )
+
+    # ---- data ----
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        self._length_sampler = None
+        if self.args.train_sampling_strategy != "group_by_length" or dataset is None or not has_length(dataset):
+            return super()._get_train_sampler(train_dataset)
+        lengths = self._lengths(dataset)
+        if lengths is None:
+            logger.info("The training examples have no length (no column of tokens or lengths): sampling at random.")
+            return RandomSampler(dataset)  # type: ignore[arg-type]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._length_sampler = LengthGroupedSampler(lengths, batch, seed)
+        return self._length_sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # Under group_by_length Trainer shuffles evaluation too, and `predict` returns its rows in that order.
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
+            return None
+        # Batches that are not gathered into one array cannot be put back into the dataset's order.
+        gathered = self.args.eval_do_concat_batches and not self.args.batch_eval_metrics
+        # A last batch that is dropped is the dataset's last, and not that of the shortest examples.
+        lengths = self._lengths(eval_dataset) if gathered and not self.args.dataloader_drop_last else None
+        return SequentialSampler(eval_dataset) if lengths is None else LengthSortedSampler(lengths)  # type: ignore[arg-type]
+
+    def _lengths(self, dataset: Any) -> list[int] | None:
+        names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
+        return example_lengths(dataset, names[0], self.args.length_column_name)
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's optimizer with its parameter groups split by kind, each kind at its own learning rate."""
+        exists = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        rates = self._separate_rates()
+        if not exists:
+            opt_model = self.model if model is None else model
+            if self._pooler_is_untrained and "head" not in rates:
+                rates["head"] = self._rate_behind_untrained_pooler()
+            head = find_architecture(opt_model).head if "head" in rates and not self._trains_adapter() else ()
+            present = split_groups(optimizer, opt_model, rates, head)
+            for kind in sorted(set(rates) - present):
+                logger.warning("%s_learning_rate is set, and no parameter of that kind trains.", kind)
+        elif self._optimizer_was_given and rates:
+            logger.warning("An optimizer was passed, so these have no effect: %s.", ", ".join(rates))
+        return optimizer
+
+    def _separate_rates(self) -> dict[str, float]:
+        if not isinstance(self.args, StrataArguments):
+            return {}
+        rates = {"bias": self.args.bias_learning_rate, "head": self.args.head_learning_rate}
+        return {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
+
+    def _rate_behind_untrained_pooler(self) -> float:
+        rate = UNTRAINED_POOLER_FACTOR * self.args.learning_rate
+        logger.warning(
+            "The base's pooler was never trained (its bias is zero), and what the head reads from it is small: the "
+            "head learns at %g, %d times --learning_rate. Another rate: --head_learning_rate.",
+            rate,
+            UNTRAINED_POOLER_FACTOR,
+        )
+        return rate
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Trainer's choice without the bias deltas: a bias does not decay, whether trained in place or as a delta."""
+        return [name for name in super().get_decay_parameter_names(model) if "lora_delta" not in name.split(".")]
+
+    def _get_learning_rate(self) -> float:
+        # Called once per step, before the scheduler moves on: the moment to note the rates for `log`.
+        self._rates = {group["kind"]: group["lr"] for group in self.optimizer.param_groups if "kind" in group}
+        return super()._get_learning_rate()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """`Trainer.log`, with the learning rates of deltas and head where they differ from `learning_rate`."""
+        if "learning_rate" in logs:
+            for kind in ("bias", "head"):
+                rate = self._rates.get(kind, logs["learning_rate"])
+                if rate != logs["learning_rate"]:
+                    logs[f"{kind}_learning_rate"] = float(rate)
+        super().log(logs, start_time)
+
+    # ---- several processes ----
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Trainer's; with FSDP also where the processes are on CPUs."""
+        with fsdp_on_cpu(self.args):
+            super().create_accelerator_and_postprocess()
+        if not (self.is_fsdp_enabled and self._trains_adapter()):
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version == 1:
+            raise ValueError(
+                "FSDP version 1 cannot shard layers in which some tensors train and others do not; "
+                """use version 2, as in --fsdp --fsdp_config '{"version": 2}'."""
+            )
+        if plugin.activation_checkpointing:
+            # FSDP's own checkpoints frozen layers too, in wrappers whose names would get into the adapter file.
+            plugin.activation_checkpointing = False
+            self.args.fsdp_plugin_args = {**(self.args.fsdp_plugin_args or {}), "activation_checkpointing": False}
+            self.args.activation_checkpointing = self.args.gradient_checkpointing = True
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        built = super()._build_accelerator_args(**kwargs)
+        # Trainer lets DDP search for unused parameters in every model that is not a PreTrainedModel, in each step.
+        # Whatever trains in strata is used in every step.
+        if self.args.ddp_find_unused_parameters is None and self._trains_adapter():
+            for handler in built["kwargs_handlers"]:
+                if isinstance(handler, DistributedDataParallelKwargs):
+                    handler.find_unused_parameters = False
+        return built
+
+    # ---- hyperparameter search ----
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> BestRun | list[BestRun]:
+        """`Trainer.hyperparameter_search`; each trial starts from the arguments as they are now."""
+        self._args_before_search = dict(vars(self.args))
+        try:
+            return super().hyperparameter_search(*args, **kwargs)
+        finally:
+            vars(self.args).update(self._args_before_search)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """`Trainer.call_model_init`, after the trial's values are in place.
+
+        Trainer 5.23 builds the model first and sets the values then: each trial trains the model of the one before.
+        """
+        if trial is not None and self.hp_search_backend is not None:
+            vars(self.args).update(self._args_before_search)
+            self._hp_search_setup(trial)
+            set_seed(self.args.seed)
+        return self._in_strata(super().call_model_init(trial))
+
+    # ---- saving and loading ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter so that plain PEFT can read it too, and the tokenizer; for full fine-tuning the model.
+
+        Args:
+            output_dir: the folder, `args.output_dir` by default.
+        """
+        self._native = _internal_call and output_dir is not None  # how Trainer saves a checkpoint
+        if _is_ours(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # Trainer would gather the whole base on each save. The adapter and the base's biases are enough.
+            with whole_parameters(self.model, keep=self.args.should_save):
+                self._save(output_dir)
+        elif self.is_fsdp_enabled and not self._native:
+            # Trainer would write no model at all where checkpoints are sharded.
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
+            return
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        # In place of Trainer's, which also pickles the arguments, Hub token included. Nothing reads that file back.
+        folder = output_dir if output_dir is not None else str(self.args.output_dir)
+        if not self.args.should_save and not self.is_distributed_loading_by_transformers:
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if _is_ours(model):
+            logger.info("Saving the adapter to %s", folder)
+            form = save_adapter(
+                model, folder, model.active_adapter, form="native" if self._native else "auto", task=self.task
+            )
+            if form == "native" and not self._native:
+                logger.warning("Plain PEFT cannot hold this adapter, so %s needs spafit_hf to be read.", folder)
+        elif isinstance(model, (PreTrainedModel, PeftModel)):
+            model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
+        else:
+            os.makedirs(folder, exist_ok=True)
+            weights = model.state_dict() if state_dict is None else state_dict
+            safetensors.torch.save_file(weights, os.path.join(folder, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if processor is not None and self.args.should_save:
+            processor.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target: Any = self.model if model is None else model
+        if _is_ours(target) and not self.is_fsdp_enabled:
+            check_fits(target, target.active_adapter, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+class SpafitTrainer(HubPushMixin, StrataTrainer):
+    """`transformers.Trainer` that trains in strata. In a script that has one, two names change and nothing else.
+
+    A plain model is wrapped with `get_spafit_model`; a `PeftModel` is taken as it is; the strategy "full" leaves the
+    model plain, so that every method of the paper runs through the same code.
+
+    Args:
+        strategy: name, dict, YAML or JSON file, or `Strategy`. It takes the place of the strategy in `args`. By
+            default that of `SpafitTrainingArguments`, and spafit-4-9-II with plain `TrainingArguments`.
+        others: those of `transformers.Trainer`, in its order.
+
+    Raises:
+        ValueError: for a strategy that does not fit the model, or an optimizer made before the model was wrapped.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., torch.Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        *,
+        strategy: StrategyLike | None = None,
+    ) -> None:
+        args = SpafitTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            strategy=strategy,
+        )
+
+
+class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` that trains in strata; see `SpafitTrainer`.
+
+    Args:
+        strategy: as for `SpafitTrainer`.
+        others: those of `transformers.Seq2SeqTrainer`, in its order.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., torch.Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        *,
+        strategy: StrategyLike | None = None,
+    ) -> None:
+        args = SpafitSeq2SeqTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            strategy=strategy,
+        )
+        if isinstance(self.model, PeftModel) and getattr(args, "generation_config", None) is not None:
+            # Seq2SeqTrainer sets it on PEFT's wrapper, which `generate` does not ask.
+            self.model.get_base_model().generation_config = self.model.generation_config
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _follow_log_level(args: TrainingArguments) -> None:
+    """Let this package log where transformers does, as scripts set the level of transformers alone."""
+    package, level = logging.getLogger("spafit_hf"), args.get_process_log_level()
+    if args.log_level != "passive" or level < package.getEffectiveLevel():
+        package.setLevel(level)
+
+
+def _has_adapter(model: nn.Module) -> bool:
+    """Whether a model comes with an adapter: PEFT's wrapper, or one that transformers' `add_adapter` put in."""
+    return isinstance(model, PeftModel) or bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def _unwrap(model: PeftModel, trained: Iterable[nn.Parameter]) -> None:
+    """Take the adapter out again, and let train what did before."""
+    model.unload()
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def _is_ours(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel) and isinstance(model.peft_config[model.active_adapter], SpafitConfig)
+
+
+def _restored(rows: EvalPrediction, sampler: LengthSortedSampler) -> EvalPrediction:
+    parts = (rows.predictions, rows.label_ids, rows.inputs, rows.losses)
+    return EvalPrediction(*(sampler.restore(part) for part in parts))
+
+
+def _as_text(strategy: StrategyLike) -> str:
+    """A strategy as the `strategy` field holds it: a name, a path, or JSON."""
+    if isinstance(strategy, Strategy):
+        return json.dumps(strategy.to_dict())
+    return json.dumps(dict(strategy)) if isinstance(strategy, Mapping) else os.fspath(strategy)
+
+
+def _check_holds_trainable(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    missing = sum(id(parameter) not in held for parameter in trained)
+    if missing:
+        raise ValueError(
+            f"the optimizer holds {len(trained) - missing} of the {len(trained)} tensors that train in strata: it was "
+            "made before the model was wrapped; pass optimizer_cls_and_kwargs, or wrap with get_spafit_model first."
+        )
+
+
+def _spare_frozen_prefix(model: nn.Module) -> None:
+    """Keep the backward pass, and activation checkpointing with it, above the layers below which nothing trains.
+
+    Trainer has just switched checkpointing on, and with it gradients of the embeddings' output, which reentrant
+    checkpointing needs. Ours is not reentrant.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(base, PreTrainedModel):
+        base.disable_input_require_grads()
+    for module in model.modules():  # in the order of the forward pass: embeddings, layers, head
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            return
+        if isinstance(module, GradientCheckpointingLayer) and not any(p.requires_grad for p in module.parameters()):
+            module.gradient_checkpointing = False

@@ -1,0 +1,134 @@
+"""Numbers and names as a reader sees them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+ROLE_WORDS = {
+    "query": "query",
+    "key": "key",
+    "value": "value",
+    "attention_output": "attention output",
+    "attention_norm": "attention norm",
+    "intermediate": "feed-forward in",
+    "output": "feed-forward out",
+    "output_norm": "feed-forward norm",
+}
+
+FIGURE_WORDS = {
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "matthews_correlation": "Matthews correlation",
+    "pearson": "Pearson",
+    "pearsonr": "Pearson",
+    "spearmanr": "Spearman",
+    "mse": "Mean squared error",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
+    "perplexity": "Perplexity",
+    "loss": "Loss",
+    "eval_loss": "Loss",
+}
+
+#: Our name of a figure -> the Hub's id of the metric, where they differ.
+METRIC_IDS = {"pearson": "pearsonr", "spearman": "spearmanr"}
+
+
+def method_title(method: str) -> str:
+    """A strategy's name as the paper prints it: SPAFIT-4-9-II, Full BitFit, Full LoRA-I."""
+    if method.lower().startswith("spafit-"):
+        return "SPAFIT-" + method[len("spafit-") :]
+    return {
+        "full": "full fine-tuning",
+        "bitfit": "BitFit",
+        "lora-I": "LoRA-I",
+        "lora-II": "LoRA-II",
+        "linear-probe": "linear probing",
+        "custom": "strata of its own",
+    }.get(method, method)
+
+
+def count(value: int) -> str:
+    return f"{value:,}"
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage with three figures: 2.24 %, 0.0831 %, 100 %."""
+    percent = 100 * part / whole
+    if percent >= 99.95:
+        return f"{percent:.0f} %"
+    digits = 2 if percent >= 1 else 3
+    return f"{percent:.{digits}f} %" if percent >= 0.01 else f"{percent:.1g} %"
+
+
+def size(value: int) -> str:
+    """Bytes in decimal units, as the Hub shows them."""
+    amount, units = float(value), ["B", "kB", "MB", "GB", "TB"]
+    while amount >= 999.5 and len(units) > 1:
+        amount /= 1000
+        units.pop(0)
+    return f"{amount:.0f} {units[0]}" if units[0] == "B" or amount >= 100 else f"{amount:.3g} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def figure(value: float) -> str:
+    """A figure with four decimals; a large or tiny one with four significant digits."""
+    return f"{value:.4f}" if 0.0005 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
+
+
+def figure_name(name: str) -> str:
+    return FIGURE_WORDS.get(name, name.replace("_", " "))
+
+
+def listing(words: Sequence[str], last: str = "and") -> str:
+    """a; a and b; a, b and c."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Layer numbers, runs drawn together: 0 to 4, 7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return listing([f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs])
+
+
+def plain(text: object) -> str:
+    """A stranger's words, such as a label, as text that is neither Markdown nor HTML, on one line."""
+    words = re.sub(r"\s+", " ", str(text)).strip()
+    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", words)
+
+
+def code(text: object) -> str:
+    """The same as a code span that also fits into a cell of a table."""
+    words = re.sub(r"\s+", " ", str(text)).strip().replace("|", "\\|")
+    ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", words)), default=0))
+    pad = " " if "`" in words else ""
+    return f"{ticks}{pad}{words}{pad}{ticks}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
+    """A Markdown table; `align` has one of l, r, c per column."""
+    marks = {"l": ":--", "r": "--:", "c": ":-:"}
+    rule = [marks[letter] for letter in align or "l" * len(header)]
+    lines = [header, rule, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, as the start of the error says it; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

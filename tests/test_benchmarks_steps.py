@@ -1,0 +1,219 @@
+"""The bench on a toy model: every method is measured, every figure is there, and the command prints them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, GPT2Config
+
+from benchmarks.steps import BASELINES, STRATEGIES, BenchResult, BenchSettings, gpu, measure
+from benchmarks.steps.__main__ import main
+from benchmarks.steps.gpu import Rung, climb, ladder_table
+from benchmarks.steps.measure import make_methods
+from benchmarks.steps.memory import saved_activation_bytes
+from benchmarks.steps.methods import Method, load_config, make_batches, new_model, sharing, stock
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    BertConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=6, num_attention_heads=2, intermediate_size=64
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+ENDINGS = ("", " cached", " cached + first token")
+
+
+@pytest.fixture(scope="module")
+def result(base: str) -> BenchResult:
+    settings = BenchSettings(base=base, rounds=3, batch=4, batches=2, max_tokens=16, lora_r=2, memory=False)
+    return measure(settings)
+
+
+def test_every_method_is_measured(result: BenchResult) -> None:
+    found = {each.method: each for each in result.methods}
+    assert list(found) == [
+        *BASELINES,
+        "spafit_hf lora-II",
+        *(f"{name}{ending}" for name in STRATEGIES for ending in ENDINGS),
+    ]
+    assert found["lora-II"].ratio == 1
+    assert found["lora-II"].theory == found["spafit_hf lora-II"].theory == 1
+    assert all(each.step_seconds > 0 and each.tokens_per_second > 0 for each in result.methods)
+    assert all(len(each.all_seconds) == 3 for each in result.methods)
+    live, cached, first = (found["spafit-8-16-II" + ending] for ending in ENDINGS)
+    assert cached.build_seconds > 0 == live.build_seconds
+    assert first.theory < cached.theory < live.theory < 1 < found["full"].theory
+    assert cached.weight_bytes < live.weight_bytes
+    assert cached.trained_parameters == live.trained_parameters < found["lora-II"].trained_parameters
+    assert first.saved_activation_bytes < live.saved_activation_bytes < found["lora-II"].saved_activation_bytes
+    assert cached.adapter_bytes == live.adapter_bytes
+    assert found["full"].adapter_bytes is None
+    assert cached.epochs_seconds[2] > cached.epochs_seconds[1] > cached.epochs_seconds[0] > cached.build_seconds
+
+
+def test_the_baselines_are_stock(base: str) -> None:
+    config = load_config(base)
+    lora = stock(new_model(config), "lora-II", 2)
+    assert lora.peft_config["default"].peft_type == "LORA"
+    names = {name for name, parameter in lora.named_parameters() if parameter.requires_grad}
+    assert sum("lora_A" in name for name in names) == 6 * 4
+    bitfit = stock(new_model(config), "bitfit", 2)
+    trained = {name for name, parameter in bitfit.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if not name.endswith("bias")} == {"classifier.weight"}
+
+
+def test_frozen_weights_are_shared_and_trained_ones_are_not(base: str) -> None:
+    plain = new_model(load_config(base))
+    lora, bitfit = stock(sharing(plain), "lora-II", 2), stock(sharing(plain), "bitfit", 2)
+    weight = "bert.encoder.layer.0.output.dense.weight"
+    here = plain.get_parameter(weight).data_ptr()
+    assert lora.get_base_model().get_parameter(weight).data_ptr() == here == bitfit.get_parameter(weight).data_ptr()
+    bias = weight.replace("weight", "bias")
+    assert bitfit.get_parameter(bias).data_ptr() != plain.get_parameter(bias).data_ptr()
+    assert torch.equal(bitfit.get_parameter(bias), plain.get_parameter(bias))
+
+
+def test_activations_are_counted_once() -> None:
+    linear = torch.nn.Linear(8, 4, bias=False)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, x: torch.Tensor) -> argparse.Namespace:
+            return argparse.Namespace(loss=self.linear(x).sum() + self.linear(x).sum())
+
+    method = Method("toy", Model(), torch.optim.SGD(linear.parameters(), lr=0.1))
+    assert saved_activation_bytes(method, {"x": torch.randn(5, 8)}) == 5 * 8 * 4
+
+
+def test_counted_activations_are_freed() -> None:
+    outputs: list[weakref.ref[torch.Tensor]] = []
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> argparse.Namespace:
+            output = self.linear(x).tanh()  # which its own gradient reads
+            outputs.append(weakref.ref(output))
+            return argparse.Namespace(loss=output.sum())
+
+    model = Model()
+    method = Method("toy", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert saved_activation_bytes(method, {"x": torch.randn(5, 8)}) > 5 * 4 * 4
+    assert outputs[0]() is None
+
+
+def test_batches_are_grouped_and_of_sentence_length(base: str) -> None:
+    batches = make_batches(BenchSettings(batch=16, batches=8), load_config(base))
+    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    padded = sum(batch["input_ids"].numel() for batch in batches)
+    assert 1 <= padded / real < 1.25
+    assert max(batch["input_ids"].shape[1] for batch in batches) <= 64
+    whole = make_batches(BenchSettings(batch=2, batches=2, full_length=True), load_config(base))
+    assert [int(batch["attention_mask"].sum()) for batch in whole] == [128, 128]
+
+
+def test_what_a_model_does_not_allow_for_is_left_out(tmp_path: Path) -> None:
+    GPT2Config(vocab_size=60, n_embd=16, n_layer=6, n_head=2, pad_token_id=0).save_pretrained(tmp_path)
+    settings = BenchSettings(str(tmp_path), ("spafit-8-16-II",), ("lora-II",), (), batch=2, max_tokens=8, batches=1)
+    config = load_config(settings.base)
+    told: list[str] = []
+    methods = make_methods(settings, new_model(config), make_batches(settings, config), tmp_path / "c", told.append)
+    assert [method.name for method in methods] == ["lora-II", "spafit-8-16-II", "spafit-8-16-II cached"]
+    assert f"spafit-8-16-II{ENDINGS[-1]} is left out" in told[-1]
+    assert "reads more than the first token" in told[-1]
+
+
+@pytest.mark.slow
+def test_command(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--rounds", "1", "--batch", "2", "--max-tokens", "8", "--lora-r", "2", "--strategies", "spafit-8-16-II"]
+    fewer = ["--baselines", "lora-II", "--own", "--batches", "1", "--clock", "cpu", "--device", "cpu"]
+    files = ["--json", str(tmp_path / "b.json"), "--picture", str(tmp_path / "b.png")]
+    main(["--base", base, *small, *fewer, *files])
+    printed = capsys.readouterr().out
+    assert "| lora-II |" in printed
+    assert "random weights, float32" in printed
+    assert "the process had a core" in printed
+    facts = json.loads((tmp_path / "b.json").read_text())
+    assert [each["method"] for each in facts["methods"]] == [
+        "lora-II",
+        *(f"spafit-8-16-II{ending}" for ending in ENDINGS),
+    ]
+    assert facts["machine"]["threads"] >= 1
+    for each in facts["methods"]:  # each in a process of its own
+        assert each["process_peak_bytes"] > 50_000_000
+        assert each["peak_bytes"] is None or each["peak_bytes"] <= each["process_peak_bytes"]
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- what is for GPUs, as far as a CPU can tell --
+
+
+@pytest.mark.slow
+def test_bf16_and_compiled(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = BenchSettings(
+        base, ("spafit-8-16-II",), ("lora-II",), (), rounds=1, batch=2, batches=1, max_tokens=8, lora_r=2
+    )
+    monkeypatch.setattr(gpu, "LARGEST_BATCH", 2)
+    found = gpu.measure_gpu(settings, backend="eager")
+    mixed, compiled = found.tables
+    assert [each.method for each in mixed.methods][-1] == "spafit-8-16-II cached + first token"
+    assert [each.method for each in compiled.methods] == ["lora-II", "spafit-8-16-II"]
+    assert "bfloat16, compiled by eager" in found.table()
+    assert [each.batch for each in found.ladder] == [2] * 4
+    assert found.to_dict()["tables"][0]["settings"]["precision"] == "bfloat16"
+
+
+def test_batches_grow_until_memory_ends(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Method.step
+
+    def small(self: Method, batch: dict[str, torch.Tensor]) -> None:
+        if len(batch["labels"]) > (4 if self.name == "lora-II" else 8):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        step(self, batch)
+
+    monkeypatch.setattr(Method, "step", small)
+    settings = BenchSettings(base, ("spafit-8-16-II",), ("lora-II",), (), batch=2, max_tokens=8, lora_r=2)
+    rungs = climb(settings)
+    assert [(each.method, each.batch) for each in rungs if each.step_seconds is None] == [
+        ("lora-II", 8),
+        *((f"spafit-8-16-II{ending}", 16) for ending in ENDINGS),
+    ]
+    assert [each.batch for each in rungs if each.method == "lora-II"] == [2, 4, 8]
+    assert rungs[0].tokens_per_second is not None
+    assert "| lora-II | 8 | out of memory | | |" in ladder_table(rungs)
+    assert "| x | 2 | 500.0 | 16 | 3 |" in ladder_table([Rung("x", 2, 0.5, 16.0, 3_000_000)])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"max_tokens": 2}, "max_tokens is 2"),
+        ({"clock": "sun"}, "allowed are wall, cpu"),
+        ({"baselines": ("full",)}, "lora-II is"),
+        ({"baselines": ("lora-II", "lora-III")}, "allowed are full"),
+        ({"device": "cuda"}, "PyTorch sees none"),
+    ],
+)
+def test_wrong_settings(given: dict[str, object], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=reason):
+        BenchSettings(**given)
+
+
+def test_no_such_base() -> None:
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_config("/nowhere/at/all")
