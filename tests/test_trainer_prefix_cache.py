@@ -241,7 +241,7 @@ sys.path[:0] = {path!r}
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from test_prefix_cache_training import losses, run, slow, use
+from test_trainer_prefix_cache import losses, run, slow, use
 {work}
 """
 
