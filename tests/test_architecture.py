@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from spafit_hf.architecture import Architecture, find_architecture, is_linear, is_norm
+from spafit_hf.architecture import Architecture, describe_architecture, find_architecture, is_linear, is_norm
 from spafit_hf.architecture.layouts import LAYOUTS
 from spafit_hf.architecture.structure import stacks_by_structure
 from spafit_hf.strategy import NORM_ROLES, ROLES
@@ -363,7 +363,7 @@ def test_albert_shares_its_layers() -> None:
 )
 def test_what_is_not_found_says_how_to_describe_it(model_type: str, sizes: dict[str, Any]) -> None:
     model = meta(AutoModel, AutoConfig.for_model(model_type, **sizes))
-    with pytest.raises(ValueError, match=rf"model type '{model_type}': no list of layers .*Architecture\.describe\("):
+    with pytest.raises(ValueError, match=rf"model type '{model_type}': no list of layers .*describe_architecture\("):
         find_architecture(model)
 
 
@@ -416,7 +416,7 @@ def test_describing_by_hand() -> None:
     model = Unusual()
     with pytest.raises(ValueError, match=r"model type 'Unusual'.*a layer holds mix\.ask, mix\.see"):
         find_architecture(model)
-    architecture = Architecture.describe(model, layers="blocks", roles=BY_HAND, head=["decide"])
+    architecture = describe_architecture(model, layers="blocks", roles=BY_HAND, head=["decide"])
     assert architecture.head == ("decide",)
     assert architecture.outer_norms == ("last",)
     assert architecture.stacks[0].layers[3].names(("query", "output")) == ("blocks.3.mix.ask", "blocks.3.narrow")
@@ -426,7 +426,7 @@ def test_describing_by_hand() -> None:
 def test_describing_gives_what_finding_gives() -> None:
     model = meta(AutoModelForSequenceClassification, config_of("bert"))
     roles = {role: names for role, names in LAYOUTS["bert"][0][2].items()}
-    assert Architecture.describe(model, layers={"encoder": "bert.encoder.layer"}, roles=roles) == find_architecture(
+    assert describe_architecture(model, layers={"encoder": "bert.encoder.layer"}, roles=roles) == find_architecture(
         model
     )
 
@@ -444,7 +444,7 @@ def test_describing_gives_what_finding_gives() -> None:
 )
 def test_describing_wrongly(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Architecture.describe(Unusual(), **({"layers": "blocks", "roles": BY_HAND} | changes))
+        describe_architecture(Unusual(), **({"layers": "blocks", "roles": BY_HAND} | changes))
 
 
 def test_fewer_layers_than_the_config_has_are_shared_layers() -> None:

@@ -18,7 +18,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from spafit_hf.architecture import Architecture, find_architecture
+from spafit_hf.architecture import describe_architecture, find_architecture
 from spafit_hf.planner import LoraSettings, Plan, build_model, comparison_table, plan, plan_each
 from spafit_hf.strategy import METHODS, ROLES, Strategy, Stratum
 
@@ -445,7 +445,7 @@ def test_a_model_described_by_hand() -> None:
         role: [name.removeprefix("bert.encoder.layer.0.") for name in names]
         for role, names in found.stacks[0].layers[0].modules.items()
     }
-    described = Architecture.describe(model, layers="bert.encoder.layer", roles=roles, pooler=["bert.pooler.dense"])
+    described = describe_architecture(model, layers="bert.encoder.layer", roles=roles, pooler=["bert.pooler.dense"])
     assert plan(model, "bitfit", architecture=described).biases == plan(model, "bitfit").biases
 
 

@@ -9,9 +9,11 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
+from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 from transformers.pytorch_utils import Conv1D
 
-from spafit_hf.tuner.layer import DeltaLayer, Linear, Norm, adopt, is_dense, is_norm, wrap
+from spafit_hf.architecture import takes_delta
+from spafit_hf.tuner.layer import DeltaLayer, Linear, Norm, adopt, wrap
 
 KINDS = ("linear", "linear without bias", "conv1d", "norm")
 
@@ -222,30 +224,26 @@ def test_the_short_way_computes_what_the_long_one_does(kind, case, autocast, mon
         assert torch.equal(layer(X), short)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_changing_the_mode_reaches_every_module(kind):
-    class OwnMode(nn.Module):
-        def train(self, mode: bool = True) -> OwnMode:
-            self.heard = mode
-            return super().train(mode)
-
-    layer = wrapped(kind, "a")
-    if kind != "norm":
-        layer.update_layer("l", 2, 4, config=LoraConfig(lora_dropout=0.5))
-    layer.get_base_layer().add_module("own", OwnMode())
-    for mode in (False, True):
-        assert layer.train(mode) is layer
-        assert {module.training for module in layer.modules()} == {mode}
-        assert layer.get_base_layer().own.heard is mode
+class LayerNorm2d(nn.LayerNorm):
+    """As vision models have it: the features are the second dimension."""
 
 
 @pytest.mark.parametrize(
-    "module", [nn.Embedding(3, 4), nn.Conv2d(1, 1, 1), nn.ReLU(), nn.LayerNorm(4, bias=False), nn.RMSNorm(4)]
+    "module",
+    [
+        nn.Embedding(3, 4),
+        nn.Conv2d(1, 1, 1),
+        nn.ReLU(),
+        nn.LayerNorm(4, bias=False),
+        nn.RMSNorm(4),
+        nn.BatchNorm1d(4),
+        nn.GroupNorm(2, 4),
+        LayerNorm2d(4),
+    ],
 )
 def test_other_modules_cannot_have_a_delta(module):
-    assert not is_dense(module)
-    assert not is_norm(module)
-    with pytest.raises(ValueError, match=r"allowed are Linear, Conv1D, and LayerNorm with a bias"):
+    assert not takes_delta(module)
+    with pytest.raises(ValueError, match=r"allowed are Linear, Conv1D, and norms with a bias over their last dim"):
         wrap(module)
 
 
@@ -254,6 +252,7 @@ def test_kinds_are_told_apart():
     assert type(wrap(Conv1D(2, 2))) is Linear
     assert wrap(Conv1D(2, 2)).fan_in_fan_out
     assert type(wrap(nn.LayerNorm(2))) is Norm
+    assert type(wrap(NoNorm(2))) is Norm
 
 
 def test_layers_that_peft_built_are_adopted_with_their_state():

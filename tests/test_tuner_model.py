@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from models import (
     FAMILIES,
+    LAYERS,
+    VOCAB,
+    WIDTH,
     assert_equal,
     base_tensors,
     inputs,
@@ -23,7 +27,9 @@ from models import (
     transformers_takes_adapters,
 )
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoModelForSequenceClassification
+from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 
 from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model, load_adapter, plan, save_adapter
 from spafit_hf.strategy import ROLES
@@ -85,6 +91,66 @@ def test_what_is_frozen_is_what_peft_freezes(name, strategy):
     model.get_base_model().requires_grad_(True)
     LoraModel._mark_only_adapters_as_trainable(tuner, tuner.model)
     assert found == trainable()
+
+
+# ---- the plan and the tuner agree ----
+
+
+class ScaleNorm(nn.Module):
+    """A norm of one's own, which no list of classes knows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / x.norm(dim=-1, keepdim=True) * self.weight + self.bias
+
+
+def bert_with_norms_of_its_own() -> nn.Module:
+    model = tiny("bert")
+    for layer in model.bert.encoder.layer:
+        layer.output.LayerNorm = ScaleNorm(WIDTH)
+    return model
+
+
+def mobilebert() -> nn.Module:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
+    widths = {"intermediate_size": 32, "embedding_size": 16, "intra_bottleneck_size": 16}
+    return hf.MobileBertForSequenceClassification(hf.MobileBertConfig(**sizes, **widths)).eval()
+
+
+def conformer() -> nn.Module:
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 32}
+    features = {"conv_dim": [8, 8], "conv_kernel": [8, 4], "conv_stride": [4, 2], "num_feat_extract_layers": 2}
+    config = hf.Wav2Vec2ConformerConfig(**sizes, **features, num_conv_pos_embedding_groups=2)
+    return hf.Wav2Vec2ConformerForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize("strategy", ["spafit-4-9-II", "bitfit"])
+@pytest.mark.parametrize(
+    ("make", "kind", "takes"),
+    [(bert_with_norms_of_its_own, ScaleNorm, True), (mobilebert, NoNorm, True), (conformer, nn.BatchNorm1d, False)],
+)
+def test_a_norm_gets_a_delta_or_a_note(make, kind, takes, strategy):
+    base = make()
+    batch = {"input_values": torch.randn(2, 320)} if make is conformer else inputs("bert")
+    expected, the_plan = logits(base, batch), plan(base, strategy)
+    of_kind = {name for name, module in base.named_modules() if isinstance(module, kind)}
+    assert bool(of_kind & set(the_plan.biases)) == takes
+    assert any(kind.__name__ in note and "left alone" in note for note in the_plan.notes) != takes
+
+    model = get_spafit_model(base, strategy)
+    assert torch.equal(logits(model, batch), expected)
+    found = {
+        name for name, layer in model.get_base_model().named_modules() if "default" in getattr(layer, "lora_delta", ())
+    }
+    assert found == set(the_plan.biases)
+    stir(model)
+    changed = logits(model, batch)
+    assert not torch.equal(changed, expected)
+    if takes:
+        torch.testing.assert_close(logits(model.merge_and_unload(), batch), changed)
 
 
 # ---- the base keeps every bit ----

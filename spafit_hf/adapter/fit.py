@@ -9,9 +9,8 @@ from torch import nn
 
 from spafit_hf.adapter.folder import AdapterError, BaseFacts, facts_of_plain
 from spafit_hf.adapter.verified import VerifiedAdapter
-from spafit_hf.architecture import find_architecture
+from spafit_hf.architecture import find_architecture, is_linear, takes_delta
 from spafit_hf.tuner import labels_of
-from spafit_hf.tuner.layer import is_dense, is_norm
 
 #: Names of heads that PEFT itself stores with an adapter for classification.
 PEFT_HEADS = ("classifier", "score")
@@ -125,12 +124,12 @@ def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str,
 
 
 def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if not is_dense(module) and not (is_norm(module) and part in ("bias", "lora_delta")):
+    if not is_linear(module) and not (takes_delta(module) and part in ("bias", "lora_delta")):
         raise AdapterError(
             f"the adapter has {part} for a {type(module).__name__}; allowed are dense modules and norms."
         )
     weight = module.get_parameter("weight")
-    if is_norm(module):
+    if not is_linear(module):
         return tuple(weight.shape)
     if isinstance(module, nn.Linear):  # quantized weights are packed; the module knows its true size
         inputs, outputs = module.in_features, module.out_features

@@ -18,7 +18,7 @@
     └── classifier                         head
 
 Known model types are read from a table (`layouts.py`), others by their structure; what cannot be found is an error
-that says how to describe the model by hand (`Architecture.describe`). Nothing here changes a model, and models on the
+that says how to describe the model by hand (`describe_architecture`). Nothing here changes a model, and models on the
 meta device will do.
 
 How a role is meant where a layer is not BERT's:
@@ -31,7 +31,17 @@ How a role is meant where a layer is not BERT's:
 * left out on purpose: the norms of single heads (q_norm, k_norm in Qwen3 and Gemma 3); see `Layer.others`.
 """
 
-from spafit_hf.architecture.find import find_architecture
-from spafit_hf.architecture.parts import Architecture, Layer, Stack, is_linear, is_norm
+from spafit_hf.architecture.find import describe_architecture, find_architecture
+from spafit_hf.architecture.kinds import is_linear, is_norm, takes_delta
+from spafit_hf.architecture.parts import Architecture, Layer, Stack
 
-__all__ = ["Architecture", "Layer", "Stack", "find_architecture", "is_linear", "is_norm"]
+__all__ = [
+    "Architecture",
+    "Layer",
+    "Stack",
+    "describe_architecture",
+    "find_architecture",
+    "is_linear",
+    "is_norm",
+    "takes_delta",
+]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.architecture.kinds import is_linear, is_norm
 from spafit_hf.architecture.layouts import LAYOUTS, NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED, Roles
-from spafit_hf.architecture.parts import Architecture, Stack, is_linear, is_norm
+from spafit_hf.architecture.parts import Architecture, Stack
 from spafit_hf.architecture.stacks import join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
 from spafit_hf.strategy import NORM_ROLES, ROLES
@@ -41,6 +43,65 @@ def find_architecture(model: nn.Module) -> Architecture:
         raise ValueError(f"model type {model_type!r} has no strata: {REFUSED[model_type]}.")
     stacks = _stacks_by_table(model, model_type) if model_type in LAYOUTS else ()
     return complete(model, stacks or stacks_by_structure(model, model_type))
+
+
+def describe_architecture(
+    model: nn.Module,
+    *,
+    layers: str | Mapping[str, str],
+    roles: Mapping[str, str | Iterable[str]],
+    head: Iterable[str] | None = None,
+    pooler: Iterable[str] | None = None,
+    outer_norms: Iterable[str] | None = None,
+) -> Architecture:
+    """The architecture of a model that cannot be found by itself, from what you know about it.
+
+        describe_architecture(
+            model,
+            layers="model.blocks",
+            roles={
+                "query": "att.q", "key": "att.k", "value": "att.v", "attention_output": "att.o",
+                "intermediate": ("ff.gate", "ff.up"), "output": "ff.down",
+                "attention_norm": "norm_a", "output_norm": "norm_f",
+            },
+            head=["classifier"],
+        )
+
+    Args:
+        model: the model, on any device.
+        layers: name of the list of layers, or several as {"encoder": name, "decoder": name}.
+        roles: role of `ROLES` -> name or names relative to a layer. Norms may be left out.
+        head, pooler, outer_norms: names in the model; None: found as for any other model.
+
+    Raises:
+        ValueError: for an unknown role, a name that is not in the model, or a role no module plays.
+    """
+    names = {name for name, _ in model.named_modules()}
+    for role in roles:
+        if role not in ROLES:
+            raise ValueError(f"roles: unknown role {role!r}; allowed are {', '.join(ROLES)}.")
+    layout = {role: (paths,) if isinstance(paths, str) else tuple(paths) for role, paths in roles.items()}
+    stacks = []
+    for stack_name, path in ({"layers": layers} if isinstance(layers, str) else layers).items():
+        if path not in names:
+            raise ValueError(f"layers: the model has no module {path!r}; see model.named_modules() for the names.")
+        stacks.append(make_stack(model, stack_name, path, layout, model_type_of(model)))
+    found = complete(model, tuple(stacks))
+    parts = {"head": head, "pooler": pooler, "outer_norms": outer_norms}
+    given = {part: tuple(value) for part, value in parts.items() if value is not None}
+    for part, part_names in given.items():
+        for name in part_names:
+            if name not in names:
+                raise ValueError(f"{part}: the model has no module {name!r}; see model.named_modules() for the names.")
+    return Architecture(
+        model_type=found.model_type,
+        stacks=found.stacks,
+        embeddings=found.embeddings,
+        outer_norms=given.get("outer_norms", found.outer_norms),
+        pooler=given.get("pooler", found.pooler),
+        projections=found.projections,
+        head=given.get("head", found.head),
+    )
 
 
 def model_type_of(model: nn.Module) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from torch import nn
 
 from spafit_hf.strategy import ROLES
 
@@ -62,84 +60,3 @@ class Architecture:
     def num_layers(self) -> int:
         """Number of layers of the first stack."""
         return len(self.stacks[0].layers)
-
-    @classmethod
-    def describe(
-        cls,
-        model: nn.Module,
-        *,
-        layers: str | Mapping[str, str],
-        roles: Mapping[str, str | Iterable[str]],
-        head: Iterable[str] | None = None,
-        pooler: Iterable[str] | None = None,
-        outer_norms: Iterable[str] | None = None,
-    ) -> Architecture:
-        """The architecture of a model that cannot be found by itself, from what you know about it.
-
-            Architecture.describe(
-                model,
-                layers="model.blocks",
-                roles={
-                    "query": "att.q", "key": "att.k", "value": "att.v", "attention_output": "att.o",
-                    "intermediate": ("ff.gate", "ff.up"), "output": "ff.down",
-                    "attention_norm": "norm_a", "output_norm": "norm_f",
-                },
-                head=["classifier"],
-            )
-
-        Args:
-            model: the model, on any device.
-            layers: name of the list of layers, or several as {"encoder": name, "decoder": name}.
-            roles: role of `ROLES` -> name or names relative to a layer. Norms may be left out.
-            head, pooler, outer_norms: names in the model; None: found as for any other model.
-
-        Raises:
-            ValueError: for an unknown role, a name that is not in the model, or a role no module plays.
-        """
-        # Finding is built on these parts, so it can only be imported once they exist.
-        from spafit_hf.architecture.find import complete, model_type_of
-        from spafit_hf.architecture.stacks import make_stack
-
-        names = {name for name, _ in model.named_modules()}
-        for role in roles:
-            if role not in ROLES:
-                raise ValueError(f"roles: unknown role {role!r}; allowed are {', '.join(ROLES)}.")
-        layout = {role: (paths,) if isinstance(paths, str) else tuple(paths) for role, paths in roles.items()}
-        stacks = []
-        for stack_name, path in ({"layers": layers} if isinstance(layers, str) else layers).items():
-            if path not in names:
-                raise ValueError(f"layers: the model has no module {path!r}; see model.named_modules() for the names.")
-            stacks.append(make_stack(model, stack_name, path, layout, model_type_of(model)))
-        found = complete(model, tuple(stacks))
-        parts = {"head": head, "pooler": pooler, "outer_norms": outer_norms}
-        given = {part: tuple(value) for part, value in parts.items() if value is not None}
-        for part, part_names in given.items():
-            for name in part_names:
-                if name not in names:
-                    raise ValueError(
-                        f"{part}: the model has no module {name!r}; see model.named_modules() for the names."
-                    )
-        return cls(
-            model_type=found.model_type,
-            stacks=found.stacks,
-            embeddings=found.embeddings,
-            outer_norms=given.get("outer_norms", found.outer_norms),
-            pooler=given.get("pooler", found.pooler),
-            projections=found.projections,
-            head=given.get("head", found.head),
-        )
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a matrix LoRA can go on: nn.Linear and its quantized kinds, or the Conv1D of GPT-2."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm with a weight, with or without a bias. By name: models bring classes of their own."""
-    return "norm" in type(module).__name__.lower() and has_weight(module)
-
-
-def has_weight(module: nn.Module) -> bool:
-    """Whether a module has a weight of its own; the Identity that stands for a missing norm has none."""
-    return "weight" in module._parameters and module._parameters["weight"] is not None

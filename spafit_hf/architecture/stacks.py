@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from spafit_hf.architecture.kinds import has_weight, is_linear, is_norm
 from spafit_hf.architecture.layouts import Roles
-from spafit_hf.architecture.parts import Layer, Stack, has_weight, is_linear, is_norm
+from spafit_hf.architecture.parts import Layer, Stack
 from spafit_hf.strategy import NORM_ROLES, ROLES
 
 
@@ -46,7 +47,8 @@ def by_hand(block: nn.Module) -> str:
     linear = [name for name, module in block.named_modules() if is_linear(module) or is_norm(module)]
     inside = f" (a layer holds {', '.join(linear[:16])})" if linear else ""
     return (
-        "Describe the model by hand: architecture = Architecture.describe(model, layers='name.of.the.list', "
+        "Describe the model by hand: architecture = "
+        "spafit_hf.architecture.describe_architecture(model, layers='name.of.the.list', "
         f"roles={{'query': 'name.in.a.layer', ...}}, head=['classifier']), with a name for each of {', '.join(ROLES)}"
         f"{inside}, and pass it on: plan(model, strategy, architecture=architecture)."
     )

@@ -7,8 +7,9 @@ import re
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.architecture.kinds import is_linear, is_norm
 from spafit_hf.architecture.layouts import Roles
-from spafit_hf.architecture.parts import Stack, is_linear, is_norm
+from spafit_hf.architecture.parts import Stack
 from spafit_hf.architecture.stacks import by_hand, make_stack
 from spafit_hf.strategy import NORM_ROLES, ROLES
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedModel
 
-from spafit_hf.architecture import Architecture, Stack, find_architecture, is_linear
+from spafit_hf.architecture import Architecture, Stack, find_architecture, takes_delta
 from spafit_hf.planner.facts import Group, LoraSettings, Plan
 from spafit_hf.planner.notes import head_notes, notes
 from spafit_hf.planner.source import ModelLike, build_model
@@ -35,7 +35,7 @@ def plan(
             sequences). None: the head the config names if it is one that people fine-tune (classification, question
             answering, language modeling), else sequence classification with the config's own number of labels, else,
             for a model type without it, no head.
-        architecture: where the parts of the model are, when they cannot be found (`Architecture.describe`).
+        architecture: where the parts of the model are, when they cannot be found (`describe_architecture`).
 
     Raises:
         ValueError: when model or strategy cannot be read, they do not fit, or the model's parts cannot be found.
@@ -126,7 +126,7 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
                 for index in layers:
                     lora_modules += stack.layers[index].names(stratum.lora)
                     for module in stack.layers[index].names(stratum.biases):
-                        (bias_modules if _bias_width(modules[module]) is not None else passed_over).append(module)
+                        (bias_modules if takes_delta(modules[module]) else passed_over).append(module)
                 settings = _settings(stratum)
                 lora |= dict.fromkeys(lora_modules, settings)
                 for module in lora_modules:
@@ -139,11 +139,13 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
                 Group(name, stack.name, layers, what, tuple(lora_modules), tuple(bias_modules), trained, stratum)
             )
     if strategy.outer_biases:
-        outer = [
+        biased = [
             name
             for name in (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
             if modules[name]._parameters.get("bias") is not None
         ]
+        outer = [name for name in biased if takes_delta(modules[name])]
+        passed_over += [name for name in biased if name not in outer]
         before = _values(tensors)
         tensors |= _bias_tensors(modules, outer)
         biases += outer
@@ -202,7 +204,7 @@ def _lora_tensors(module: str, shape: tuple[int, int], settings: LoraSettings) -
 
 
 def _bias_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    return {f"base_model.model.{name}.bias": (_bias_width(modules[name]) or 0,) for name in names}
+    return {f"base_model.model.{name}.bias": (_bias_width(modules[name]),) for name in names}
 
 
 def _values(tensors: dict[str, tuple[int, ...]]) -> int:
@@ -223,12 +225,10 @@ def _in_out(module: nn.Module) -> tuple[int, int]:
     return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)  # GPT-2's Conv1D is transposed
 
 
-def _bias_width(module: nn.Module) -> int | None:
-    """Length of a module's bias, its own or one it can be given; None for a norm without one."""
+def _bias_width(module: nn.Module) -> int:
+    """Length of the bias of a module that takes a delta, its own or the one it is given."""
     bias = module._parameters.get("bias")
-    if bias is not None:
-        return bias.numel()
-    return _in_out(module)[1] if is_linear(module) else None
+    return _in_out(module)[1] if bias is None else bias.numel()
 
 
 def _output_embeddings(model: nn.Module, modules: dict[str, nn.Module]) -> str | None:

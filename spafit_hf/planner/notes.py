@@ -12,7 +12,7 @@ from spafit_hf.strategy import ROLES
 
 
 def notes(result: Plan, modules: dict[str, nn.Module], passed_over: list[str]) -> tuple[str, ...]:
-    """The notes of a plan by strata; `passed_over` are the norms that were to get a delta and have no bias."""
+    """The notes of a plan by strata; `passed_over` are the norms that were to get a delta and take none."""
     lines: list[str] = []
     for group in result.groups:
         if group.stratum is not None and not group.layers:
@@ -21,9 +21,12 @@ def notes(result: Plan, modules: dict[str, nn.Module], passed_over: list[str]) -
     without = [name for name in result.biases if modules[name]._parameters.get("bias") is None]
     if without:
         lines.append(f"{some(len(without), 'linear layer')} without a bias: the delta is added as one.")
-    if passed_over:
-        kinds = ", ".join(sorted({type(modules[name]).__name__ for name in passed_over}))
-        lines.append(f"{some(len(passed_over), 'norm')} without a bias ({kinds}): left alone.")
+    bare = [name for name in passed_over if modules[name]._parameters.get("bias") is None]
+    across = [name for name in passed_over if name not in bare]
+    for names, what in ((bare, "without a bias"), (across, "over another dimension than the last")):
+        if names:
+            kinds = ", ".join(sorted({type(modules[name]).__name__ for name in names}))
+            lines.append(f"{some(len(names), 'norm')} {what} ({kinds}): left alone.")
     lines += _fused_notes(result)
     large = [
         name

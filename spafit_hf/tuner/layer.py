@@ -27,6 +27,8 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from spafit_hf.architecture import is_linear, takes_delta
+
 DELTA_INIT_STD = 0.02  # for init_lora_weights=False only, where an adapter must not start as the identity
 
 
@@ -253,32 +255,19 @@ class Norm(nn.Module, DeltaLayer):
         return "spafit." + nn.Module.__repr__(self)
 
 
-def is_dense(module: nn.Module) -> bool:
-    """Whether a module multiplies by a matrix over its last dimension (quantized forms of `nn.Linear` included)."""
-    return isinstance(module, (nn.Linear, Conv1D))
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalization over its last dimension that has a bias to add a delta to."""
-    if isinstance(module, nn.LayerNorm):
-        return module.bias is not None
-    bias = module._parameters.get("bias")
-    return type(module).__name__.endswith(("LayerNorm", "RMSNorm")) and bias is not None and bias.dim() == 1
-
-
 def wrap(module: nn.Module) -> Linear | Norm:
     """A delta layer around a plain module, for an adapter that wants no LoRA there.
 
     Raises:
         ValueError: if the module is of a kind whose bias cannot have a delta.
     """
-    if is_dense(module):
+    if is_linear(module):
         return Linear(module)
-    if is_norm(module):
+    if takes_delta(module):
         return Norm(module)
     raise ValueError(
-        f"a bias delta was asked for {type(module).__name__}; allowed are Linear, Conv1D, and LayerNorm with a bias. "
-        "Take the module out of bias_modules."
+        f"a bias delta was asked for {type(module).__name__}; allowed are Linear, Conv1D, and norms with a bias "
+        "over their last dimension, such as LayerNorm. Take the module out of bias_modules."
     )
 
 

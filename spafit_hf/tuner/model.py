@@ -19,9 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from spafit_hf.architecture import is_linear, is_norm
 from spafit_hf.planner import plan
 from spafit_hf.tuner.config import SpafitConfig
-from spafit_hf.tuner.layer import DeltaLayer, Linear, Norm, adopt, is_dense, is_norm, missing_bias_message, wrap
+from spafit_hf.tuner.layer import DeltaLayer, Linear, Norm, adopt, missing_bias_message, wrap
 from spafit_hf.tuner.plain import plain_view
 
 BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
@@ -91,7 +92,7 @@ class SpafitModel(LoraModel):
         delta_wanted = parameter_name is None and _wants_delta(lora_config, current_key)
         if lora_wanted and is_norm(base):
             lora_wanted, delta_wanted = False, True
-        if is_dense(base):
+        if is_linear(base):
             lora_config.fan_in_fan_out = isinstance(base, Conv1D)
         if lora_wanted:
             settings = self._settings_of(lora_config, current_key)
