@@ -62,6 +62,15 @@ def test_imports_follow_the_flow(path: Path) -> None:
         assert FLOW.index(other) <= FLOW.index(own), f"{own} imports {name}, which comes after it"
 
 
+def test_no_file_comes_back_to_itself() -> None:
+    """No circles between files, those of types alone included."""
+    homes = {".".join(("spafit_hf", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in SOURCES}
+    graph = {name: imported(path) & set(homes) for name, path in homes.items() if not name.endswith("__init__")}
+    while leaves := {name for name, needs in graph.items() if not needs & set(graph)}:
+        graph = {name: needs for name, needs in graph.items() if name not in leaves}
+    assert not graph, f"these import one another in a circle, or stand above one: {sorted(graph)}"
+
+
 @pytest.mark.parametrize("statement", ["import spafit_hf", "from spafit_hf import Strategy, Stratum"])
 def test_the_pure_part_needs_no_torch(statement: str) -> None:
     code = f"import sys; {statement}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

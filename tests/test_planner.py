@@ -293,8 +293,8 @@ def test_each_stratum_has_its_own_lora() -> None:
     )
     each = plan(small("bert"), strategy)
     assert each.lora == {
-        "bert.encoder.layer.2.attention.self.query": LoraSettings(2, 4, 0.1),
-        "bert.encoder.layer.3.attention.self.value": LoraSettings(8, 16, use_rslora=True),
+        "bert.encoder.layer.2.attention.self.query": LoraSettings(r=2, lora_alpha=4, lora_dropout=0.1),
+        "bert.encoder.layer.3.attention.self.value": LoraSettings(r=8, lora_alpha=16, use_rslora=True),
     }
     assert [settings.scaling for settings in each.lora.values()] == [2.0, pytest.approx(16 / 8**0.5)]
     assert each.biases == ("bert.encoder.layer.3.attention.self.value",)

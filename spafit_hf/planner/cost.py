@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from spafit_hf.architecture import Layer
-
-if TYPE_CHECKING:
-    from spafit_hf.planner.facts import Plan
+from spafit_hf.planner.facts import PlanFacts
 
 BATCH, SEQ = 16, 128
 """Examples and tokens per example for which `str(plan)` states memory and FLOPs (batch 16 is the paper's)."""
@@ -47,7 +45,7 @@ class Cost:
 class _Counter:
     """Adds up one layer; `grad` says whether the hidden states need a gradient at this point of the forward pass."""
 
-    def __init__(self, plan: Plan, full: bool, seq: int, grad: bool) -> None:
+    def __init__(self, plan: PlanFacts, full: bool, seq: int, grad: bool) -> None:
         self.plan, self.full, self.seq, self.grad = plan, full, seq, grad
         self.forward = self.activation_gradient = self.weight_gradient = self.saved = 0
         self.biases = frozenset(plan.biases)
@@ -128,7 +126,7 @@ class _Counter:
         return Cost(self.forward, self.activation_gradient, self.weight_gradient, self.saved, in_prefix)
 
 
-def layer_costs(plan: Plan, seq: int, *, full: bool) -> Iterator[Cost]:
+def layer_costs(plan: PlanFacts, seq: int, *, full: bool) -> Iterator[Cost]:
     """The cost of each layer in turn, then of a language model's output matrix; `full`: as if every weight trained."""
     outer = (*plan.architecture.outer_norms, *plan.architecture.projections)
     start = full or any(name in plan.biases for name in outer if "embed" in name)
@@ -152,7 +150,7 @@ def layer_costs(plan: Plan, seq: int, *, full: bool) -> Iterator[Cost]:
         yield counter.cost(False)
 
 
-def prefix_length(plan: Plan, index: int) -> int:
+def prefix_length(plan: PlanFacts, index: int) -> int:
     """Leading layers of a stack that can come from a cache: a decoder's only where its whole encoder is frozen."""
     if plan.full:
         return 0
@@ -166,3 +164,87 @@ def check_step(batch: int, seq: int) -> None:
     for name, value in (("batch", batch), ("seq", seq)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
+
+
+class CostedPlan(PlanFacts):
+    """A plan with the figures of a training step."""
+
+    def activation_bytes(self, batch: int = BATCH, seq: int = SEQ, *, element_size: int = 4) -> int:
+        """Bytes of activations that one forward pass keeps for its backward pass.
+
+        Args:
+            batch: examples.
+            seq: tokens per example, padding included; in an encoder-decoder for both sides.
+            element_size: bytes per value: 4 in fp32, 2 in bf16.
+        """
+        check_step(batch, seq)
+        return element_size * batch * seq * sum(cost.saved for cost in layer_costs(self, seq, full=self.full))
+
+    def flops(self, batch: int = BATCH, seq: int = SEQ, *, cached_prefix: bool = False) -> Flops:
+        """FLOPs of one training step, forward and backward.
+
+        Args:
+            batch: examples.
+            seq: tokens per example, padding included; in an encoder-decoder for both sides.
+            cached_prefix: the hidden states below the first layer that trains come from a cache and are not computed.
+        """
+        return self._flops(batch, seq, full=self.full, cached_prefix=cached_prefix)
+
+    def flops_ratio(self, batch: int = BATCH, seq: int = SEQ, *, cached_prefix: bool = False) -> float:
+        """FLOPs of one training step over those of full fine-tuning."""
+        step = self.flops(batch, seq, cached_prefix=cached_prefix)
+        return step.total / self._flops(batch, seq, full=True, cached_prefix=False).total
+
+    def activation_ratio(self, seq: int = SEQ) -> float:
+        """Activations kept for the backward pass over those of full fine-tuning."""
+        return sum(cost.saved for cost in layer_costs(self, seq, full=self.full)) / sum(
+            cost.saved for cost in layer_costs(self, seq, full=True)
+        )
+
+    def _flops(self, batch: int, seq: int, *, full: bool, cached_prefix: bool) -> Flops:
+        check_step(batch, seq)
+        costs = list(layer_costs(self, seq, full=full))
+        forward = sum(cost.forward for cost in costs if not (cached_prefix and cost.in_prefix))
+        tokens = batch * seq
+        return Flops(
+            forward=tokens * forward,
+            activation_gradient=tokens * sum(cost.activation_gradient for cost in costs),
+            weight_gradient=tokens * sum(cost.weight_gradient for cost in costs),
+        )
+
+    @property
+    def prefix_lengths(self) -> dict[str, int]:
+        """Stack name -> number of its leading layers that are frozen with all that feeds them."""
+        return {stack.name: prefix_length(self, index) for index, stack in enumerate(self.architecture.stacks)}
+
+    def to_dict(self, batch: int = BATCH, seq: int = SEQ) -> dict[str, Any]:
+        """Everything as JSON types, with memory and FLOPs for a batch of `batch` examples of `seq` tokens."""
+        return {
+            "strategy": self.strategy.to_dict(),
+            "model_type": self.model_type,
+            "model_class": self.model_class,
+            "num_labels": self.num_labels,
+            "stacks": {stack.name: len(stack.layers) for stack in self.architecture.stacks},
+            "scaling": list(self.scaling),
+            "prefix_lengths": self.prefix_lengths,
+            "groups": [group.to_dict() for group in self.groups],
+            "head": list(self.head),
+            "full": self.full,
+            "trainable_parameters": self.trainable_parameters,
+            "total_parameters": self.total_parameters,
+            "share": self.share,
+            "adapter_bytes": self.adapter_bytes,
+            "weight_bytes": self.weight_bytes,
+            "optimizer_bytes": self.optimizer_bytes,
+            "gradient_bytes": self.gradient_bytes,
+            "step": {
+                "batch": batch,
+                "seq": seq,
+                "activation_bytes": self.activation_bytes(batch, seq),
+                "activation_ratio": self.activation_ratio(seq),
+                "flops": self.flops(batch, seq).total,
+                "flops_ratio": self.flops_ratio(batch, seq),
+                "flops_ratio_cached_prefix": self.flops_ratio(batch, seq, cached_prefix=True),
+            },
+            "notes": list(self.notes),
+        }

@@ -1,4 +1,4 @@
-"""The plan itself: what trains, and the figures that follow from it."""
+"""What a plan holds: which modules train and how, as names and numbers."""
 
 from __future__ import annotations
 
@@ -8,25 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spafit_hf.architecture import Architecture
-from spafit_hf.planner import text
-from spafit_hf.planner.cost import BATCH, SEQ, Flops, check_step, layer_costs, prefix_length
-from spafit_hf.strategy import Strategy, Stratum
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """LoRA of one module, in PEFT's words."""
-
-    r: int
-    lora_alpha: float
-    lora_dropout: float = 0.0
-    use_rslora: bool = False
-    use_dora: bool = False
-
-    @property
-    def scaling(self) -> float:
-        """Factor on B A x: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA."""
-        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+from spafit_hf.strategy import LoraSettings, Strategy, Stratum
 
 
 @dataclass(frozen=True)
@@ -60,8 +42,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What trains in one model under one strategy, and what it costs. Made by `plan`; `str(plan)` is a table."""
+class PlanFacts:
+    """What trains in one model under one strategy, and how large that is."""
 
     strategy: Strategy
     architecture: Architecture
@@ -101,8 +83,6 @@ class Plan:
     notes: tuple[str, ...] = ()
     """Sentences a user should read: what has no bias, what could not train, how a figure is meant."""
 
-    # -- sizes --------------------------------------------------------------------------------------------------------
-
     @property
     def share(self) -> float:
         """Trained values over the parameters of the model, from 0 to 1."""
@@ -133,56 +113,6 @@ class Plan:
         """Gradients in fp32: 4 bytes per trained value."""
         return 4 * self.trainable_parameters
 
-    def activation_bytes(self, batch: int = BATCH, seq: int = SEQ, *, element_size: int = 4) -> int:
-        """Bytes of activations that one forward pass keeps for its backward pass.
-
-        Args:
-            batch: examples.
-            seq: tokens per example, padding included; in an encoder-decoder for both sides.
-            element_size: bytes per value: 4 in fp32, 2 in bf16.
-        """
-        check_step(batch, seq)
-        return element_size * batch * seq * sum(cost.saved for cost in layer_costs(self, seq, full=self.full))
-
-    def flops(self, batch: int = BATCH, seq: int = SEQ, *, cached_prefix: bool = False) -> Flops:
-        """FLOPs of one training step, forward and backward.
-
-        Args:
-            batch: examples.
-            seq: tokens per example, padding included; in an encoder-decoder for both sides.
-            cached_prefix: the hidden states below the first layer that trains come from a cache and are not computed.
-        """
-        return self._flops(batch, seq, full=self.full, cached_prefix=cached_prefix)
-
-    def flops_ratio(self, batch: int = BATCH, seq: int = SEQ, *, cached_prefix: bool = False) -> float:
-        """FLOPs of one training step over those of full fine-tuning."""
-        step = self.flops(batch, seq, cached_prefix=cached_prefix)
-        return step.total / self._flops(batch, seq, full=True, cached_prefix=False).total
-
-    def activation_ratio(self, seq: int = SEQ) -> float:
-        """Activations kept for the backward pass over those of full fine-tuning."""
-        return sum(cost.saved for cost in layer_costs(self, seq, full=self.full)) / sum(
-            cost.saved for cost in layer_costs(self, seq, full=True)
-        )
-
-    def _flops(self, batch: int, seq: int, *, full: bool, cached_prefix: bool) -> Flops:
-        check_step(batch, seq)
-        costs = list(layer_costs(self, seq, full=full))
-        forward = sum(cost.forward for cost in costs if not (cached_prefix and cost.in_prefix))
-        tokens = batch * seq
-        return Flops(
-            forward=tokens * forward,
-            activation_gradient=tokens * sum(cost.activation_gradient for cost in costs),
-            weight_gradient=tokens * sum(cost.weight_gradient for cost in costs),
-        )
-
-    # -- views --------------------------------------------------------------------------------------------------------
-
-    @property
-    def prefix_lengths(self) -> dict[str, int]:
-        """Stack name -> number of its leading layers that are frozen with all that feeds them."""
-        return {stack.name: prefix_length(self, index) for index, stack in enumerate(self.architecture.stacks)}
-
     @property
     def scaling(self) -> tuple[str, ...]:
         """What N1 and N2, or layers written for another depth, became here; () where nothing scaled."""
@@ -192,46 +122,3 @@ class Plan:
             if line:
                 lines.append(f"{stack.name}: {line}" if len(self.architecture.stacks) > 1 else line)
         return tuple(lines)
-
-    def to_dict(self, batch: int = BATCH, seq: int = SEQ) -> dict[str, Any]:
-        """Everything as JSON types, with memory and FLOPs for a batch of `batch` examples of `seq` tokens."""
-        return {
-            "strategy": self.strategy.to_dict(),
-            "model_type": self.model_type,
-            "model_class": self.model_class,
-            "num_labels": self.num_labels,
-            "stacks": {stack.name: len(stack.layers) for stack in self.architecture.stacks},
-            "scaling": list(self.scaling),
-            "prefix_lengths": self.prefix_lengths,
-            "groups": [group.to_dict() for group in self.groups],
-            "head": list(self.head),
-            "full": self.full,
-            "trainable_parameters": self.trainable_parameters,
-            "total_parameters": self.total_parameters,
-            "share": self.share,
-            "adapter_bytes": self.adapter_bytes,
-            "weight_bytes": self.weight_bytes,
-            "optimizer_bytes": self.optimizer_bytes,
-            "gradient_bytes": self.gradient_bytes,
-            "step": {
-                "batch": batch,
-                "seq": seq,
-                "activation_bytes": self.activation_bytes(batch, seq),
-                "activation_ratio": self.activation_ratio(seq),
-                "flops": self.flops(batch, seq).total,
-                "flops_ratio": self.flops_ratio(batch, seq),
-                "flops_ratio_cached_prefix": self.flops_ratio(batch, seq, cached_prefix=True),
-            },
-            "notes": list(self.notes),
-        }
-
-    def table(self, batch: int = BATCH, seq: int = SEQ) -> str:
-        """The plan as a text table, with memory and FLOPs for a batch of `batch` examples of `seq` tokens."""
-        return text.plan_table(self, batch, seq)
-
-    def layer_table(self) -> str:
-        """A drawing of the strata, a line per layer: L is LoRA, b a bias delta, + both, W every weight, . frozen."""
-        return text.layer_table(self)
-
-    def __str__(self) -> str:
-        return self.table()

@@ -10,10 +10,27 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture, Stack, find_architecture, takes_delta
-from spafit_hf.planner.facts import Group, LoraSettings, Plan
+from spafit_hf.planner import text
+from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
+from spafit_hf.planner.facts import Group
 from spafit_hf.planner.notes import head_notes, notes
 from spafit_hf.planner.source import ModelLike, build_model
-from spafit_hf.strategy import METHODS, ROLES, Strategy, StrategyLike, Stratum
+from spafit_hf.strategy import METHODS, ROLES, LoraSettings, Strategy, StrategyLike, Stratum
+
+
+class Plan(CostedPlan):
+    """What trains in one model under one strategy, and what it costs. Made by `plan`; `str(plan)` is a table."""
+
+    def table(self, batch: int = BATCH, seq: int = SEQ) -> str:
+        """The plan as a text table, with memory and FLOPs for a batch of `batch` examples of `seq` tokens."""
+        return text.plan_table(self, batch, seq)
+
+    def layer_table(self) -> str:
+        """A drawing of the strata, a line per layer: L is LoRA, b a bias delta, + both, W every weight, . frozen."""
+        return text.layer_table(self)
+
+    def __str__(self) -> str:
+        return self.table()
 
 
 def plan(
@@ -127,7 +144,7 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
                     lora_modules += stack.layers[index].names(stratum.lora)
                     for module in stack.layers[index].names(stratum.biases):
                         (bias_modules if takes_delta(modules[module]) else passed_over).append(module)
-                settings = _settings(stratum)
+                settings = stratum.lora_settings
                 lora |= dict.fromkeys(lora_modules, settings)
                 for module in lora_modules:
                     tensors |= _lora_tensors(module, base.linear[module], settings)
@@ -185,10 +202,6 @@ def _strata_of(strategy: Strategy, stack: Stack) -> list[tuple[Stratum | None, s
         if layer is not None:
             run.append(layer)
     return sorted(parts, key=lambda part: part[2][0] if part[2] else len(stack.layers))
-
-
-def _settings(stratum: Stratum) -> LoraSettings:
-    return LoraSettings(stratum.r, stratum.lora_alpha, stratum.lora_dropout, stratum.use_rslora, stratum.use_dora)
 
 
 def _lora_tensors(module: str, shape: tuple[int, int], settings: LoraSettings) -> dict[str, tuple[int, ...]]:

@@ -6,12 +6,12 @@ import math
 
 from torch import nn
 
-from spafit_hf.planner.facts import Plan
+from spafit_hf.planner.facts import PlanFacts
 from spafit_hf.planner.text import some
 from spafit_hf.strategy import ROLES
 
 
-def notes(result: Plan, modules: dict[str, nn.Module], passed_over: list[str]) -> tuple[str, ...]:
+def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[str]) -> tuple[str, ...]:
     """The notes of a plan by strata; `passed_over` are the norms that were to get a delta and take none."""
     lines: list[str] = []
     for group in result.groups:
@@ -56,7 +56,7 @@ BITFIT_NOTE = (
 )
 
 
-def head_notes(result: Plan) -> tuple[str, ...]:
+def head_notes(result: PlanFacts) -> tuple[str, ...]:
     """A note where the strategy trains the head and the model has none."""
     if result.strategy.head and not result.head and not result.full:
         nothing = "" if result.trainable_parameters else ", so that nothing trains"
@@ -64,7 +64,7 @@ def head_notes(result: Plan) -> tuple[str, ...]:
     return ()
 
 
-def _fused_notes(result: Plan) -> list[str]:
+def _fused_notes(result: PlanFacts) -> list[str]:
     """Where one matrix serves several roles and the strategy names only some of them."""
     notes = []
     layer = result.architecture.stacks[0].layers[0]

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from spafit_hf.architecture import Layer, Stack
-from spafit_hf.planner.cost import BATCH, SEQ
+from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.strategy import ROLES, layers_text
-
-if TYPE_CHECKING:
-    from spafit_hf.planner.facts import Plan
 
 _COLUMNS = {
     "query": "query",
@@ -24,7 +20,7 @@ _COLUMNS = {
 }
 
 
-def plan_table(plan: Plan, batch: int = BATCH, seq: int = SEQ) -> str:
+def plan_table(plan: CostedPlan, batch: int = BATCH, seq: int = SEQ) -> str:
     """One plan as a table: see `Plan.table`."""
     depth = " + ".join(f"{len(stack.layers)} {_layers_of(stack, plan)}" for stack in plan.architecture.stacks)
     labels = f", {plan.num_labels} label{'s' * (plan.num_labels != 1)}" if plan.num_labels else ""
@@ -53,7 +49,7 @@ def plan_table(plan: Plan, batch: int = BATCH, seq: int = SEQ) -> str:
     return "\n".join(lines)
 
 
-def layer_table(plan: Plan) -> str:
+def layer_table(plan: CostedPlan) -> str:
     """A drawing of the strata: see `Plan.layer_table`."""
     lines = []
     for stack in plan.architecture.stacks:
@@ -68,7 +64,7 @@ def layer_table(plan: Plan) -> str:
     return "\n".join([*lines, *outside, "L LoRA   b bias delta   + both   W every weight   . frozen"])
 
 
-def _mark(plan: Plan, layer: Layer, role: str) -> str:
+def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
     names = layer.modules[role]
     if plan.full:
         return "W" if names else " "
@@ -76,7 +72,7 @@ def _mark(plan: Plan, layer: Layer, role: str) -> str:
     return ("+" if bias else "L") if lora else "b" if bias else "." if names else " "
 
 
-def comparison_table(plans: Sequence[Plan], batch: int = BATCH, seq: int = SEQ) -> str:
+def comparison_table(plans: Sequence[CostedPlan], batch: int = BATCH, seq: int = SEQ) -> str:
     """Plans of one model side by side, a line for each."""
     first = plans[0]
     depth = " + ".join(f"{len(stack.layers)} {_layers_of(stack, first)}" for stack in first.architecture.stacks)
@@ -123,7 +119,7 @@ def _text_table(rows: Sequence[tuple[str, ...]], right: Iterable[int]) -> list[s
     return [lines[0], rule, *lines[1:]]
 
 
-def _layers_of(stack: Stack, plan: Plan) -> str:
+def _layers_of(stack: Stack, plan: CostedPlan) -> str:
     layers = "layers" if len(stack.layers) != 1 else "layer"
     return f"{stack.name} {layers}" if len(plan.architecture.stacks) > 1 else layers
 

@@ -1,13 +1,11 @@
-"""A strategy: some strata with a name, and the methods of the paper by theirs."""
+"""A strategy: some strata with a name."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,45 +14,18 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from spafit_hf.strategy.methods import SPAFIT_NAME, bounds_fields, method_fields
 from spafit_hf.strategy.reading import field_names, is_int, listed, parse_json, parse_yaml, refuse_unknown_keys
-from spafit_hf.strategy.stratum import ROLES, Stratum, absolute_range, layers_text, range_text, span
-
-PAPER_DEPTH = 24
-"""Number of layers that N1 and N2 in the paper's names refer to (BERT-large)."""
-
-METHODS = (
-    "full",
-    "bitfit",
-    "lora-I",
-    "lora-II",
-    "spafit-8-12-I",
-    "spafit-8-12-II",
-    "spafit-8-16-II",
-    "spafit-4-9-I",
-    "spafit-4-9-II",
-    "spafit-4-14-II",
-    "linear-probe",
+from spafit_hf.strategy.stratum import (
+    LORA_SETTINGS,
+    LoraSettings,
+    Stratum,
+    absolute_range,
+    layers_text,
+    range_text,
+    span,
 )
-"""The methods of the paper's Table 1 in its order, and linear probing (only the head trains)."""
 
-# FT-I and FT-II (paper, section 3): which attention matrices get LoRA.
-ATTENTION_LORA = {"I": ("query", "key", "value"), "II": ("query", "key", "value", "attention_output")}
-# Biases that train beside LoRA in group 3; those inside the attention stay frozen there.
-FEED_FORWARD_BIASES = ("intermediate", "output", "output_norm")
-
-_LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
-_SPAFIT_NAME = re.compile(r"spafit-(-?\d+)-(-?\d+)-(i{1,2})(-absolute)?")
-_ALIASES = {
-    "fine-tuning": "full",
-    "full-fine-tuning": "full",
-    "full-finetuning": "full",
-    "full-ft": "full",
-    "full-bitfit": "bitfit",
-    "full-lora-i": "lora-I",
-    "full-lora-ii": "lora-II",
-    "linear-probing": "linear-probe",
-    "head": "linear-probe",
-}
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 StrategyLike: TypeAlias = "Strategy | Mapping[str, Any] | str | os.PathLike[str]"
@@ -147,15 +118,7 @@ class Strategy:
     # -- making one ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_name(
-        cls,
-        name: str,
-        r: int = 64,
-        lora_alpha: float = 128,
-        lora_dropout: float = 0.0,
-        use_rslora: bool = False,
-        use_dora: bool = False,
-    ) -> Strategy:
+    def from_name(cls, name: str, **lora: Any) -> Strategy:
         """A method of the paper's Table 1 (see `METHODS`), or any other `spafit-N1-N2-I` or `spafit-N1-N2-II`.
 
         Case and spaces do not matter, and "Full BitFit" or "full-lora-i" work too. N1 and N2 end groups 1 and 2,
@@ -164,107 +127,29 @@ class Strategy:
 
         Args:
             name: the method.
-            r, lora_alpha, lora_dropout, use_rslora, use_dora: LoRA settings for the strata that have LoRA.
+            **lora: settings for the strata that have LoRA, any of the fields of `LoraSettings`: r=8, lora_alpha=16.
 
         Raises:
             ValueError: for an unknown name (with the closest one), N1 > N2, or N2 beyond the last of the 24 layers.
         """
-        if not isinstance(name, str):
-            raise ValueError(f"the name of a strategy is {name!r}; it must be a string such as 'spafit-4-9-II'.")
-        key = re.sub(r"[\s_]+", "-", name.strip().lower())
-        key = _ALIASES.get(key, key)
-        lora: dict[str, Any] = {
-            "r": r,
-            "lora_alpha": lora_alpha,
-            "lora_dropout": lora_dropout,
-            "use_rslora": use_rslora,
-            "use_dora": use_dora,
-        }
-        match = _SPAFIT_NAME.fullmatch(key)
-        if match:
-            n1, n2, kind, absolute = int(match[1]), int(match[2]), match[3].upper(), match[4]
-            if not absolute and n1 < 0:
-                raise ValueError(f"{name!r}: N1 is {n1}; it counts layers from zero, as in spafit-4-9-II.")
-            return cls.from_bounds(n1, n2, kind, depth=None if absolute else PAPER_DEPTH, **lora)
-        whole = (0, PAPER_DEPTH - 1)
-        method = {method.lower(): method for method in METHODS}.get(key.lower())
-        if method == "full":
-            return cls(name=method, full=True)
-        if method == "linear-probe":
-            return cls(name=method)
-        if method == "bitfit":
-            every_bias = Stratum(whole, biases=ROLES, name="all layers")
-            return cls((every_bias,), name=method, depth=PAPER_DEPTH, outer_biases=True)
-        if method in ("lora-I", "lora-II"):
-            roles = ATTENTION_LORA[method.removeprefix("lora-")]
-            return cls((Stratum(whole, lora=roles, name="all layers", **lora),), name=method, depth=PAPER_DEPTH)
-        raise ValueError(_unknown_name(name, key))
+        return cls(**method_fields(name, LoraSettings(**lora)))
 
     @classmethod
-    def from_bounds(
-        cls,
-        n1: int,
-        n2: int,
-        kind: str = "II",
-        r: int = 64,
-        lora_alpha: float = 128,
-        lora_dropout: float = 0.0,
-        use_rslora: bool = False,
-        use_dora: bool = False,
-        *,
-        depth: int | None = None,
-    ) -> Strategy:
+    def from_bounds(cls, n1: int, n2: int, kind: str = "II", *, depth: int | None = None, **lora: Any) -> Strategy:
         """SPAFIT with group 1 = layers 0..n1, group 2 = n1+1..n2, group 3 = the rest, of the model's own depth.
 
         Args:
             n1: last layer of group 1, from zero; -1 for no group 1.
             n2: last layer of group 2; equal to n1 for no group 2, the last layer for no group 3.
             kind: "I" (LoRA on query, key, value) or "II" (and on the attention's output).
-            r, lora_alpha, lora_dropout, use_rslora, use_dora: LoRA settings of group 3.
             depth: number of layers n1 and n2 refer to, when they are to scale by share; None for the model's own.
+            **lora: settings of LoRA in group 3, any of the fields of `LoraSettings`.
 
         Raises:
             ValueError: for n1 > n2, n2 >= depth or a kind that is neither. Without `depth`, an n2 beyond the model's
                 last layer is found by `resolve`.
         """
-        if not is_int(n1) or not is_int(n2):
-            raise ValueError(f"N1 and N2 are {n1!r} and {n2!r}; both must be integers, as in n1=4, n2=9.")
-        if n1 < -1 or n2 < -1:
-            raise ValueError(f"N1 = {n1}, N2 = {n2}: layers count from zero; use -1 only for 'no such group'.")
-        if n1 > n2:
-            raise ValueError(
-                f"N1 = {n1} is beyond N2 = {n2}; group 1 ends at N1 and group 2 at N2, so N1 <= N2 must hold: "
-                f"did you mean N1 = {n2}, N2 = {n1}?"
-            )
-        if depth is not None and n2 >= depth:
-            raise ValueError(
-                f"N2 = {n2} is beyond the last layer: N1 and N2 refer to {depth} layers counted from zero, "
-                f"so N2 may be at most {depth - 1}."
-            )
-        kind_key = str(kind).upper()
-        if kind_key not in ATTENTION_LORA:
-            raise ValueError(f"the kind of fine-tuning in group 3 is {kind!r}; it must be 'I' or 'II'.")
-        strata = []
-        if n1 >= 0:
-            strata.append(Stratum((0, n1), name="group 1"))
-        if n2 > n1:
-            strata.append(Stratum((n1 + 1, n2), biases=ROLES, name="group 2"))
-        if depth is None or n2 < depth - 1:
-            strata.append(
-                Stratum(
-                    (n2 + 1, -1 if depth is None else depth - 1),
-                    lora=ATTENTION_LORA[kind_key],
-                    biases=FEED_FORWARD_BIASES,
-                    r=r,
-                    lora_alpha=lora_alpha,
-                    lora_dropout=lora_dropout,
-                    use_rslora=use_rslora,
-                    use_dora=use_dora,
-                    name="group 3",
-                )
-            )
-        absolute = "-absolute" if depth is None else ""
-        return cls(tuple(strata), name=f"spafit-{n1}-{n2}-{kind_key}{absolute}", depth=depth)
+        return cls(**bounds_fields(n1, n2, kind, LoraSettings(**lora), depth))
 
     @classmethod
     def coerce(cls, value: StrategyLike) -> Strategy:
@@ -337,12 +222,12 @@ class Strategy:
         """The same strategy with some LoRA settings replaced in every stratum that has LoRA.
 
         Args:
-            settings: any of r, lora_alpha, lora_dropout, use_rslora, use_dora.
+            settings: any of the fields of `LoraSettings`.
 
         Raises:
-            ValueError: for a setting that is none of these five, or a value `Stratum` refuses.
+            ValueError: for a setting that is none of these, or a value `Stratum` refuses.
         """
-        refuse_unknown_keys(settings, _LORA_SETTINGS, "with_lora")
+        refuse_unknown_keys(settings, LORA_SETTINGS, "with_lora")
         strata = tuple(
             dataclasses.replace(stratum, **settings) if stratum.lora else stratum for stratum in self.strata
         )
@@ -354,7 +239,7 @@ class Strategy:
         Raises:
             ValueError: when this is not a SPAFIT-N1-N2-I or -II strategy, and what `from_bounds` refuses.
         """
-        match = _SPAFIT_NAME.fullmatch(self.name.lower())
+        match = SPAFIT_NAME.fullmatch(self.name.lower())
         if not match:
             raise ValueError(
                 f"N1 and N2 were given for the strategy {self.name!r}, which has no such bounds; leave them out, or "
@@ -364,7 +249,7 @@ class Strategy:
         lora = next((stratum for stratum in self.strata if stratum.lora), None)
         if lora is None:
             return bounded
-        return bounded.with_lora(**{setting: getattr(lora, setting) for setting in _LORA_SETTINGS})
+        return bounded.with_lora(**dataclasses.asdict(lora.lora_settings))
 
     # -- writing it ---------------------------------------------------------------------------------------------------
 
@@ -463,23 +348,13 @@ class Strategy:
             for index, stratum, layers in moved
         )
         bounds = ""
-        match = _SPAFIT_NAME.fullmatch(self.name.lower())
+        match = SPAFIT_NAME.fullmatch(self.name.lower())
         if match:
             n1, n2 = (
                 _round_half_up(Fraction((int(n) + 1) * num_layers, self.depth or 1)) - 1 for n in match.group(1, 2)
             )
             bounds = f" (N1 = {match[1]} -> {_bound_text(n1)}, N2 = {match[2]} -> {_bound_text(n2)})"
         return f"{self.depth} -> {num_layers} layers: {changes}{bounds}"
-
-
-def _unknown_name(name: str, key: str) -> str:
-    allowed = (
-        f"allowed are {listed(METHODS)}, any other spafit-N1-N2-I or spafit-N1-N2-II with N1 <= N2 < {PAPER_DEPTH}"
-    )
-    close = difflib.get_close_matches(key, [method.lower() for method in METHODS], n=1, cutoff=0.5)
-    original = {method.lower(): method for method in METHODS}
-    hint = f"; did you mean {original[close[0]]!r}?" if close else "."
-    return f"unknown strategy {name!r}; {allowed}, or the path of a .yaml or .json file{hint}"
 
 
 def _round_half_up(value: Fraction) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,9 +28,36 @@ LORA_ROLES = tuple(role for role in ROLES if role not in NORM_ROLES)
 _SHORT = {role: role for role in ROLES} | {"query": "q", "key": "k", "value": "v", "attention_output": "o"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """LoRA of one module, in PEFT's words. A new setting is a field here (and one in the training arguments)."""
+
+    r: int = 64
+    """Rank of the LoRA matrices (paper: 64)."""
+    lora_alpha: float = 128
+    """LoRA is scaled by lora_alpha / r (paper: 128)."""
+    lora_dropout: float = 0.0
+    """Dropout on the input of LoRA, a probability in [0, 1)."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead (rsLoRA)."""
+    use_dora: bool = False
+    """Train magnitude and direction apart (DoRA)."""
+
+    @property
+    def scaling(self) -> float:
+        """Factor on B A x: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+LORA_SETTINGS = field_names(LoraSettings)
+"""Names of the settings, wherever they are listed: strata, configurations, arguments."""
+
+
 @dataclass(frozen=True)
-class Stratum:
+class Stratum(LoraSettings):
     """A range of layers and what trains in each of them.
+
+    The settings of LoRA are keywords, used only where `lora` is not empty.
 
     Raises:
         ValueError: for a range that is empty or mixed up, an unknown role, LoRA on a norm, or LoRA settings that PEFT
@@ -46,16 +72,6 @@ class Stratum:
     """Roles whose weight matrix gets LoRA; any of `ROLES` but the norms."""
     biases: tuple[str, ...] = ()
     """Roles whose bias gets a trained delta; any of `ROLES`."""
-    r: int = 64
-    """Rank of the LoRA matrices (paper: 64). Used only where `lora` is not empty; so are the four below."""
-    lora_alpha: float = 128
-    """LoRA is scaled by lora_alpha / r (paper: 128)."""
-    lora_dropout: float = 0.0
-    """Dropout on the input of LoRA, a probability in [0, 1)."""
-    use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead (rsLoRA)."""
-    use_dora: bool = False
-    """Train magnitude and direction apart (DoRA)."""
     name: str = ""
     """What tables call it; "" is replaced by its position."""
 
@@ -84,6 +100,11 @@ class Stratum:
                 raise ValueError(f"{who}: {field} is {getattr(self, field)!r}; it must be true or false.")
 
     @property
+    def lora_settings(self) -> LoraSettings:
+        """The settings of its LoRA alone."""
+        return LoraSettings(**{name: getattr(self, name) for name in LORA_SETTINGS})
+
+    @property
     def is_share(self) -> bool:
         """Whether `layers` are shares of the depth (True) or layer numbers (False)."""
         return isinstance(self.layers[0], float)
@@ -109,7 +130,7 @@ class Stratum:
 
     def to_dict(self) -> dict[str, Any]:
         """As a dict of JSON types; `from_dict` gives an equal stratum back."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {name: getattr(self, name) for name in _KEYS}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
     @classmethod
@@ -120,13 +141,17 @@ class Stratum:
             ValueError: for a missing `layers` or a key that is not a field.
         """
         if not isinstance(data, Mapping):
-            raise ValueError(f"a stratum is {data!r}; it must be a mapping with the keys {listed(field_names(cls))}.")
-        refuse_unknown_keys(data, field_names(cls), "stratum")
+            raise ValueError(f"a stratum is {data!r}; it must be a mapping with the keys {listed(_KEYS)}.")
+        refuse_unknown_keys(data, _KEYS, "stratum")
         if "layers" not in data:
             raise ValueError(
                 f"stratum {dict(data)!r} has no 'layers'; add for example layers: [0, 4] or layers: [0.0, 0.5]."
             )
         return cls(**data)
+
+
+_KEYS = ("layers", "lora", "biases", *LORA_SETTINGS, "name")
+"""The fields in the order in which files hold them."""
 
 
 def layers_text(layers: tuple[int, ...]) -> str:

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
 from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
-from spafit_hf.planner import LoraSettings, Plan
-from spafit_hf.strategy import Strategy
+from spafit_hf.planner import Plan
+from spafit_hf.strategy import LORA_SETTINGS, LoraSettings, Strategy
 
 
 class SpafitPeftType(str, Enum):
@@ -34,10 +34,10 @@ class SpafitPeftType(str, Enum):
 
 
 #: What a module may set for itself, beside the rank and alpha that PEFT's own patterns hold.
-MODULE_SETTINGS = ("lora_dropout", "use_rslora", "use_dora")
+MODULE_SETTINGS = tuple(name for name in LORA_SETTINGS if name not in ("r", "lora_alpha"))
 
 #: Settings that the strata of a strategy hold, with their values where there is no strategy: PEFT's own.
-LORA_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False}
+LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 
 #: Beginnings of the values of `init_lora_weights` for which PEFT takes LoRA's start out of the base's weights.
 REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -68,7 +68,7 @@ class SpafitConfig(LoraConfig):
 
     Args:
         strategy: name, dict or `Strategy` whose plan fills the module fields below; stored as a dict. LoRA settings
-            given beside it (`r`, `lora_alpha`, `lora_dropout`, `use_rslora`, `use_dora`) replace those of its strata.
+            given beside it (`r`, `lora_alpha` ...) replace those of its strata.
         bias_modules: modules that get a bias delta, named as in `target_modules`: a list of names or name endings,
             or one regular expression. Linear, Conv1D and LayerNorm modules can have one.
         module_settings: LoRA settings of single modules that differ from this configuration's: name -> settings out
@@ -194,8 +194,7 @@ class SpafitConfig(LoraConfig):
         if not lora:
             return
         common = Counter(lora.values()).most_common(1)[0][0]
-        self.r, self.lora_alpha = common.r, common.lora_alpha
-        for key in MODULE_SETTINGS:
+        for key in LORA_SETTINGS:
             setattr(self, key, getattr(common, key))
         for module, settings in lora.items():
             if settings.r != common.r:

@@ -1,0 +1,117 @@
+"""The methods of the paper by their names: which strata each is made of."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import asdict
+from typing import Any
+
+from spafit_hf.strategy.reading import is_int, listed
+from spafit_hf.strategy.stratum import ROLES, LoraSettings, Stratum
+
+PAPER_DEPTH = 24
+"""Number of layers that N1 and N2 in the paper's names refer to (BERT-large)."""
+
+METHODS = (
+    "full",
+    "bitfit",
+    "lora-I",
+    "lora-II",
+    "spafit-8-12-I",
+    "spafit-8-12-II",
+    "spafit-8-16-II",
+    "spafit-4-9-I",
+    "spafit-4-9-II",
+    "spafit-4-14-II",
+    "linear-probe",
+)
+"""The methods of the paper's Table 1 in its order, and linear probing (only the head trains)."""
+
+# FT-I and FT-II (paper, section 3): which attention matrices get LoRA.
+ATTENTION_LORA = {"I": ("query", "key", "value"), "II": ("query", "key", "value", "attention_output")}
+# Biases that train beside LoRA in group 3; those inside the attention stay frozen there.
+FEED_FORWARD_BIASES = ("intermediate", "output", "output_norm")
+
+SPAFIT_NAME = re.compile(r"spafit-(-?\d+)-(-?\d+)-(i{1,2})(-absolute)?")
+_ALIASES = {
+    "fine-tuning": "full",
+    "full-fine-tuning": "full",
+    "full-finetuning": "full",
+    "full-ft": "full",
+    "full-bitfit": "bitfit",
+    "full-lora-i": "lora-I",
+    "full-lora-ii": "lora-II",
+    "linear-probing": "linear-probe",
+    "head": "linear-probe",
+}
+
+
+def method_fields(name: str, lora: LoraSettings) -> dict[str, Any]:
+    """The fields of the `Strategy` of a name; see `Strategy.from_name`."""
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a strategy is {name!r}; it must be a string such as 'spafit-4-9-II'.")
+    key = re.sub(r"[\s_]+", "-", name.strip().lower())
+    key = _ALIASES.get(key, key)
+    match = SPAFIT_NAME.fullmatch(key)
+    if match:
+        n1, n2, kind, absolute = int(match[1]), int(match[2]), match[3], match[4]
+        if not absolute and n1 < 0:
+            raise ValueError(f"{name!r}: N1 is {n1}; it counts layers from zero, as in spafit-4-9-II.")
+        return bounds_fields(n1, n2, kind, lora, None if absolute else PAPER_DEPTH)
+    whole = (0, PAPER_DEPTH - 1)
+    method = {method.lower(): method for method in METHODS}.get(key.lower())
+    if method == "full":
+        return {"name": method, "full": True}
+    if method == "linear-probe":
+        return {"name": method}
+    if method == "bitfit":
+        strata = (Stratum(whole, biases=ROLES, name="all layers"),)
+        return {"name": method, "strata": strata, "depth": PAPER_DEPTH, "outer_biases": True}
+    if method in ("lora-I", "lora-II"):
+        roles = ATTENTION_LORA[method.removeprefix("lora-")]
+        strata = (Stratum(whole, lora=roles, name="all layers", **asdict(lora)),)
+        return {"name": method, "strata": strata, "depth": PAPER_DEPTH}
+    raise ValueError(_unknown_name(name, key))
+
+
+def bounds_fields(n1: int, n2: int, kind: str, lora: LoraSettings, depth: int | None) -> dict[str, Any]:
+    """The fields of the `Strategy` of two bounds; see `Strategy.from_bounds`."""
+    if not is_int(n1) or not is_int(n2):
+        raise ValueError(f"N1 and N2 are {n1!r} and {n2!r}; both must be integers, as in n1=4, n2=9.")
+    if n1 < -1 or n2 < -1:
+        raise ValueError(f"N1 = {n1}, N2 = {n2}: layers count from zero; use -1 only for 'no such group'.")
+    if n1 > n2:
+        raise ValueError(
+            f"N1 = {n1} is beyond N2 = {n2}; group 1 ends at N1 and group 2 at N2, so N1 <= N2 must hold: "
+            f"did you mean N1 = {n2}, N2 = {n1}?"
+        )
+    if depth is not None and n2 >= depth:
+        raise ValueError(
+            f"N2 = {n2} is beyond the last layer: N1 and N2 refer to {depth} layers counted from zero, "
+            f"so N2 may be at most {depth - 1}."
+        )
+    kind_key = str(kind).upper()
+    if kind_key not in ATTENTION_LORA:
+        raise ValueError(f"the kind of fine-tuning in group 3 is {kind!r}; it must be 'I' or 'II'.")
+    last = -1 if depth is None else depth - 1
+    strata = []
+    if n1 >= 0:
+        strata.append(Stratum((0, n1), name="group 1"))
+    if n2 > n1:
+        strata.append(Stratum((n1 + 1, n2), biases=ROLES, name="group 2"))
+    if depth is None or n2 < last:
+        parts: dict[str, Any] = {"lora": ATTENTION_LORA[kind_key], "biases": FEED_FORWARD_BIASES}
+        strata.append(Stratum((n2 + 1, last), **parts, **asdict(lora), name="group 3"))
+    absolute = "-absolute" if depth is None else ""
+    return {"strata": tuple(strata), "name": f"spafit-{n1}-{n2}-{kind_key}{absolute}", "depth": depth}
+
+
+def _unknown_name(name: str, key: str) -> str:
+    allowed = (
+        f"allowed are {listed(METHODS)}, any other spafit-N1-N2-I or spafit-N1-N2-II with N1 <= N2 < {PAPER_DEPTH}"
+    )
+    close = difflib.get_close_matches(key, [method.lower() for method in METHODS], n=1, cutoff=0.5)
+    original = {method.lower(): method for method in METHODS}
+    hint = f"; did you mean {original[close[0]]!r}?" if close else "."
+    return f"unknown strategy {name!r}; {allowed}, or the path of a .yaml or .json file{hint}"
