@@ -18,11 +18,11 @@ from benchmarks.steps.settings import BASELINES, CACHED, FIRST_TOKEN, BenchSetti
 from spafit_hf.planner import plan
 from spafit_hf.shortcuts.border import NotCacheable
 from spafit_hf.shortcuts.cache import CacheSettings, PrefixCache
-from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, base_of
+from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken
 from spafit_hf.shortcuts.first_token_probe import probe
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import get_spafit_model
-from spafit_hf.tuner.plain import plain_view
+from spafit_hf.tuner.plain import base_of, plain_view
 from spafit_hf.words import first_line
 
 Batch = dict[str, torch.Tensor]

@@ -34,6 +34,7 @@ from spafit_hf.architecture import Architecture
 from spafit_hf.predictor.patch import LoadedAdapter, Patch, PatchStack
 from spafit_hf.shortcuts.first_token import FirstToken
 from spafit_hf.shortcuts.first_token_probe import probe
+from spafit_hf.shortcuts.stand_in import standing_in
 from spafit_hf.tuner.model import FLATTENING
 
 Forward = Callable[..., Any]
@@ -107,7 +108,7 @@ class RowForward:
         Raises:
             NotByRow: if the model does not allow several adapters at once, or the border.
         """
-        self.model.eval()  # somebody may have trained it since
+        self.model.eval()  # it may have been trained since
         texts = self._accepted(texts)
         rows = {name: tensor.index_select(0, text_of_row) for name, tensor in texts.items()}
         extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._inputs else {}
@@ -117,7 +118,7 @@ class RowForward:
                 stack.enter_context(self._entered(states, returns, text_of_row, border))
             stack.enter_context(self._patched(spans, len(text_of_row)))
             if narrow and self._first_token is not None:
-                # After the patches: hooks run in the order in which they came, and what the query says is patched
+                # After the patches: hooks run in the order in which they came, and the query's output is patched
                 # before it is given to every token.
                 stack.enter_context(self._first_token.attached())
             return self.model(**rows, **extra).logits
@@ -146,22 +147,19 @@ class RowForward:
         kept: list[torch.Tensor] = []
         returns: list[int] = []
 
-        def keep(index: int, forward: Forward) -> Forward:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                if index >= border:
-                    return _like(_given(args, kwargs), returns[0])
-                output = forward(*args, **kwargs)
-                states = output[0] if isinstance(output, tuple) else output
-                if isinstance(output, tuple) and any(value is not None for value in output[1:]):
-                    raise NotByRow(f"layer {index} returns more than its states")
-                returns.append(len(output) if isinstance(output, tuple) else 0)
-                if index == border - 1:
-                    kept.append(states)
-                return output
+        def keep(index: int, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+            if index >= border:
+                return _like(_given(args, kwargs), returns[0])
+            output = forward(*args, **kwargs)
+            states = output[0] if isinstance(output, tuple) else output
+            if isinstance(output, tuple) and any(value is not None for value in output[1:]):
+                raise NotByRow(f"layer {index} returns more than its states")
+            returns.append(len(output) if isinstance(output, tuple) else 0)
+            if index == border - 1:
+                kept.append(states)
+            return output
 
-            return run
-
-        with _replaced(self._layers, keep):
+        with standing_in(self._layers, keep):
             self.model(**texts, **extra)
         if len(kept) != 1:
             raise NotByRow(f"layer {border - 1} ran {len(kept)} times")
@@ -173,25 +171,19 @@ class RowForward:
         text_of_row = text_of_row.to(states.device)
         entering = states.index_select(0, text_of_row)
 
-        def enter(index: int, forward: Forward) -> Forward:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                if index >= border:
-                    return forward(*args, **kwargs)
-                return _like(entering if index == border - 1 else _given(args, kwargs), returns)
+        def enter(index: int, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+            if index >= border:
+                return forward(*args, **kwargs)
+            return _like(entering if index == border - 1 else _given(args, kwargs), returns)
 
-            return run
-
-        def once_per_text(_index: int, forward: Forward) -> Forward:
+        def once_per_text(_index: int, forward: Forward, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             # Rows of a text differ from here on, but what a projection of the base makes of equal inputs is equal.
-            def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-                if x is not entering:
-                    return forward(x, *args, **kwargs)
-                return forward(states, *args, **kwargs).index_select(0, text_of_row)
-
-            return run
+            if x is not entering:
+                return forward(x, *args, **kwargs)
+            return forward(states, *args, **kwargs).index_select(0, text_of_row)
 
         entrances = self._entrances[border] if border < len(self._layers) else []
-        with _replaced(self._layers, enter), _replaced(entrances, once_per_text):
+        with standing_in(self._layers, enter), standing_in(entrances, once_per_text):
             yield
 
 
@@ -253,22 +245,6 @@ def _heads(name: str, spans: Sequence[Span], rows: int) -> Forward:
         return torch.cat([F.pad(piece, (0, width - piece.shape[-1])) for piece in pieces])
 
     return hook
-
-
-@contextmanager
-def _replaced(modules: Sequence[nn.Module], make: Callable[[int, Forward], Forward]) -> Iterator[None]:
-    """Within it each module runs `make(index, its forward)`; afterwards its own again."""
-    before = [vars(module).get("forward") for module in modules]  # where accelerate has put one of its own
-    try:
-        for index, module in enumerate(modules):
-            module.forward = make(index, module.forward)  # type: ignore[method-assign]
-        yield
-    finally:
-        for module, own in zip(modules, before, strict=True):
-            if own is not None:
-                module.forward = own  # type: ignore[method-assign]
-            else:
-                vars(module).pop("forward", None)
 
 
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

@@ -24,14 +24,13 @@ from spafit_hf.predictor.patch import LoadedAdapter
 from spafit_hf.predictor.rows import NotByRow, RowForward, Span
 from spafit_hf.predictor.text import Encoded, pad
 from spafit_hf.shortcuts.first_token import NotFirstToken
+from spafit_hf.shortcuts.probe import difference, tolerance
 
 logger = logging.getLogger(__name__)
 
 Row = tuple[Encoded, LoadedAdapter]
 
 PROBE_TEXTS = ("A short text.", "Another text, which goes on for a little longer than the first one did.")
-TOLERANCE = 1e-5
-"""Largest difference of a logit, absolute for logits up to 1 and relative beyond, in fp32."""
 
 
 class Serving:
@@ -54,8 +53,7 @@ class Serving:
         self._reads_ends = len(architecture.stacks) > 1
         self._probes = [_probe_adapter(heads, seed, architecture.num_layers) for seed in (0, 1)]
         self._probed = False
-        floats = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-        self._eps = torch.finfo(next(floats)).eps
+        self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
 
     @property
     def device(self) -> torch.device:
@@ -188,10 +186,12 @@ class Serving:
         )
 
     def _agree(self, expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> bool:
-        limit = max(TOLERANCE, 16 * self._eps)
+        """Absolutely for logits up to 1, relatively beyond."""
+        limit = tolerance(self._dtype, self.device)
+        pairs = zip(expected, found, strict=True)
         return all(
-            one.shape == other.shape and bool(((one - other).abs() <= limit * one.abs().clamp(min=1)).all())
-            for one, other in zip(expected, found, strict=True)
+            difference({"": one}, {"": other}, max(1.0, float(one.abs().max()))).relative <= limit
+            for one, other in pairs
         )
 
 

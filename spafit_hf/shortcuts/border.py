@@ -23,8 +23,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import find_architecture
-from spafit_hf.shortcuts.first_token import base_of
-from spafit_hf.tuner.plain import plain_view
+from spafit_hf.shortcuts.probe import evaluating
+from spafit_hf.tuner.plain import base_of, plain_view
 
 ADAPTERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 """What PEFT puts in a module's place. Which of its adapters are active is not seen in its weights."""
@@ -211,7 +211,7 @@ def _watch(
         handles.append(module.register_forward_pre_hook(begin))
         handles.append(module.register_forward_hook(finish))
     try:
-        with without_training(base):
+        with evaluating(base), torch.no_grad():
             base(**inputs)
     finally:
         for handle in handles:
@@ -225,21 +225,3 @@ def _check_order(calls: list[tuple[str, int, int]], frozen: tuple[str, ...]) -> 
     ran = [name for name, _, _ in sorted(calls, key=lambda call: call[1]) if name in set(frozen)]
     if tuple(ran) != frozen:
         raise NotCacheable(f"the layers of {frozen[0].rpartition('.')[0]} do not run once each, one after the other.")
-
-
-class without_training:
-    """Within it a model is in eval mode and records no gradients; afterwards every module is as it was."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.was = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        self.no_grad = torch.no_grad()
-        self.no_grad.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.no_grad.__exit__(*error)
-        for module, training in self.was:
-            module.training = training

@@ -16,13 +16,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.shortcuts.border import Border, NotCacheable, find_border
-from spafit_hf.shortcuts.entry import Entry, StandIn
-from spafit_hf.shortcuts.first_token import base_of
+from spafit_hf.shortcuts.entry import Entry
 from spafit_hf.shortcuts.key import facts_of, fingerprint, row_keys, weights_of
 from spafit_hf.shortcuts.offload import Offload
 from spafit_hf.shortcuts.prefix_probe import ProbeResult, probe
+from spafit_hf.shortcuts.probe import both_ways
 from spafit_hf.shortcuts.rows import Rows, join, select, split
+from spafit_hf.shortcuts.stand_in import StandIn
 from spafit_hf.shortcuts.store import Store
+from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,6 @@ class CacheUse:
     read: int = 0
     computed: int = 0
     stored: int = 0
-    out_of_range: int = 0
-    """Rows whose states do not fit the stored dtype; they are computed each time."""
 
 
 class PrefixCache:
@@ -94,8 +94,8 @@ class PrefixCache:
         self._offload: Offload | None = None
         self._live: Any = None
         """The model's own forward while another stands in its place."""
-        self._told_full = False
-        self._told_trains = False
+        self._warned_full = False
+        self._warned_trains = False
         self._names = list(inspect.signature(type(self.base).forward).parameters)[1:]
         self._main = self.base.main_input_name if isinstance(self.base, PreTrainedModel) else "input_ids"
         self._prepared_for: list[tuple[Any, ...]] = []
@@ -129,19 +129,11 @@ class PrefixCache:
         rows = self.rows(inputs)
         if rows is None:
             raise NotCacheable("the batch has no rows of tokens with an attention mask of two dimensions.")
-        try:
+        with both_ways(NotCacheable):
             border = find_border(self.model, inputs)
             entry = Entry(self.base, border)
-            entry.attach()
-            try:
+            with entry.attached():
                 self.probed = probe(entry, inputs, rows, DTYPES[self.settings.dtype])
-            finally:
-                entry.detach()
-        except NotCacheable:
-            raise
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-            # A model may do with a row alone, or between its layers, what nobody foresaw. It still trains.
-            raise NotCacheable(f"one batch could not be run both ways: {type(error).__name__}: {error}") from error
         self.border, self._entry = border, entry
         self._prepared_for = _kinds(self.model)
         self.open()
@@ -192,15 +184,14 @@ class PrefixCache:
         def forward(live: Any, *args: Any, **kwargs: Any) -> Any:
             return self._forward(live, dict(zip(self._names, args, strict=False)) | kwargs)
 
-        self._entry.attach()
-        stand_in = StandIn(self.base, forward)
-        self._live = stand_in.live
-        try:
-            yield
-        finally:
-            stand_in.detach()
-            self._live = None
-            self._entry.detach()
+        with self._entry.attached():
+            stand_in = StandIn(self.base, forward)
+            self._live = stand_in.live
+            try:
+                yield
+            finally:
+                stand_in.detach()
+                self._live = None
 
     # ---- weights ----
 
@@ -287,12 +278,11 @@ class PrefixCache:
             if bool(torch.isfinite(rounded).all()):
                 found[row] = rounded
                 entries.append((keys[row], rounded))
-            else:
+            else:  # out of the stored type's range: computed each time
                 found[row] = states
-                self.use.out_of_range += 1
         self.use.stored += self.store.put(entries)
-        if self.store.full and not self._told_full:
-            self._told_full = True
+        if self.store.full and not self._warned_full:
+            self._warned_full = True
             logger.warning(
                 "Prefix cache: %s. %d rows are stored; the others are computed in each pass.",
                 self.store.full,
@@ -305,8 +295,8 @@ class PrefixCache:
         if not torch.is_grad_enabled():
             return False
         trains = any(weight.requires_grad for weight in self._weights)
-        if trains and not self._told_trains:
-            self._told_trains = True
+        if trains and not self._warned_trains:
+            self._warned_trains = True
             logger.warning("Prefix cache: what was frozen trains now, so the frozen layers run in each pass.")
         return trains or any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs.values())
 

@@ -1,6 +1,6 @@
 """How the last layer is narrowed to the first token: hooks on its parts, each put back where it was.
 
-    query             given the first token; what it says stands for every token, so that attention keeps its shapes
+    query             given the first token; its answer stands for every token, so that attention keeps its shapes
     key, value        as they are
     all that follows  given the first token: attention output, feed-forward, norms
 
@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -26,11 +25,6 @@ from spafit_hf.tuner.plain import plain_view
 
 class NotFirstToken(ValueError):
     """The last layer of this model cannot be computed for the first token alone. The message says why."""
-
-
-def base_of(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT's wrapper, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 class FirstToken:

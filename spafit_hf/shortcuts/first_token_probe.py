@@ -17,13 +17,8 @@ import torch
 from torch import nn
 
 from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken
-
-#: Largest difference that rounding explains, over the largest of all outputs (or of all gradients: those of a query
-#: whose softmax is saturated are what the rounding of large ones leaves), after the dtype that the model computes in.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
-LOW_PRECISION = 5e-2
-
-ROWS = 4
+from spafit_hf.shortcuts.probe import ROWS, both_ways, difference, evaluating, tolerance
+from spafit_hf.shortcuts.rows import select
 
 
 def tokens_of(inputs: Mapping[str, Any]) -> int:
@@ -48,23 +43,19 @@ def probe(base: nn.Module, inputs: Mapping[str, Any], *, gradients: bool = True)
     """
     first = FirstToken(base)
     rows = _some_rows(inputs)
-    try:
-        with _eval(base):
-            calls: list[tuple[str, tuple[int, ...]]] = []
-            with _recorded(first, calls):
-                live = _run(first, rows, gradients)
-            first.follow(calls)
-            passes = first.passes
-            with first.attached():
-                narrowed = _run(first, rows, gradients)
-    except NotFirstToken:
-        raise
-    except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:
-        # A model may do between its parts what nobody foresaw. It still trains.
-        raise NotFirstToken(f"one batch could not be run both ways: {type(error).__name__}: {error}") from error
+    with both_ways(NotFirstToken), evaluating(base):
+        calls: list[tuple[str, tuple[int, ...]]] = []
+        with _recorded(first, calls):
+            live = _run(first, rows, gradients)
+        first.follow(calls)
+        passes = first.passes
+        with first.attached():
+            narrowed = _run(first, rows, gradients)
     if first.passes == passes:
         raise NotFirstToken("the batch asks for hidden states or attentions.")
-    _compare(live, narrowed, TOLERANCE.get(_dtype(live), LOW_PRECISION))
+    # Under autocast the outputs, at least one of them, are of its type.
+    narrowest = min(live["outputs"].values(), key=lambda value: torch.finfo(value.dtype).bits)
+    _compare(live, narrowed, tolerance(narrowest.dtype, narrowest.device))
     return first
 
 
@@ -72,22 +63,7 @@ def _some_rows(inputs: Mapping[str, Any]) -> dict[str, Any]:
     count = max(
         (value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim()), default=0
     )
-    return {
-        name: value[:ROWS] if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == count else value
-        for name, value in inputs.items()
-    }
-
-
-@contextmanager
-def _eval(base: nn.Module) -> Iterator[None]:
-    """Within it the model has no dropout; afterwards every module is as it was."""
-    was = [(module, module.training) for module in base.modules()]
-    base.eval()
-    try:
-        yield
-    finally:
-        for module, training in was:
-            module.training = training
+    return select(inputs, range(min(ROWS, count)), count)
 
 
 @contextmanager
@@ -157,11 +133,6 @@ def _tensors(output: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _dtype(found: dict[str, dict[str, torch.Tensor]]) -> torch.dtype:
-    """The narrowest type of the outputs: under autocast they are of its type."""
-    return min((value.dtype for value in found["outputs"].values()), key=lambda dtype: torch.finfo(dtype).bits)
-
-
 def _compare(
     live: dict[str, dict[str, torch.Tensor]], other: dict[str, dict[str, torch.Tensor]], limit: float
 ) -> None:
@@ -170,11 +141,12 @@ def _compare(
             name: value.shape for name, value in other[kind].items()
         }:
             raise NotFirstToken(f"{kind} of other shapes; the head reads more than the first token.")
+        # Over the largest of all: small gradients, such as those of a query whose softmax is saturated, are what the
+        # rounding of large ones leaves.
         largest = max((float(value.abs().max()) for value in values.values()), default=0.0)
-        for name, value in values.items():
-            difference = float((value.float() - other[kind][name].float()).abs().max())
-            if not difference <= limit * largest:  # NaN is refused as well
-                raise NotFirstToken(
-                    f"{kind} differ ({name} by {difference:.2g}, of values up to {largest:.2g}); the head reads more "
-                    "than the first token."
-                )
+        worst = difference(values, other[kind], largest)
+        if worst.relative > limit:
+            raise NotFirstToken(
+                f"{kind} differ ({worst.name} by {worst.by:.2g}, of values up to {largest:.2g}); the head reads more "
+                "than the first token."
+            )

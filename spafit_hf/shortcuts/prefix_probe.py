@@ -16,15 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spafit_hf.shortcuts.border import NotCacheable, without_training
+from spafit_hf.shortcuts.border import NotCacheable
 from spafit_hf.shortcuts.entry import Entry
+from spafit_hf.shortcuts.probe import difference, evaluating, tolerance
 from spafit_hf.shortcuts.rows import Rows, join, without_padding
-
-#: Largest difference over the largest value that rounding explains.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-TF32_TOLERANCE = 1e-2
-
-ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ def probe(entry: Entry, inputs: dict[str, Any], rows: Rows, dtype: torch.dtype) 
     """
     base, border = entry.base, entry.border
     forward = base.forward
-    with without_training(base):
+    with evaluating(base), torch.no_grad():
         single = []
         for row in range(rows.count):
             states = entry.compute(forward, without_padding(inputs, rows, row))[0]
@@ -69,13 +64,9 @@ def probe(entry: Entry, inputs: dict[str, Any], rows: Rows, dtype: torch.dtype) 
         device = next(iter(live.values())).device
         exact = _outputs(entry, inputs, rows, join(single, rows, border.dtype, device))
         rounded = _outputs(entry, inputs, rows, join(stored, rows, border.dtype, device))
-    result = ProbeResult(_distance(live, exact), _distance(live, rounded))
-    limit = TOLERANCE.get(border.dtype, TF32_TOLERANCE)
-    if torch.is_autocast_enabled(device.type):  # the states may be fp32 all the same, after a norm
-        limit = max(limit, TOLERANCE[torch.get_autocast_dtype(device.type)])
-    if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
-        limit = max(limit, TF32_TOLERANCE)
-    if not result.exact <= limit:  # NaN is refused as well
+    result = ProbeResult(difference(live, exact).relative, difference(live, rounded).relative)
+    limit = tolerance(border.dtype, device)
+    if result.exact > limit:
         raise NotCacheable(
             f"the model's outputs for one batch differ by {result.exact:.2g} (relative) between frozen layers run on "
             f"the padded batch and on each row alone; allowed is {limit:.0e}. Its states depend on padding, or early "
@@ -106,20 +97,7 @@ def _outputs(entry: Entry, inputs: dict[str, Any], rows: Rows, states: torch.Ten
 
 
 def _real(value: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """The values of real tokens: what stands at padding is nobody's business."""
+    """The values of real tokens: what stands at padding says nothing."""
     if not rows.width or value.dim() < 2 or value.shape[:2] != (rows.count, rows.width):
         return value
     return torch.cat([value[row, span] for row, span in enumerate(rows.spans)])
-
-
-def _distance(live: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    largest = 0.0
-    for name, value in live.items():
-        if not value.is_floating_point() or not value.numel():
-            continue
-        scale = float(value.abs().max())
-        difference = float((value.float() - other[name].float()).abs().max())
-        distance = difference / scale if scale else difference
-        if not distance <= largest:
-            largest = distance
-    return largest

@@ -16,9 +16,10 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, base_of
+from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken
 from spafit_hf.shortcuts.first_token_probe import probe, tokens_of
 from spafit_hf.trainer.arguments import StrataArguments
+from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
 

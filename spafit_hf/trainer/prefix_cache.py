@@ -21,12 +21,12 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from spafit_hf.shortcuts.border import NotCacheable
 from spafit_hf.shortcuts.cache import CacheSettings, PrefixCache, default_folder
-from spafit_hf.shortcuts.first_token import base_of
-from spafit_hf.shortcuts.prefix_probe import ROWS
+from spafit_hf.shortcuts.probe import ROWS
 from spafit_hf.shortcuts.rows import with_padding
 from spafit_hf.trainer.arguments import StrataArguments
 from spafit_hf.trainer.first_token import FirstTokenTrainer
 from spafit_hf.trainer.sampler import example_lengths
+from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
 

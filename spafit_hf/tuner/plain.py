@@ -7,9 +7,15 @@ BertModel                                  BertModel (view)
 
 from __future__ import annotations
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT's wrapper, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def plain_view(model: nn.Module) -> nn.Module:
