@@ -26,7 +26,7 @@ from models import (
     train,
     transformers_takes_adapters,
 )
-from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 from transformers.models.mobilebert.modeling_mobilebert import NoNorm
@@ -74,23 +74,6 @@ def outputs_of_each(model: PeftModel, batch: dict[str, torch.Tensor]) -> dict[st
     with model.disable_adapter():
         found["__base__"] = logits(model, batch)
     return found
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("name", ALL)
-def test_what_is_frozen_is_what_peft_freezes(name, strategy):
-    def trainable() -> dict[str, bool]:
-        return {key: parameter.requires_grad for key, parameter in model.named_parameters()}
-
-    model = get_spafit_model(tiny(name), STRATEGIES[strategy])
-    second_adapter(model)
-    tuner = model.base_model
-    model.get_base_model().requires_grad_(True)
-    tuner._mark_only_adapters_as_trainable(tuner.model)
-    found = trainable()
-    model.get_base_model().requires_grad_(True)
-    LoraModel._mark_only_adapters_as_trainable(tuner, tuner.model)
-    assert found == trainable()
 
 
 # ---- the plan and the tuner agree ----

@@ -35,7 +35,7 @@ from spafit_hf.predictor.patch import LoadedAdapter, Patch, PatchStack
 from spafit_hf.shortcuts.first_token import FirstToken
 from spafit_hf.shortcuts.first_token_probe import probe
 from spafit_hf.shortcuts.stand_in import standing_in
-from spafit_hf.tuner.model import FLATTENING
+from spafit_hf.tuner.mixed import FLATTENING
 
 Forward = Callable[..., Any]
 

@@ -17,8 +17,9 @@ from spafit_hf.names import task_of_class
 from spafit_hf.planner import Plan, plan
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner.config import LORA_DEFAULTS, SpafitConfig, SpafitPeftType
+from spafit_hf.tuner.labels import apply_labels, labels_of
 from spafit_hf.tuner.layer import DeltaLayer
-from spafit_hf.tuner.model import SpafitModel, apply_labels, labels_of
+from spafit_hf.tuner.model import SpafitModel
 
 __all__ = [
     "DeltaLayer",

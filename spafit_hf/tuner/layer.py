@@ -84,26 +84,10 @@ class DeltaLayer(LoraLayer):
         """Whether the adapter has LoRA factors on this module."""
         return adapter_name in self.scaling
 
-    def train(self, mode: bool = True) -> DeltaLayer:
-        """`nn.Module.train`, which a trainer calls before each step, without a visit to each of the many leaves."""
-        self.__dict__["training"] = mode
-        for child in self._modules.values():
-            if child is None:
-                continue
-            if child._modules or type(child).train is not nn.Module.train:
-                child.train(mode)
-            else:
-                child.__dict__["training"] = mode
-        return self
-
     # ---- forward ----
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base module with the active adapters' LoRA and deltas; `adapter_names` gives each row its own."""
-        if not (args or kwargs or self._disable_adapters or self.merged_adapters):
-            result = self._forward_of_one(x)
-            if result is not None:
-                return result
         self._check_forward_args(x, *args, **kwargs)
         if kwargs.get("adapter_names") is not None:
             return self._mixed_batch_forward(x, *args, **kwargs)
@@ -126,21 +110,6 @@ class DeltaLayer(LoraLayer):
             result = self.base_layer(x, *args, **kwargs)
             result = result + delta.to(result.dtype)
         return result
-
-    def _forward_of_one(self, x: torch.Tensor) -> torch.Tensor | None:
-        """`forward` where one adapter is active, with either LoRA or a delta here; None where it is not so.
-
-        Most calls are such, and in small models what Python does in them takes as long as the arithmetic. So nothing
-        is looked up twice, and modules and parameters not by attribute, which `nn.Module` answers slowly.
-        """
-        modules: dict[str, Any] = self._modules
-        active = self._active_adapter
-        name = active if type(active) is str else active[0] if len(active) == 1 else None
-        deltas = modules["lora_delta"]
-        if name in self.scaling:
-            return None if len(deltas) else super().forward(x)  # type: ignore[misc]
-        delta = deltas._parameters.get(name)  # None also where FSDP has put a plain tensor in its place
-        return None if delta is None else _forward_with_delta(modules["base_layer"], x, delta)
 
     def _active_delta(self) -> torch.Tensor | None:
         deltas = [self.lora_delta[name] for name in self.active_adapters if name in self.lora_delta]
@@ -240,7 +209,6 @@ class Norm(nn.Module, DeltaLayer):
 
     # nn.Module stands first for the same reason as in PEFT's layers: its __init__ must not reach LoraLayer's.
     forward = DeltaLayer.forward
-    train = DeltaLayer.train  # type: ignore[assignment]
 
     def __init__(self, base_layer: nn.Module) -> None:
         nn.Module.__init__(self)

@@ -5,31 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.lora.model import LoraModel, _adapter_names_pre_forward_hook, _get_encoder
-from peft.tuners.tuners_utils import BaseTunerLayer, _ExcludedModule, check_target_module_exists
-from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
-from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, task_arithmetic, ties
+from peft.tuners.lora.model import LoraModel
+from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import get_pattern_key
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.architecture import is_linear, is_norm
 from spafit_hf.planner import plan
+from spafit_hf.tuner.combine import combine_deltas
 from spafit_hf.tuner.config import SpafitConfig
-from spafit_hf.tuner.layer import DeltaLayer, Linear, Norm, adopt, missing_bias_message, wrap
+from spafit_hf.tuner.labels import apply_labels, check_heads_stack, labels_of
+from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, wrap
+from spafit_hf.tuner.mixed import BASE, mixed_batch
 from spafit_hf.tuner.plain import plain_view
-
-BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
-
-# Model types that lay the rows of a batch end to end for some of their modules: (rows, length, width) becomes
-# (rows * length, width). Only for these is it certain that each row's piece is contiguous there.
-FLATTENING = ("opt",)
 
 
 class SpafitModel(LoraModel):
@@ -115,24 +110,6 @@ class SpafitModel(LoraModel):
             )
             if adapter_name not in self.active_adapters:
                 layer.lora_delta[adapter_name].requires_grad_(False)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT moves each part of a new layer to its base's device, wherever the two are; mostly they are together.
-        devices = {parameter.device for parameter in new_module.parameters()}
-        if type(new_module) in (Linear, Norm) and len(devices) == 1:
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
-
-    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        if any(self.peft_config[name].bias != "none" for name in self.active_adapters):
-            super()._mark_only_adapters_as_trainable(model)
-            return
-        # PEFT compares the names of all parameters; walking past the adapters says the same in a fraction of the time.
-        _freeze_base(model)
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer._freeze_non_trainable_peft_weights()
 
     @staticmethod
     def _create_new_module(
@@ -230,47 +207,11 @@ class SpafitModel(LoraModel):
                 f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. "
                 f"Loaded are: {', '.join(sorted(self.peft_config))}."
             )
-        self._check_heads_stack(names)
-        beams = kwargs.get("num_beams") or 1
-        if beams > 1 and not isinstance(names, (list, tuple)):
-            raise TypeError(f"Got adapter names of type {type(names)}, expected a list of str.")
-        # generate() repeats the inputs once per beam, except in the encoder of an encoder-decoder model.
-        repeated = [name for name in names for _ in range(beams)]
-        encoder = _get_encoder(self.model) if beams > 1 else None
-        in_encoder = set(encoder.modules()) if encoder is not None else set()
-        flattens = self.get_model_config(self.model).get("model_type") in FLATTENING
-        hook = _flat_names_hook if flattens else _adapter_names_pre_forward_hook
-        handles = [
-            module.register_forward_pre_hook(
-                partial(hook, adapter_names=names if module in in_encoder else repeated), with_kwargs=True
-            )
-            for module in self.modules()
-            if isinstance(module, (LoraLayer, AuxiliaryTrainingWrapper))
-            and not isinstance(module, ModulesToSaveWrapper)
-        ]
-        # PEFT mixes heads only where they are a single Linear, and only if the active adapter has one.
-        heads = [module for module in self.modules() if isinstance(module, ModulesToSaveWrapper)]
-        for head in heads:
-            head.forward = partial(_mixed_head_forward, head, names if head in in_encoder else repeated)
-        try:
+        check_heads_stack(
+            {name: self._base_labels if name == BASE else self.peft_config[name].labels for name in names}
+        )
+        with mixed_batch(self.model, names, kwargs.get("num_beams") or 1):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for head in heads:
-                del head.forward
-
-    def _check_heads_stack(self, names: list[str]) -> None:
-        sizes = {name: len(labels["id2label"]) for name in names if (labels := self._labels_of_adapter(name))}
-        if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{name}: {size}" for name, size in sorted(sizes.items()))
-            raise ValueError(
-                f"the heads of these adapters have different numbers of outputs ({listed}), which do not stack into "
-                "one tensor of logits. Call the model once per number of outputs, or use SpafitPredictor."
-            )
-
-    def _labels_of_adapter(self, name: str) -> dict[str, Any] | None:
-        return self._base_labels if name == BASE else self.peft_config[name].labels
 
     # ---- merge ----
 
@@ -386,78 +327,14 @@ class SpafitModel(LoraModel):
         config.strategy = None  # a combination carries out no single strategy
         config.bias_modules = bias_modules or owners[0].bias_modules
         for layer in self._delta_layers():
-            here = [(name, weight) for name, weight in zip(adapters, weights, strict=True) if name in layer.lora_delta]
-            if not here:
-                continue
-            if adapter_name not in layer.lora_delta:
-                layer.add_delta(adapter_name, zero=True, inference_mode=True)
-            deltas = [layer.lora_delta[name].data for name, _ in here]
-            factors = torch.tensor([weight for _, weight in here], device=deltas[0].device)
-            layer.lora_delta[adapter_name].data = _combine(
-                deltas, factors, combination_type, density, majority_sign_method
-            )
+            weighted = {
+                name: weight for name, weight in zip(adapters, weights, strict=True) if name in layer.lora_delta
+            }
+            if weighted:
+                combine_deltas(layer, weighted, adapter_name, combination_type, density, majority_sign_method)
 
     def _named_delta_layers(self) -> list[tuple[str, DeltaLayer]]:
         return [(key, module) for key, module in self.model.named_modules() if isinstance(module, DeltaLayer)]
-
-
-def labels_of(model: nn.Module) -> dict[str, Any] | None:
-    """What a classifier's outputs mean, as `SpafitConfig.labels` holds it; None for a model of another task."""
-    # Every configuration of transformers has two labels; only in these classes do they say how many outputs there are.
-    if not isinstance(model, PreTrainedModel) or "Classification" not in type(model).__name__:
-        return None
-    config = model.config
-    return {
-        "num_labels": len(config.id2label),
-        "id2label": {str(index): str(label) for index, label in config.id2label.items()},
-        "problem_type": config.problem_type,
-    }
-
-
-def apply_labels(model: nn.Module, labels: dict[str, Any] | None) -> None:
-    """Write `labels` into a model's configuration; None changes nothing. Inverse of `labels_of`."""
-    if labels is None:
-        return
-    id2label = {int(index): label for index, label in labels["id2label"].items()}
-    model.config.id2label = id2label
-    model.config.label2id = {label: index for index, label in id2label.items()}
-    model.config.problem_type = labels["problem_type"]
-    if "num_labels" in model.__dict__:  # heads of transformers keep their own copy for the loss
-        model.num_labels = labels["num_labels"]
-
-
-def _mixed_head_forward(head: ModulesToSaveWrapper, names: list[str], x: torch.Tensor, *args: Any) -> torch.Tensor:
-    """Each row through its own adapter's head, or the base's where the adapter has none."""
-    rows: list[int] = []
-    results = []
-    for name in dict.fromkeys(names):
-        own = [row for row, owner in enumerate(names) if owner == name]
-        has_head = name in head.modules_to_save
-        module = head.modules_to_save[name] if has_head else head.original_module
-        results.append(module(x[own], *args))
-        rows += own
-    return torch.cat(results)[torch.tensor(rows, device=x.device).argsort()]
-
-
-def _flat_names_hook(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], adapter_names: list[str]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """PEFT's hook that tells a module each row's adapter, for models in `FLATTENING`."""
-    length = args[0].shape[0] // len(adapter_names) if args[0].dim() == 2 else 1
-    return args, {**kwargs, "adapter_names": [name for name in adapter_names for _ in range(length)]}
-
-
-def _freeze_base(module: nn.Module) -> None:
-    """Freeze all parameters but those of adapters and of modules that PEFT trains whole."""
-    if isinstance(module, AuxiliaryTrainingWrapper):
-        return
-    if isinstance(module, BaseTunerLayer):
-        _freeze_base(module.base_layer)
-        return
-    for parameter in module.parameters(recurse=False):
-        parameter.requires_grad = False
-    for child in module.children():
-        _freeze_base(child)
 
 
 def _wants_delta(config: SpafitConfig, key: str) -> bool:
@@ -480,18 +357,3 @@ def _wants_delta(config: SpafitConfig, key: str) -> bool:
 @lru_cache(maxsize=4)
 def _as_set(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(names)
-
-
-def _combine(
-    deltas: list[torch.Tensor], weights: torch.Tensor, combination_type: str, density: float | None, method: str
-) -> torch.Tensor:
-    kind = combination_type.removesuffix("_svd")
-    if kind == "ties":
-        return ties(deltas, weights, density, method)
-    if kind == "dare_linear":
-        return dare_linear(deltas, weights, density)
-    if kind == "dare_ties":
-        return dare_ties(deltas, weights, density, method)
-    if kind == "magnitude_prune":
-        return magnitude_prune(deltas, weights, density)
-    return task_arithmetic(deltas, weights)
