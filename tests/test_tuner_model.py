@@ -262,6 +262,17 @@ def test_settings_pass_through_to_lora(name, settings):
         assert torch.equal(logits(model, batch), expected)
 
 
+def test_deltas_of_an_adapter_that_comes_after_dora():
+    model = get_spafit_model(tiny("bert"), "lora-II", r=4, use_dora=True)
+    model.add_adapter("b", SpafitConfig(strategy="bitfit"))
+    model.set_adapter("b")
+    deltas = {key: parameter for key, parameter in model.named_parameters() if key.endswith(".lora_delta.b")}
+    assert len(deltas) == len(plan(tiny("bert"), "bitfit").biases)
+    assert all(parameter.requires_grad for parameter in deltas.values())
+    model.delete_adapter("b")
+    assert not any(".lora_delta.b" in key for key, _ in model.named_parameters())
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "vit"])
 def test_a_half_precision_base_keeps_its_dtype_and_deltas_stay_fp32(name):
     base = tiny(name).to(torch.bfloat16)

@@ -14,7 +14,7 @@ from spafit_hf.tuner.layer import DeltaLayer
 
 def combine_deltas(
     layer: DeltaLayer,
-    weighted: dict[str, float],
+    weighted: list[tuple[str, float]],
     adapter_name: str,
     combination_type: str,
     density: float | None,
@@ -24,14 +24,14 @@ def combine_deltas(
 
     Args:
         layer: the layer; every adapter of `weighted` has a delta there.
-        weighted: adapter -> its weight.
+        weighted: adapters with their weights.
         adapter_name: the adapter that is made of them.
         combination_type, density, method: as in `peft.LoraModel.add_weighted_adapter`.
     """
     if adapter_name not in layer.lora_delta:
         layer.add_delta(adapter_name, zero=True, inference_mode=True)
-    deltas = [layer.lora_delta[name].data for name in weighted]
-    weights = torch.tensor(list(weighted.values()), device=deltas[0].device)
+    deltas = [layer.lora_delta[name].data for name, _ in weighted]
+    weights = torch.tensor([weight for _, weight in weighted], device=deltas[0].device)
     layer.lora_delta[adapter_name].data = _combined(deltas, weights, combination_type, density, method)
 
 

@@ -254,6 +254,8 @@ def adopt(layer: LoraLayer) -> DeltaLayer:
     adopted = _ADOPTED[cls].__new__(_ADOPTED[cls])
     adopted.__dict__.update(layer.__dict__)
     adopted.lora_delta = nn.ParameterDict()
+    # PEFT's DoRA gives an instance a list of its own, which does not know of deltas.
+    adopted.adapter_layer_names = tuple(dict.fromkeys((*layer.adapter_layer_names, "lora_delta")))
     return adopted
 
 

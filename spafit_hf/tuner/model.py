@@ -296,8 +296,6 @@ class SpafitModel(LoraModel):
     ) -> None:
         """Add an adapter that is a weighted combination of others: LoRA as PEFT combines it, deltas likewise.
 
-        Deltas are vectors, so `linear`, `cat` and `svd` all mean their exact weighted sum; the sparsifying types
-        (`ties`, `dare_*`, `magnitude_prune`) apply to them as they do to LoRA.
         Arguments and errors: see `peft.LoraModel.add_weighted_adapter`.
         """
         if adapter_name in self.peft_config:
@@ -327,11 +325,9 @@ class SpafitModel(LoraModel):
         config.strategy = None  # a combination carries out no single strategy
         config.bias_modules = bias_modules or owners[0].bias_modules
         for layer in self._delta_layers():
-            weighted = {
-                name: weight for name, weight in zip(adapters, weights, strict=True) if name in layer.lora_delta
-            }
-            if weighted:
-                combine_deltas(layer, weighted, adapter_name, combination_type, density, majority_sign_method)
+            here = [(name, weight) for name, weight in zip(adapters, weights, strict=True) if name in layer.lora_delta]
+            if here:
+                combine_deltas(layer, here, adapter_name, combination_type, density, majority_sign_method)
 
     def _named_delta_layers(self) -> list[tuple[str, DeltaLayer]]:
         return [(key, module) for key, module in self.model.named_modules() if isinstance(module, DeltaLayer)]
