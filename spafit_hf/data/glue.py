@@ -19,18 +19,19 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from spafit_hf.data.labels import Labelled
+
 DATASET_ID = "nyu-mll/glue"
 """The benchmark on the Hub; its configurations are the names of the tasks."""
 
 
 @dataclass(frozen=True)
-class GlueTask:
+class GlueTask(Labelled):
     """One task of the benchmark.
 
     Attributes:
         name: as on the Hub (the configuration of `nyu-mll/glue`).
         title: as in the GLUE paper's tables.
-        full_name: the data set's own name.
         description: what is decided, for a reader of a card.
         domain: where the texts are from (GLUE paper, Table 1).
         license: of the data as GLUE or the data's own paper states it; "not stated" where neither does.
@@ -39,12 +40,11 @@ class GlueTask:
         validation: names of the validation splits, the one to select on first.
         rows: official number of rows of train and of each validation split.
         metrics: the figures evaluate's GLUE metric gives, the main one first.
-        symmetric: whether the label of a pair is the same with its texts changed about.
+        symmetric: whether the label of a pair is the same with its texts swapped.
     """
 
     name: str
     title: str
-    full_name: str
     description: str
     domain: str
     license: str
@@ -54,21 +54,6 @@ class GlueTask:
     metrics: tuple[str, ...]
     validation: tuple[str, ...] = ("validation",)
     symmetric: bool = False
-
-    @property
-    def regression(self) -> bool:
-        """Whether the label is a score (only stsb)."""
-        return not self.labels
-
-    @property
-    def num_labels(self) -> int:
-        """Outputs of the task head: classes, or 1 for regression."""
-        return len(self.labels) or 1
-
-    @property
-    def problem_type(self) -> str:
-        """`PretrainedConfig.problem_type` of the task."""
-        return "regression" if self.regression else "single_label_classification"
 
     @property
     def main_metric(self) -> str:
@@ -87,7 +72,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="cola",
             title="CoLA",
-            full_name="Corpus of Linguistic Acceptability",
             description="whether an English sentence is grammatical",
             domain="examples from the linguistics literature",
             license="CC0",
@@ -99,7 +83,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="sst2",
             title="SST-2",
-            full_name="Stanford Sentiment Treebank",
             description="whether a movie-review phrase is positive",
             domain="movie reviews",
             license="MIT",
@@ -111,7 +94,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="mrpc",
             title="MRPC",
-            full_name="Microsoft Research Paraphrase Corpus",
             description="whether two sentences say the same",
             domain="news",
             license="Microsoft Shared Source",
@@ -124,7 +106,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="stsb",
             title="STS-B",
-            full_name="Semantic Textual Similarity Benchmark",
             description="how similar two sentences are in meaning, from 0 to 5",
             domain="news, captions and forums",
             license="not stated",
@@ -137,7 +118,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="qqp",
             title="QQP",
-            full_name="Quora Question Pairs",
             description="whether two questions ask the same",
             domain="questions from Quora",
             license="Quora's own, non-commercial",
@@ -150,7 +130,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="mnli",
             title="MNLI",
-            full_name="Multi-Genre Natural Language Inference",
             description="whether a premise entails a hypothesis, contradicts it or neither",
             domain="ten genres of written and spoken English",
             license="OANC, CC BY-SA 3.0 and others, by genre",
@@ -163,7 +142,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="qnli",
             title="QNLI",
-            full_name="Question Natural Language Inference",
             description="whether a sentence holds the answer to a question",
             domain="Wikipedia",
             license="CC BY-SA 4.0",
@@ -175,7 +153,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="rte",
             title="RTE",
-            full_name="Recognizing Textual Entailment",
             description="whether one text entails another",
             domain="news and Wikipedia",
             license="CC BY 4.0",
@@ -187,7 +164,6 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             name="wnli",
             title="WNLI",
-            full_name="Winograd Natural Language Inference",
             description="whether a sentence with its pronoun resolved follows from the original",
             domain="fiction",
             license="CC BY 4.0",

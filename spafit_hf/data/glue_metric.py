@@ -13,6 +13,7 @@ import numpy as np
 from spafit_hf.data import hub_reachable, offline_variable
 from spafit_hf.data.figures import FIGURES, reduce_prediction
 from spafit_hf.data.glue import TASKS, GlueTask, get_task
+from spafit_hf.words import first_line
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
@@ -28,7 +29,7 @@ class GlueMetric(evaluate.Metric):
 
     Args:
         task: one of the nine GLUE tasks.
-        kwargs: of `evaluate.Metric`; `keep_in_memory` is True unless said otherwise.
+        kwargs: of `evaluate.Metric`; `keep_in_memory` is True by default.
     """
 
     def __init__(self, task: str, **kwargs: Any) -> None:
@@ -75,8 +76,7 @@ def load_glue_metric(task: str | GlueTask, *, hub: bool | None = None) -> evalua
             # With the full id, so that a folder named glue in the working directory is not taken for the metric.
             return evaluate.load("evaluate-metric/glue", name, module_type="metric", keep_in_memory=True)
         except (OSError, ImportError, ValueError, TypeError, RuntimeError) as error:
-            said = str(error).strip() or repr(error)
-            reason = f"evaluate's metric did not load: {said.splitlines()[0]}"
+            reason = f"evaluate's metric did not load: {first_line(error)}"
             if hub:
                 raise ValueError(f"GLUE metric of {name}: {reason}. Leave hub=None to compute it locally.") from error
     logger.info("GLUE metric of %s: computed locally with scikit-learn and scipy (%s).", name, reason)

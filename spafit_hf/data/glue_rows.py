@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spafit_hf.data import LABEL, DataError, load_hub_dataset, read_table, require_columns, tokenize
+from spafit_hf.data import LABEL, DataError, load_hub_dataset, read_table, require_columns
 from spafit_hf.data.glue import DATASET_ID, GlueTask, get_task
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -129,20 +128,3 @@ def _checked(task: GlueTask, name: str, split: Dataset) -> Dataset:
             f"{task.num_labels - 1} ({', '.join(task.labels)}). Load the original data."
         )
     return split if isinstance(feature, ClassLabel) else split.cast_column(LABEL, ClassLabel(names=list(task.labels)))
-
-
-def tokenize_task(
-    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, task: str | GlueTask, *, max_length: int = 128
-) -> DatasetDict:
-    """Tokenize the splits of a task without padding; see `data.tokenize`.
-
-    Args:
-        splits: from `load_task`.
-        tokenizer: of the base.
-        task: one of the nine tasks; gives the columns.
-        max_length: tokens per row, special tokens included.
-
-    Returns:
-        The splits with the tokenizer's columns, `label` and `length`.
-    """
-    return tokenize(splits, tokenizer, get_task(task).columns, max_length=max_length)

@@ -35,7 +35,7 @@ def shared_texts(splits: Mapping[str, Dataset], columns: Sequence[str]) -> dict[
 
 
 def turned_around(splits: Mapping[str, Dataset], columns: Sequence[str]) -> Dataset:
-    """Train's rows with the two texts of each changed about; without those that are a row of another split."""
+    """Train's rows with the two texts of each swapped; without those that are a row of another split."""
     train, (first, second) = splits["train"], columns
     turned = train.rename_columns({first: second, second: first}).select_columns(train.column_names)
     others = {key for name, split in splits.items() if name != "train" for key in _keys(split, columns)}
@@ -44,12 +44,7 @@ def turned_around(splits: Mapping[str, Dataset], columns: Sequence[str]) -> Data
 
 
 def carve_validation(
-    dataset: Dataset,
-    columns: Sequence[str],
-    *,
-    share: float = 0.1,
-    rows: int | None = None,
-    seed: int = 42,
+    dataset: Dataset, columns: Sequence[str], *, share: float = 0.1, rows: int | None = None, seed: int = 42
 ) -> dict[str, Dataset]:
     """Split rows in two without leaking a text: rows with the same words stay on one side.
 

