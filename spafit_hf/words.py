@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 ROLE_WORDS = {
-    "query": "query",
-    "key": "key",
-    "value": "value",
-    "attention_output": "attention output",
-    "attention_norm": "attention norm",
-    "intermediate": "feed-forward in",
-    "output": "feed-forward out",
-    "output_norm": "feed-forward norm",
-}
+    "query": "query", "key": "key", "value": "value",
+    "attention_output": "attention output", "attention_norm": "attention norm",
+    "intermediate": "feed-forward in", "output": "feed-forward out", "output_norm": "feed-forward norm",
+}  # fmt: skip
 
 FIGURE_WORDS = {
-    "accuracy": "Accuracy",
-    "f1": "F1",
-    "matthews_correlation": "Matthews correlation",
-    "pearson": "Pearson",
-    "pearsonr": "Pearson",
-    "spearmanr": "Spearman",
-    "mse": "Mean squared error",
-    "mae": "Mean absolute error",
-    "rmse": "Root mean squared error",
-    "perplexity": "Perplexity",
-    "loss": "Loss",
-    "eval_loss": "Loss",
-}
+    "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
+    "pearsonr": "Pearson", "spearmanr": "Spearman", "mse": "Mean squared error", "mae": "Mean absolute error",
+    "rmse": "Root mean squared error", "perplexity": "Perplexity", "loss": "Loss", "eval_loss": "Loss",
+}  # fmt: skip
 
 #: Our name of a figure -> the Hub's id of the metric, where they differ.
 METRIC_IDS = {"pearson": "pearsonr", "spearman": "spearmanr"}
@@ -95,15 +81,27 @@ def listing(words: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def spans(numbers: Sequence[int]) -> str:
+def listed(words: Iterable[str]) -> str:
+    """a, b, c."""
+    return ", ".join(words)
+
+
+def spans(numbers: Iterable[int]) -> str:
     """Layer numbers, runs drawn together: 0 to 4, 7."""
-    runs: list[list[int]] = []
+    return listing([f"{first} to {last}" if first < last else str(first) for first, last in _runs(numbers)])
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """Layer numbers in short: (3, 4, 5) is "3-5", (3,) is "3", (0, 1, 5) is "0-1,5", () is "none"."""
+    return ",".join(f"{first}-{last}" if first < last else str(first) for first, last in _runs(layers)) or "none"
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
     for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return listing([f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs])
+        first = runs.pop()[0] if runs and number == runs[-1][1] + 1 else number
+        runs.append((first, number))
+    return runs
 
 
 def plain(text: object) -> str:
@@ -129,6 +127,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "")
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What went wrong, as the start of the error says it; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """What a server or library says for itself: the last line holds the reason, those before it where it happened."""
+    return next(iter(str(error).strip().splitlines()[::-1]), type(error).__name__).strip()

@@ -99,7 +99,7 @@ def test_a_pull_request(quiet: HubServer, client: HubClient, tmp_path: Path) -> 
     assert done["revision"] == "refs/pr/1"
     assert len(quiet.commits("ann/pr")) == 1
     assert pull(client, "ann/pr", revision="refs/pr/1")["commit"] == done["commit"]
-    # From somebody who may only propose.
+    # From a user who may only propose.
     theirs = push(client, adapter_folder(tmp_path / "run", seed=2), "ann/pr", quiet.token("bob"), create_pr=True)
     assert theirs["revision"] == "refs/pr/2"
 
@@ -294,7 +294,7 @@ def test_an_adapter_of_a_local_base_loads_on_a_given_one(
 
 @pytest.fixture
 def pushed(quiet: HubServer, client: HubClient, tmp_path: Path) -> str:
-    """A repo with an adapter, and with files beside it that nobody asked for."""
+    """A repo with an adapter, and with files beside it that were not asked for."""
     repo = f"ann/{tmp_path.name.replace('_', '-')}"[:60].rstrip("-")
     push(client, adapter_folder(tmp_path / "run"), repo, quiet.token("ann"))
     quiet.store.add_files(repo, {"evil.bin": b"pickle", "setup.py": b"import os", "sub/adapter_config.json": b"{}"})
@@ -361,7 +361,7 @@ def test_offline_and_hub_down_use_the_cache(
     quiet.forget()
     for other in (
         HubClient(quiet.endpoint, home, HF_HUB_OFFLINE="1"),
-        HubClient("http://127.0.0.1:9", home),  # nobody listens there
+        HubClient("http://127.0.0.1:9", home),  # nothing listens there
     ):
         assert pull(other, pushed) == done
         why = refused(other, PULL, repo="ann/other", token=False, options={})
@@ -507,7 +507,7 @@ def test_the_card_names_no_branch_that_it_does_not_stay_on(
 @pytest.mark.parametrize(
     ("login", "why"),
     [
-        (None, "nobody is logged in; make a token with write permission"),
+        (None, "no user is logged in; make a token with write permission"),
         ("hf_nobodyknowsthistoken", "does not accept this token"),
         ("down", "cannot be reached"),
     ],

@@ -203,7 +203,7 @@ def test_a_wrong_token(quiet: HubServer, client: HubClient, folder: Path, repo: 
 
 def test_no_token(quiet: HubServer, client: HubClient, folder: Path, repo: str) -> None:
     said = failing(client, folder, repo, None)
-    assert "nobody is logged in" in said
+    assert "no user is logged in" in said
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+FACTS_FILE = "spafit_results.json"
+"""Beside the card in the folder: `CardFacts.to_json`."""
 FACTS_FORMAT = 1
 
 
@@ -66,7 +68,7 @@ class Data:
     train_split: str | None = None
     train_rows: int | None = None
     turned_rows: int | None = None
-    """Rows of two texts that were trained on once more with them changed about."""
+    """Rows of two texts that were trained on once more with them swapped."""
     max_length: int | None = None
     """Tokens after which texts were cut."""
     license: str | None = None

@@ -13,13 +13,14 @@ from typing import Any
 from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
+from spafit_hf.card.citation import citation_intro, citations
 from spafit_hf.card.curve import main_figure
-from spafit_hf.card.facts import CardError, CardFacts, Score, Step
+from spafit_hf.card.facts import FACTS_FILE, CardError, CardFacts
 from spafit_hf.card.limits import limits
 from spafit_hf.card.metadata import card_data
+from spafit_hf.card.results import SHOWN_STEPS, paper_note, row_count, score_table, step_table
 from spafit_hf.card.strata import drawing, in_words
 from spafit_hf.card.usage import usages
-from spafit_hf.data.glue import PAPER_SCORES, TASKS
 from spafit_hf.names import is_hub_id
 from spafit_hf.words import (
     code,
@@ -35,51 +36,16 @@ from spafit_hf.words import (
     table,
 )
 
-FACTS_FILE = "spafit_results.json"
-"""Beside the card in the folder: `CardFacts.to_json`."""
-
 OWN_BEGIN = "<!-- your own section: begin -->"
 OWN_END = "<!-- your own section: end -->"
 GENERATED = "<!-- Written by spafit-hf"
-#: What transformers and peft leave in a card that nobody wrote.
+#: What transformers and peft leave in a card that no one has written.
 PLACEHOLDERS = (
     "This model card has been generated automatically according to the information the Trainer",
     "[More Information Needed]",
 )
 
 SHOWN_LABELS = 20
-SHOWN_STEPS = 12
-MOST_STEPS = 60
-
-CITATIONS = {
-    "spafit": """@misc{arora2024spafit,
-  title         = {{SPAFIT}: Stratified Progressive Adaptation Fine-tuning for Pre-trained Large Language Models},
-  author        = {Arora, S. and Wang, L.},
-  year          = {2024},
-  eprint        = {2405.00201},
-  archivePrefix = {arXiv}
-}""",
-    "bitfit": """@inproceedings{benzaken2022bitfit,
-  title     = {{BitFit}: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models},
-  author    = {Ben Zaken, Elad and Goldberg, Yoav and Ravfogel, Shauli},
-  booktitle = {ACL},
-  year      = {2022}
-}""",
-    "lora": """@inproceedings{hu2022lora,
-  title     = {{LoRA}: Low-Rank Adaptation of Large Language Models},
-  author    = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and
-               Wang, Shean and Wang, Lu and Chen, Weizhu},
-  booktitle = {ICLR},
-  year      = {2022}
-}""",
-    "glue": """@inproceedings{wang2019glue,
-  title     = {{GLUE}: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding},
-  author    = {Wang, Alex and Singh, Amanpreet and Michael, Julian and Hill, Felix and Levy, Omer and
-               Bowman, Samuel R.},
-  booktitle = {ICLR},
-  year      = {2019}
-}""",
-}
 
 
 def render_card(facts: CardFacts, *, own: str = "", template: str | None = None) -> str:
@@ -125,7 +91,7 @@ def own_section(card: str) -> str:
 
 
 def is_generated(card: str) -> bool:
-    """Whether a card may be replaced: this package wrote it, or a machine did and nobody filled it in."""
+    """Whether a card may be replaced: this package wrote it, or a machine did and its gaps are still there."""
     return GENERATED in card or not card.strip() or any(mark in card for mark in PLACEHOLDERS)
 
 
@@ -134,7 +100,7 @@ def is_generated(card: str) -> bool:
 
 def _context(facts: CardFacts, own: str) -> dict[str, Any]:
     name = (facts.repo_id or facts.title or _title(facts)).split("/")[-1]
-    scores, compared = _scores(facts)
+    scores, compared = score_table(facts)
     main = main_figure(facts)
     known = [step for step in facts.steps if step.train_loss is not None or step.eval_loss is not None or step.figures]
     return {
@@ -151,10 +117,10 @@ def _context(facts: CardFacts, own: str) -> dict[str, Any]:
         "strata": drawing(facts) if facts.kind == "adapter" else "",
         "sizes": _sizes(facts),
         "scores": scores,
-        "paper_note": _paper_note(facts) if compared else "",
+        "paper_note": paper_note(facts) if compared else "",
         "curve": facts.curve or "",
         "curve_figure": figure_name(main) if main and any(main in step.figures for step in facts.steps) else "",
-        "steps": _steps(facts, known) if len(known) > 1 else "",
+        "steps": step_table(facts, known) if len(known) > 1 else "",
         "steps_open": len(known) <= SHOWN_STEPS,
         "training": _training(facts),
         "command": facts.command or "",
@@ -162,8 +128,8 @@ def _context(facts: CardFacts, own: str) -> dict[str, Any]:
         "all_hyperparameters": _settings(facts.all_hyperparameters),
         "versions": ", ".join(f"{plain(name)} {plain(version)}" for name, version in facts.versions.items()),
         "limits": limits(facts),
-        "citation_intro": _citation_intro(facts),
-        "citations": _citations(facts),
+        "citation_intro": citation_intro(facts),
+        "citations": citations(facts),
     }
 
 
@@ -246,15 +212,11 @@ def _headline(facts: CardFacts) -> str:
     """The figure that counts, in a sentence of its own."""
     main = main_figure(facts)
     parts = [
-        f"**{figure(score.figures[main])}** on {plain(score.split)}{_rows(score)}"
+        f"**{figure(score.figures[main])}** on {plain(score.split)}{row_count(score)}"
         for score in facts.scores
         if main is not None and main in score.figures
     ]
     return f"{figure_name(main)}: {listing(parts)}." if parts and main is not None else ""
-
-
-def _rows(score: Score) -> str:
-    return f" ({count(score.rows)} rows)" if score.rows else ""
 
 
 def _labels(facts: CardFacts) -> str:
@@ -287,81 +249,9 @@ def _sizes(facts: CardFacts) -> str:
     text = table(["", "Adapter", "Full model"], rows, "lrr") if rows else ""
     ranks = sorted({(band.r, band.lora_alpha) for band in facts.layers if band.lora and band.r is not None})
     if ranks:
-        said = listing([f"r = {r}" + (f", alpha = {alpha:g}" if alpha is not None else "") for r, alpha in ranks])
-        text += f"\n\nLoRA: {said}." if text else f"LoRA: {said}."
+        ranked = listing([f"r = {r}" + (f", alpha = {alpha:g}" if alpha is not None else "") for r, alpha in ranks])
+        text += f"\n\nLoRA: {ranked}." if text else f"LoRA: {ranked}."
     return text
-
-
-# -- results ----------------------------------------------------------------------------------------------------------
-
-
-def _paper_score(facts: CardFacts) -> tuple[str, float] | None:
-    """The paper's figure for this task and method: its name and value."""
-    value = PAPER_SCORES.get(facts.data.glue or "", {}).get(facts.method)
-    return (TASKS[facts.data.glue or ""].main_metric, value) if value is not None else None
-
-
-def _scores(facts: CardFacts) -> tuple[str, bool]:
-    """The table of scores, and whether the paper's stands beside them."""
-    scores = [score for score in facts.scores if score.figures]
-    if not scores:
-        return "", False
-    names = list(dict.fromkeys(name for score in scores for name in score.figures))
-    paper = _paper_score(facts)
-    header = ["", *(plain(score.split).replace("\\_", " ") + _rows(score) for score in scores)]
-    rows = []
-    for name in names:
-        cells = [figure(score.figures[name]) if name in score.figures else "" for score in scores]
-        theirs = [f"{paper[1]:.2f}" if paper[0] == name else ""] if paper else []
-        rows.append([figure_name(name), *cells, *theirs])
-    return table(
-        [*header, *(["Paper"] if paper else [])], rows, "l" + "r" * (len(header) - 1 + bool(paper))
-    ), paper is not None
-
-
-def _paper_note(facts: CardFacts) -> str:
-    matched = ", on the matched part" if facts.data.glue == "mnli" else ""
-    other = (
-        ""
-        if (facts.base.id or "").endswith("bert-large-cased")
-        else " The base here is another one, so the two are not the same experiment."
-    )
-    return (
-        f"Paper: {method_title(facts.method)} in Table 2 of [arXiv:2405.00201](https://arxiv.org/abs/2405.00201), "
-        f"BERT-large-cased, best of the authors' runs on the validation set{matched}, no spread given.{other}"
-    )
-
-
-def _steps(facts: CardFacts, known: list[Step]) -> str:
-    names = list(dict.fromkeys(name for step in known for name in step.figures))
-    columns: list[tuple[str, list[str]]] = [("Step", [count(step.step) for step in known])]
-
-    def add(title: str, values: list[float | None], digits: int = 4) -> None:
-        if any(value is not None for value in values):
-            columns.append((title, ["" if value is None else f"{value:.{digits}f}" for value in values]))
-
-    add("Epoch", [step.epoch for step in known], 2)
-    add("Train loss", [step.train_loss for step in known])
-    add("Val. loss", [step.eval_loss for step in known])
-    for name in names:
-        add(figure_name(name), [step.figures.get(name) for step in known])
-    rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
-    kept = [index for index, step in enumerate(known) if step.step == facts.best_step]
-    for index in kept:
-        rows[index] = [f"**{cell}**" if cell else "" for cell in rows[index]]
-    left_out = ""
-    if len(rows) > MOST_STEPS:
-        # Every evaluation stays, and of the rest as many as there is room for, evenly.
-        stride = -(-len(rows) // MOST_STEPS)
-        chosen = [
-            i
-            for i, step in enumerate(known)
-            if step.figures or step.eval_loss is not None or i % stride == 0 or i in kept
-        ]
-        left_out = f"\n\n{len(chosen)} of {len(rows)} logged steps; all are in `{FACTS_FILE}`."
-        rows = [rows[i] for i in chosen]
-    note = "\n\nThe weights here are those of the step in bold." if kept else ""
-    return table([title for title, _ in columns], rows, "r" * len(columns)) + left_out + note
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -405,26 +295,3 @@ def _setting(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_setting(item) for item in value)
     return str(value)
-
-
-# -- citation ---------------------------------------------------------------------------------------------------------
-
-
-def _cited(facts: CardFacts) -> list[str]:
-    cited = ["spafit"]
-    if facts.method == "bitfit":
-        cited.append("bitfit")
-    elif facts.kind == "adapter" and any(band.lora for band in facts.layers):
-        cited.append("lora")
-    return [*cited, *(["glue"] if facts.data.glue else [])]
-
-
-def _citation_intro(facts: CardFacts) -> str:
-    origin = (
-        "The method" if facts.method.startswith("spafit") or facts.method == "custom" else "The comparison of methods"
-    )
-    return f"{origin} is Arora and Wang's; this repository and spafit-hf are not by them."
-
-
-def _citations(facts: CardFacts) -> str:
-    return "\n\n".join(CITATIONS[key] for key in _cited(facts))

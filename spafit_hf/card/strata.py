@@ -19,12 +19,7 @@ FEED_FORWARD = ROLES[5:]
 LETTERS = dict(zip(ROLES, ("q", "k", "v", "o", "n", "i", "o", "n"), strict=True))
 FROZEN, BIAS, LORA, BOTH = "·", "b", "L", "B"
 
-LEGEND = {
-    LORA: "`L` LoRA",
-    BIAS: "`b` bias",
-    BOTH: "`B` LoRA and bias",
-    FROZEN: "`·` frozen",
-}
+LEGEND = {LORA: "`L` LoRA", BIAS: "`b` bias", BOTH: "`B` LoRA and bias", FROZEN: "`·` frozen"}
 COLUMNS = (
     "Columns: `q` query, `k` key, `v` value, `o` output and `n` norm of the attention; `i` in, `o` out and `n` norm "
     "of the feed-forward."

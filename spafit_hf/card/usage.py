@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from spafit_hf.card.facts import CardFacts
 from spafit_hf.card.metadata import pipeline_tag
-from spafit_hf.names import AUTO_CLASSES, is_hub_id
+from spafit_hf.names import AUTO_CLASSES, SIDECAR_FILE, is_hub_id
 from spafit_hf.words import listing
 
 #: Sentences to show where the facts have no example of their own.
@@ -36,9 +36,7 @@ def usages(facts: CardFacts) -> list[Usage]:
         return []
     if facts.kind == "model":
         return [usage for usage in (_model_pipeline(facts, auto), _model(facts, auto)) if usage]
-    if not is_hub_id(facts.base.id):
-        return [_package(facts, auto)]
-    if facts.form == "native":
+    if not is_hub_id(facts.base.id) or facts.form == "native":
         return [_package(facts, auto)]
     return [usage for usage in (_peft(facts, auto), _pipeline(facts), _package(facts, auto)) if usage]
 
@@ -199,7 +197,7 @@ def _label_lines(facts: CardFacts) -> list[str]:
         if len(_pairs(facts)) <= WIDEST_LABELS or "id2label=id2label" not in _head_arguments(facts):
             return []
         return ["id2label = {", *(f"    {i}: {_quoted(label)}," for i, label in enumerate(facts.labels)), "}"]
-    sidecar = _call("hf_hub_download", [_quoted(_where(facts)), _quoted("spafit_config.json"), *_revision(facts)])
+    sidecar = _call("hf_hub_download", [_quoted(_where(facts)), _quoted(SIDECAR_FILE), *_revision(facts)])
     return [
         f"with open({sidecar}) as file:",
         '    names = json.load(file)["labels"]["id2label"]',

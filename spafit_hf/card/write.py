@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from spafit_hf.card.curve import CURVE_FILE, draw_curve
-from spafit_hf.card.facts import Base, CardError, CardFacts, Data, Layers
-from spafit_hf.card.render import FACTS_FILE, is_generated, own_section, render_card
+from spafit_hf.card.facts import FACTS_FILE, Base, CardError, CardFacts, Data, Layers
+from spafit_hf.card.render import is_generated, own_section, render_card
 from spafit_hf.data.glue import TASKS
-from spafit_hf.names import is_hub_id, task_of_class
+from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, is_hub_id, task_of_class
 from spafit_hf.strategy import ROLES, Strategy
 
 CARD_FILE = "README.md"
@@ -29,7 +29,7 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
     Args:
         folder: of an adapter or a model.
         facts: what to say; None reads them from the folder (`facts_of_folder`).
-        force: replace a card that somebody wrote by hand, too.
+        force: replace a card that was written by hand, too.
 
     Returns:
         The path of the card.
@@ -65,7 +65,7 @@ def facts_of_folder(folder: str | os.PathLike[str]) -> CardFacts:
         CardError: if it is no folder of an adapter or a model, or one of its files cannot be read.
     """
     place = Path(folder)
-    adapter = _json(place / "adapter_config.json")
+    adapter = _json(place / CONFIG_FILE)
     config = _json(place / "config.json")
     if adapter is None and config is None:
         raise CardError(
@@ -87,19 +87,19 @@ def facts_of_folder(folder: str | os.PathLike[str]) -> CardFacts:
 
 
 def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
-    sidecar = _json(place / "spafit_config.json") or {}
-    said, labels, task = (_mapping(sidecar, key) for key in ("base", "labels", "task"))
-    name = said.get("name_or_path") or config.get("base_model_name_or_path")
+    sidecar = _json(place / SIDECAR_FILE) or {}
+    named, labels, task = (_mapping(sidecar, key) for key in ("base", "labels", "task"))
+    name = named.get("name_or_path") or config.get("base_model_name_or_path")
     known = is_hub_id(name) and not Path(str(name)).exists()
     strategy = _strategy(_mapping(sidecar, "strategy"))
-    depth = said.get("num_hidden_layers")
+    depth = named.get("num_hidden_layers")
     if not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
         depth = None  # a stranger's folder may say anything
     base = Base(
         id=name if known else None,
-        revision=_word(said.get("revision") or config.get("revision")) if known else None,
+        revision=_word(named.get("revision") or config.get("revision")) if known else None,
         name=Path(str(name)).name if name and not known else None,
-        model_type=_word(said.get("model_type")),
+        model_type=_word(named.get("model_type")),
     )
     glue = task.get("name") if task.get("name") in TASKS else None
     problem = _word(labels.get("problem_type"))
@@ -126,7 +126,7 @@ def _strategy(data: dict[str, Any]) -> Strategy | None:
     try:
         return Strategy.from_dict(data)
     except ValueError as error:
-        raise CardError(f"spafit_config.json: {error}") from error
+        raise CardError(f"{SIDECAR_FILE}: {error}") from error
 
 
 def _label_names(labels: dict[str, Any]) -> tuple[str, ...]:

@@ -17,18 +17,6 @@ from spafit_hf.hub.push import Pushed, full_repo_id, push_adapter
 from spafit_hf.hub.retry import Patience
 
 __all__ = [
-    "BaseVersion",
-    "Collected",
-    "HubError",
-    "Parcel",
-    "Patience",
-    "Pulled",
-    "Pushed",
-    "base_version",
-    "cached_revision",
-    "collect_adapters",
-    "full_repo_id",
-    "parcel",
-    "pull_adapter",
-    "push_adapter",
-]
+    "BaseVersion", "Collected", "HubError", "Parcel", "Patience", "Pulled", "Pushed", "base_version",
+    "cached_revision", "collect_adapters", "full_repo_id", "parcel", "pull_adapter", "push_adapter",
+]  # fmt: skip

@@ -32,7 +32,7 @@ def base_version(
     the Hub asked. The license is asked of the Hub. Without a connection, what is not known stays None.
 
     Args:
-        name_or_path: as in `config._name_or_path`. A local path has no version, and its name is nobody's business.
+        name_or_path: as in `config._name_or_path`. A local path has no version, and its name stays here.
         revision: branch, tag or commit that it was loaded from.
 
     Returns:
@@ -46,7 +46,7 @@ def base_version(
 
 
 def cached_revision(name_or_path: str, revision: str | None = None) -> str | None:
-    """The commit that the cache holds for a revision of a repo: the one that was loaded from it. Asks nobody.
+    """The commit that the cache holds for a revision of a repo: the one that was loaded from it. Without the network.
 
     Returns:
         40 hexadecimal digits; None for a local path, and for what is not in the cache.

@@ -20,6 +20,8 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
+from spafit_hf.words import last_line
+
 #: Answers after which the same request may succeed a moment later.
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: Everything that a call of huggingface_hub fails with; httpx2's transport errors are no OSError.
@@ -91,16 +93,16 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None = None, 
     if isinstance(first, RepositoryNotFoundError):
         return (
             f"there is no repository {repo_id} that this token can see; check the name, or log in with "
-            "`hf auth login` as somebody who may see it."
+            "`hf auth login` as a user who may see it."
         )
     if isinstance(first, LocalTokenNotFoundError) or (status == 401 and anonymous):
-        return f"nobody is logged in; make a token with write permission at {tokens} and run `hf auth login`."
+        return f"no user is logged in; make a token with write permission at {tokens} and run `hf auth login`."
     if status == 401:
         return f"the Hub does not accept this token (401); make one at {tokens} and log in with `hf auth login`."
     if status == 403:
         return f"this token may not write to {repo_id} (403); make one with write permission for it at {tokens}."
     if status == 412:
-        return f"somebody else keeps committing to {repo_id} (412); push again."
+        return f"another user keeps committing to {repo_id} (412); push again."
     if status == 413:
         return f"a file is too large for {endpoint} (413); push fewer or smaller files."
     if status == 429:
@@ -108,15 +110,9 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None = None, 
     if status is not None and status >= 500:
         return f"the Hub keeps answering {status}; it may be down, so try again later (https://status.huggingface.co)."
     if isinstance(first, BadRequestError):
-        return f"the Hub refused the request: {_last_line(first)}"
+        return f"the Hub refused the request: {last_line(first)}"
     if isinstance(first, LocalEntryNotFoundError):
         return f"{repo_id} is not in the cache and the Hub at {endpoint} cannot be reached; check the connection."
     if is_passing(error):
         return f"the Hub at {endpoint} cannot be reached ({type(error).__name__}); check the connection and try again."
-    return _last_line(error)
-
-
-def _last_line(error: BaseException) -> str:
-    """What a server or library says for itself: the last line holds the reason, those before it where it happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return last_line(error)

@@ -19,51 +19,28 @@ from huggingface_hub import get_token
 
 from spafit_hf.card import CARD_FILE, CURVE_FILE, FACTS_FILE
 from spafit_hf.hub.errors import HubError
-from spafit_hf.names import is_remote
+from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, is_remote
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, SIDECAR = "adapter_config.json", "adapter_model.safetensors", "spafit_config.json"
-ADAPTER_FILES = (CONFIG, WEIGHTS, SIDECAR)
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, SIDECAR_FILE)
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 ABOUT_FILES = (CARD_FILE, FACTS_FILE, CURVE_FILE)
 PROCESSOR_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "chat_template.jinja", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
 #: Files that run code when they are read, or may. They are never pushed, not even when asked for.
 UNSAFE = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".pickle",
-    ".ckpt",
-    ".joblib",
-    ".npy",
-    ".h5",
-    ".py",
-    ".so",
-    ".zip",
-    ".tar",
+    ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".h5", ".py", ".so", ".zip", ".tar",
     ".gz",
-)
+)  # fmt: skip
 #: Where a file names the base.
 BASE_NAMES = {
-    CONFIG: ("base_model_name_or_path",),
-    SIDECAR: ("base", "name_or_path"),
+    CONFIG_FILE: ("base_model_name_or_path",),
+    SIDECAR_FILE: ("base", "name_or_path"),
     "config.json": ("_name_or_path",),
 }
 #: What a token of the Hub looks like.
@@ -99,7 +76,7 @@ def parcel(folder: str | os.PathLike[str], *, also: Sequence[str] = (), tokens: 
     """
     place = Path(folder)
     there = {path.name for path in place.iterdir() if path.is_file()} if place.is_dir() else set()
-    if {CONFIG, WEIGHTS} <= there:
+    if {CONFIG_FILE, WEIGHTS_FILE} <= there:
         kind, core = "adapter", [name for name in ADAPTER_FILES if name in there]
     elif "config.json" in there and (weights := [n for n in there if n == "model.safetensors" or SHARD.fullmatch(n)]):
         kind, core = "model", sorted({*weights, *(name for name in MODEL_FILES if name in there)})
@@ -107,7 +84,7 @@ def parcel(folder: str | os.PathLike[str], *, also: Sequence[str] = (), tokens: 
         pickles = sorted(name for name in there if name.endswith((".bin", ".pt", ".pth")))
         hint = f" {pickles[0]} is a pickle: save it as safetensors." if pickles else ""
         raise HubError(
-            f"{place} is no folder of an adapter ({CONFIG} and {WEIGHTS}) or a model (config.json and "
+            f"{place} is no folder of an adapter ({CONFIG_FILE} and {WEIGHTS_FILE}) or a model (config.json and "
             f"model.safetensors).{hint}"
         )
     for name in also:
@@ -128,7 +105,7 @@ def sent(found: Parcel) -> dict[str, Path | bytes]:
     of a repository, which others would load in the base's place. The folder stays as it is.
 
     Raises:
-        HubError: for a configuration that is no JSON, of which nobody knows what it names.
+        HubError: for a configuration that is no JSON, of which it cannot be known what it names.
     """
     contents: dict[str, Path | bytes] = {path.name: path for path in found.paths}
     local: dict[str, str] = {}

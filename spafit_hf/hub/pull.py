@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, ResolvedRevision, constants, snapshot_download
-from huggingface_hub.errors import (
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    RevisionResolutionError,
-)
+from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError, RevisionResolutionError
 
 from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing
-from spafit_hf.hub.files import ABOUT_FILES, ADAPTER_FILES, CONFIG, PROCESSOR_FILES, WEIGHTS
+from spafit_hf.hub.files import ABOUT_FILES, ADAPTER_FILES, PROCESSOR_FILES
 from spafit_hf.hub.push import _api
+from spafit_hf.names import CONFIG_FILE, WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +98,7 @@ def pull_adapter(
     except FAILURES as error:
         raise HubError(f"Pulling {repo_id} failed: {explain(error, repo_id, revision=revision)}") from error
     there = tuple(name for name in PULLED if (cached / name).is_file())
-    for name in (CONFIG, WEIGHTS):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in there:
             raise HubError(f"the cache holds no {name} of {repo_id}; pull it once with a connection.")
     if target is not None:
@@ -127,7 +124,7 @@ def _sizes(api: HfApi, repo_id: str, resolved: ResolvedRevision, token: str | bo
 
 def _wanted(repo_id: str, sizes: dict[str, int], max_bytes: int) -> tuple[str, ...]:
     """The files to download: those an adapter has, if they are all there and not too large."""
-    for name in (CONFIG, WEIGHTS):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in sizes:
             pickles = sorted(path for path in sizes if path.endswith((".bin", ".pt", ".pth", ".pkl")))
             found = f" {pickles[0]} is a pickle, which can run code and is never pulled." if pickles else ""

@@ -227,7 +227,7 @@ class _Push:
                 info = self._send(files, message, description, head, create_pr=False)
                 return self._pushed(info.oid, self.revision, message, changed=info.oid != head)
             except FAILURES as error:
-                moved = status_of(error) == 412  # somebody committed in between, perhaps this very commit
+                moved = status_of(error) == 412  # another user committed in between, perhaps this very commit
                 planned = next(waits, None)
                 if planned is None or not (moved or _worth_another_try(error)):
                     raise
@@ -281,8 +281,7 @@ class _Push:
         """Pull requests and the commit each is at; None where the Hub does not list them."""
         try:
             refs = self._patiently(
-                lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True),
-                f"Looking up {self.repo_id}",
+                lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True), f"Looking up {self.repo_id}"
             )
         except KeyError:
             return None

@@ -34,8 +34,8 @@ class Patience:
 
     def wait(self, planned: float, error: Exception, doing: str) -> None:
         """Sleep before another try, as long as planned or as the Hub asks."""
-        asked = retry_after(error)
-        seconds = planned if asked is None else min(max(asked, planned), self.longest_asked)
+        wished = retry_after(error)
+        seconds = planned if wished is None else min(max(wished, planned), self.longest_asked)
         logger.warning("%s failed (%s); trying again in %g s.", doing, first_line(error)[:200], seconds)
         time.sleep(seconds)
 

@@ -1,0 +1,55 @@
+"""What a card asks to be cited, in BibTeX: the method's paper, and those of what it is compared with or trained on."""
+
+from __future__ import annotations
+
+from spafit_hf.card.facts import CardFacts
+
+CITATIONS = {
+    "spafit": """@misc{arora2024spafit,
+  title         = {{SPAFIT}: Stratified Progressive Adaptation Fine-tuning for Pre-trained Large Language Models},
+  author        = {Arora, S. and Wang, L.},
+  year          = {2024},
+  eprint        = {2405.00201},
+  archivePrefix = {arXiv}
+}""",
+    "bitfit": """@inproceedings{benzaken2022bitfit,
+  title     = {{BitFit}: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models},
+  author    = {Ben Zaken, Elad and Goldberg, Yoav and Ravfogel, Shauli},
+  booktitle = {ACL},
+  year      = {2022}
+}""",
+    "lora": """@inproceedings{hu2022lora,
+  title     = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+  author    = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and
+               Wang, Shean and Wang, Lu and Chen, Weizhu},
+  booktitle = {ICLR},
+  year      = {2022}
+}""",
+    "glue": """@inproceedings{wang2019glue,
+  title     = {{GLUE}: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding},
+  author    = {Wang, Alex and Singh, Amanpreet and Michael, Julian and Hill, Felix and Levy, Omer and
+               Bowman, Samuel R.},
+  booktitle = {ICLR},
+  year      = {2019}
+}""",
+}
+
+
+def _cited(facts: CardFacts) -> list[str]:
+    cited = ["spafit"]
+    if facts.method == "bitfit":
+        cited.append("bitfit")
+    elif facts.kind == "adapter" and any(band.lora for band in facts.layers):
+        cited.append("lora")
+    return [*cited, *(["glue"] if facts.data.glue else [])]
+
+
+def citation_intro(facts: CardFacts) -> str:
+    origin = (
+        "The method" if facts.method.startswith("spafit") or facts.method == "custom" else "The comparison of methods"
+    )
+    return f"{origin} is Arora and Wang's; this repository and spafit-hf are not by them."
+
+
+def citations(facts: CardFacts) -> str:
+    return "\n\n".join(CITATIONS[key] for key in _cited(facts))
