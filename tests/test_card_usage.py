@@ -33,10 +33,7 @@ def ours(busy_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A client with this package, and the bases it adapts on the Hub."""
     made = HubClient(busy_hub.endpoint, tmp_path_factory.mktemp("home"))
     folder = tmp_path_factory.mktemp("bases")
-    made(
-        "from hub.runs import *; tiny_base(f'{folder}/bert'); tiny_language_models(folder)",
-        folder=folder,
-    )
+    made("from hub.runs import *; tiny_base(f'{folder}/bert'); tiny_language_models(folder)", folder=folder)
     for place in folder.iterdir():
         busy_hub.store.add_files(f"tiny/{place.name}", {path.name: path.read_bytes() for path in place.iterdir()})
     yield made

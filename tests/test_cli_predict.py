@@ -201,11 +201,7 @@ def test_bytes_that_are_no_utf_8_are_named(
 
 @pytest.mark.parametrize("flags", [["--file", "-"], ["--file", "rows.jsonl"], []])
 def test_a_mark_of_the_encoding_is_no_text(
-    flags: list[str],
-    adapters: dict[str, str],
-    tmp_path: Path,
-    capsys: Captured,
-    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str], adapters: dict[str, str], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = (json.dumps({"text": TEXT}) if flags else TEXT).encode("utf-8-sig") + b"\r\n"
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from spafit_hf import SpafitPredictor, embedded, get_spafit_model, load_adapter, names, save_adapter
 from spafit_hf.adapter import verify_adapter
+from spafit_hf.cli import main
 from spafit_hf.data import DataError, TextData, reviews
 from spafit_hf.data.reviews import (
     LABELS,
@@ -95,12 +96,29 @@ def test_an_adapter_of_the_packaged_encoder_names_it_as_the_hub_does(base: Path,
         said = (tmp_path / name).read_text()
         assert names.BASE_ID in said
         assert str(base.parent) not in said
-    again = load_adapter(None, tmp_path)  # from the package: nothing is asked of the Hub
-    assert again.get_base_model().config._name_or_path == names.BASE_ID
-    assert verify_adapter(tmp_path, again.get_base_model()).base.name_or_path == names.BASE_ID
-    predictor = SpafitPredictor(names.BASE_ID)
-    predictor.add(tmp_path, "mine")
-    assert predictor.predict(["A fine film."], adapter="mine")[0].label in LABELS
+    answers = []
+    for source in (None, "embedded", names.BASE_ID):  # from the package: nothing is asked of the Hub
+        again = load_adapter(source, tmp_path)
+        assert again.get_base_model().config._name_or_path == names.BASE_ID
+        assert verify_adapter(tmp_path, again.get_base_model()).base.name_or_path == names.BASE_ID
+        predictor = SpafitPredictor(source or names.BASE_ID)
+        predictor.add(tmp_path, "mine")
+        answers.append(predictor.predict(["A fine film."], adapter="mine")[0])
+    assert answers[0].label in LABELS
+    assert answers[1:] == answers[:1] * 2
+
+
+def test_every_command_takes_the_embedded_base(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter, text = str(tmp_path / "adapter"), TextData(DatasetDict(), ("text",), LABELS, "rows")
+    model, _ = load_classifier(BaseArguments(base="embedded"), text)
+    save_adapter(get_spafit_model(model, "spafit-4-9-II", r=2), adapter)
+    assert main(["plan", "embedded", "spafit-4-9-II", "--num-labels", "2"]) == 0
+    assert "on BertForSequenceClassification (6 layers, 2 labels)" in capsys.readouterr().out
+    assert main(["predict", adapter, "--base", "embedded", "--text", "A fine film."]) == 0
+    assert main(["merge", adapter, "--base", "embedded", str(tmp_path / "merged")]) == 0
+    assert AutoConfig.from_pretrained(tmp_path / "merged").num_hidden_layers == 6
+    assert main(["export", adapter, "--base", "embedded", "--to", "native", str(tmp_path / "native")]) == 0
+    assert verify_adapter(tmp_path / "native").base.name_or_path == names.BASE_ID
 
 
 def test_the_package_is_found_and_not_imported(base: Path) -> None:

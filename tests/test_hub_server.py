@@ -94,15 +94,7 @@ def test_who_may_write(quiet: HubServer, client: HubClient, who: str | None, rol
     repo_id = f"bob/mine-{text.split()[0]}"
     quiet.store.create("model", repo_id)
     token = False if who is None else "hf_wrong" if who == "?" else quiet.token(who, role)
-    failed = failing(
-        client,
-        UPLOAD,
-        repo=repo_id,
-        token=token,
-        data="x",
-        name="x",
-        options={},
-    )
+    failed = failing(client, UPLOAD, repo=repo_id, token=token, data="x", name="x", options={})
     assert kind in failed.kind
     assert text in failed.chain[0]
 
@@ -229,9 +221,7 @@ def test_stale_parent_and_deletions(quiet: HubServer, client: HubClient) -> None
 )
 def test_bad_metadata_is_refused(quiet: HubServer, client: HubClient, yaml: str, text: str) -> None:
     failed = failing(
-        client,
-        "from huggingface_hub import ModelCard; ModelCard(text).validate()",
-        text=f"---\n{yaml}\n---\n# x\n",
+        client, "from huggingface_hub import ModelCard; ModelCard(text).validate()", text=f"---\n{yaml}\n---\n# x\n"
     )
     assert text in failed.chain[0]
 

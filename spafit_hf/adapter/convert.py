@@ -19,9 +19,7 @@ from spafit_hf.names import resolve_base
 
 
 def merge_adapter(
-    base: nn.Module | str | os.PathLike[str] | None,
-    folder: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    base: nn.Module | str | os.PathLike[str] | None, folder: str | os.PathLike[str], output: str | os.PathLike[str]
 ) -> PreTrainedModel:
     """Write a plain transformers folder: base, adapter and head in one, which loads without PEFT.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-
 from torch import nn
 
 from spafit_hf.adapter.folder import AdapterError, BaseFacts, facts_of_plain
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture import find_architecture, is_linear, takes_delta
+from spafit_hf.names import is_remote
 from spafit_hf.tuner import labels_of
 
 #: Names of heads that PEFT itself stores with an adapter for classification.
@@ -32,7 +30,7 @@ def check_same_base(trained_on: BaseFacts, plain: nn.Module) -> None:
     if difference:
         raise AdapterError(f"the adapter does not belong to this base ({loaded.name_or_path}): {difference}.")
     names = trained_on.name_or_path, loaded.name_or_path
-    if not trained_on.vectors and all(_is_hub_id(name) for name in names) and names[0] != names[1]:
+    if not trained_on.vectors and names[0] != names[1] and all(name and is_remote(name) for name in names):
         raise AdapterError(
             f"the adapter was trained on {names[0]}, the loaded base is {names[1]}. Load the adapter's own base."
         )
@@ -62,7 +60,7 @@ def head_names(plain: nn.Module) -> set[str]:
     """
     try:
         found = find_architecture(plain).head
-    except ValueError:  # an architecture nobody described: PEFT's own names of heads remain
+    except ValueError:  # an architecture that is not described: PEFT's own names of heads remain
         found = ()
     return {*PEFT_HEADS, *found}
 
@@ -80,10 +78,6 @@ def head_output(plain: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:
         if (name in heads or name.startswith(below)) and isinstance(module, nn.Linear):
             last = (f"{name}.weight", f"{name}.bias")
     return last
-
-
-def _is_hub_id(name: str | None) -> bool:
-    return name is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)
 
 
 def announces(target: str, module: str) -> bool:

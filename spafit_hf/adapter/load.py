@@ -13,12 +13,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig
 
-from spafit_hf.adapter.fetch import fetch_adapter
 from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter, verify_and_read
-from spafit_hf.names import AUTO_CLASSES, resolve_base
+from spafit_hf.hub import HubError, pull_adapter
+from spafit_hf.hub import Pulled as FetchedAdapter
+from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line
@@ -138,6 +139,26 @@ def parameter_places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str
     return places
 
 
+def fetch_adapter(
+    repo_id: str, *, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
+) -> FetchedAdapter:
+    """Download an adapter's files into the Hub's cache, unless they are there; see `spafit_hf.hub.pull_adapter`.
+
+    Args:
+        repo_id: "user/name".
+        revision: branch, tag or commit; the default branch where it is None.
+        token: for a private repository; by default the stored one.
+        cache_dir: by default the Hub's own cache.
+
+    Raises:
+        AdapterError: if the repository, revision or a file is missing, not accessible, or too large.
+    """
+    try:
+        return pull_adapter(repo_id, revision=revision, token=token, cache_dir=cache_dir)
+    except HubError as error:
+        raise AdapterError(f"{repo_id} is no folder here. {error}") from error
+
+
 def local_folder(
     folder_or_repo: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
 ) -> Path:
@@ -176,24 +197,20 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
             f"{folder} has task_type {adapter.task_type!r}, from which no model class follows. Load the base yourself "
             "and give the model: load_adapter(model, folder)."
         )
-    extra: dict[str, Any] = {}
     source = resolve_base(name)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         if adapter.labels is not None:
             id2label = {int(index): label for index, label in adapter.labels["id2label"].items()}
-            extra = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+            config.id2label, config.label2id = id2label, {label: index for index, label in id2label.items()}
             config.problem_type = adapter.labels["problem_type"]
-        for key, value in extra.items():
-            setattr(config, key, value)
         model = getattr(transformers, AUTO_CLASSES[adapter.task_type]).from_pretrained(
             source, config=config, revision=revision
         )
     except (OSError, ValueError) as error:  # ValueError: a folder or repository that is no model
-        reason = first_line(error)
-        raise AdapterError(f"the base {name!r} cannot be loaded: {reason}") from error
+        raise AdapterError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     if source != name:
-        model.config._name_or_path = model.name_or_path = name  # what it is called wherever the folder is read next
+        model.config._name_or_path = model.name_or_path = BASE_ID  # what any machine can load it by
     return model
 
 

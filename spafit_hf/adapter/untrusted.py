@@ -26,34 +26,12 @@ MAX_WEIGHTS_BYTES = 2 * 2**30
 MAX_HEADER_BYTES = 16 * 2**20
 
 #: Fields of a LoRA configuration that this reader carries out. Every other field must hold its default.
-READ_FIELDS = frozenset(
-    {
-        "alpha_pattern",
-        "base_model_name_or_path",
-        "bias",
-        "fan_in_fan_out",
-        "inference_mode",
-        "init_lora_weights",
-        "lora_alpha",
-        "lora_bias",
-        "lora_dropout",
-        "modules_to_save",
-        "peft_type",
-        "peft_version",
-        "r",
-        "rank_pattern",
-        "revision",
-        "target_modules",
-        "task_type",
-        "use_dora",
-        "use_rslora",
-        # fields of SpafitConfig
-        "bias_modules",
-        "labels",
-        "module_settings",
-        "strategy",
-    }
-)
+READ_FIELDS = frozenset((
+    "alpha_pattern", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "peft_version", "r",
+    "rank_pattern", "revision", "target_modules", "task_type", "use_dora", "use_rslora",
+    "bias_modules", "labels", "module_settings", "strategy",  # of SpafitConfig
+))  # fmt: skip
 #: Fields that take modules out of `target_modules` again. Which are left, the file itself says.
 NARROWING_FIELDS = frozenset({"exclude_modules", "layers_pattern", "layers_to_transform"})
 #: Initializations that leave the base alone. After the others the tensors only make sense on what is left of it.
@@ -123,14 +101,14 @@ def _check_types(config: dict[str, Any]) -> None:
         "alpha_pattern": pattern(config.get("alpha_pattern") or {}, number),
         "target_modules": config.get("target_modules") in (None, DUMMY_TARGET_MODULES)
         or names(config.get("target_modules")),
-        "modules_to_save": config.get("modules_to_save") is None or names(config["modules_to_save"]),
+        "modules_to_save": names(config.get("modules_to_save") or []),
         "init_lora_weights": config.get("init_lora_weights") in HARMLESS_INITS,
-        "bias_modules": config.get("bias_modules") is None or names(config["bias_modules"]),
+        "bias_modules": names(config.get("bias_modules") or []),
         "module_settings": pattern(config.get("module_settings") or {}, own_settings),
-        "task_type": config.get("task_type") is None or isinstance(config["task_type"], str),
-        "base_model_name_or_path": config.get("base_model_name_or_path") is None
-        or isinstance(config["base_model_name_or_path"], str),
-        "revision": config.get("revision") is None or isinstance(config["revision"], str),
+        **{
+            name: isinstance(config.get(name), (str, type(None)))
+            for name in ("task_type", "base_model_name_or_path", "revision")
+        },
         **{name: flag(config.get(name)) for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")},
     }
     for name, fine in good.items():

@@ -29,6 +29,9 @@ from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
 from spafit_hf.tuner.plain import plain_view
 
+#: The part that holds a module's bias -> the form that a file of such biases has.
+FORM_OF_PART = {"bias": "absolute", "lora_B.bias": "lora-bias", "lora_delta": "native"}
+
 
 def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) -> VerifiedAdapter:
     """Check an adapter folder; with a base, also that it fits there. Reads no more than names, shapes and finiteness.
@@ -138,62 +141,21 @@ def _assemble(
     shapes: dict[str, tuple[int, ...]],
     heads: tuple[str, ...],
 ) -> VerifiedAdapter:
-    by_part: dict[str, dict[str, str]] = {}
-    for key, name in tensors.items():
-        if name.module:
-            part = "bias" if name.part == "base_layer.bias" else name.part
-            if name.module in by_part.setdefault(part, {}):
-                raise AdapterError(f"{WEIGHTS_FILE} holds two biases of {name.module}.")
-            by_part[part][name.module] = key
-    a, b = by_part.get("lora_A.weight", {}), by_part.get("lora_B.weight", {})
+    parts = _by_part(tensors)
+    a, b = parts.get("lora_A.weight", {}), parts.get("lora_B.weight", {})
     if set(a) != set(b):
         odd = sorted(set(a) ^ set(b))[0]
         raise AdapterError(f"{WEIGHTS_FILE}: {odd} has only one of LoRA A and LoRA B; the file is incomplete.")
     _check_announced(config, set(a))
-
-    forms = {"bias": "absolute", "lora_B.bias": "lora-bias", "lora_delta": "native"}
-    found = [form for part, form in forms.items() if by_part.get(part)]
-    if len(found) > 1:
-        raise AdapterError(f"{WEIGHTS_FILE} mixes biases of the forms {found}; one file has one form.")
-    form = "native" if config["peft_type"] == "SPAFIT" else (found[0] if found else "absolute")
-    if found and (found[0] == "native") != (config["peft_type"] == "SPAFIT"):
-        raise AdapterError(
-            f"{WEIGHTS_FILE} holds biases of the form {found[0]}, but {CONFIG_FILE} says {config['peft_type']}, which "
-            "has none of that form."
-        )
-    if form == "absolute" and found and config.get("bias", "none") == "none":
-        raise AdapterError(f"{WEIGHTS_FILE} holds biases, but {CONFIG_FILE} says bias='none'.")
-    if bool(config.get("lora_bias")) != (form == "lora-bias"):
-        raise AdapterError(f"{CONFIG_FILE} says lora_bias={config.get('lora_bias')}, {WEIGHTS_FILE} says otherwise.")
-    biases = {module for part in forms for module in by_part.get(part, {})}
-
+    form = _form(config, parts)
+    biases = {module for part in FORM_OF_PART for module in parts.get(part, {})}
     lora = {module: _lora_settings(config, module, shapes[a[module]], shapes[b[module]]) for module in sorted(a)}
     scaling = {module: settings.scaling for module, settings in lora.items()}
-    magnitudes = set(by_part.get("lora_magnitude_vector", {}))
-    dora = {module for module, part in lora.items() if part.use_dora}
-    if magnitudes != dora:
-        odd = sorted(magnitudes ^ dora)[0]
-        raise AdapterError(f"{WEIGHTS_FILE}: the DoRA magnitude of {odd} is missing or unannounced.")
+    dora = {module for module, settings in lora.items() if settings.use_dora}
+    if odd_ones := sorted(dora ^ set(parts.get("lora_magnitude_vector", {}))):
+        raise AdapterError(f"{WEIGHTS_FILE}: the DoRA magnitude of {odd_ones[0]} is missing or unannounced.")
     if sidecar is not None:
-        if sidecar.form != form:
-            raise AdapterError(f"{SIDECAR_FILE} says form {sidecar.form!r}, {WEIGHTS_FILE} holds {form!r}.")
-        announced = set(sidecar.bias_modules)
-        if form == "lora-bias":
-            # PEFT asks for LoRA and a bias of its B wherever one of the two is; what the adapter lacks is zero there.
-            if announced | set(sidecar.lora_modules) != biases:
-                odd = sorted((announced | set(sidecar.lora_modules)) ^ biases)[0]
-                raise AdapterError(f"{odd} is missing or unannounced: {SIDECAR_FILE} and {WEIGHTS_FILE} differ.")
-            biases = announced
-            lora = {module: settings for module, settings in lora.items() if module in sidecar.lora_modules}
-        if set(sidecar.lora_modules) != set(lora):
-            odd = sorted(set(sidecar.lora_modules) ^ set(lora))[0]
-            raise AdapterError(f"LoRA of {odd} is missing or unannounced: {SIDECAR_FILE} and {WEIGHTS_FILE} differ.")
-        if announced != biases:
-            odd = sorted(announced ^ biases)[0]
-            raise AdapterError(
-                f"the bias of {odd} is missing or unannounced: {SIDECAR_FILE} and {WEIGHTS_FILE} differ."
-            )
-    labels = sidecar.labels if sidecar is not None else config.get("labels")
+        lora, biases = _as_announced(sidecar, form, lora, biases)
     narrowed = any(config.get(name) for name in NARROWING_FIELDS)
     return VerifiedAdapter(
         folder=path,
@@ -203,7 +165,7 @@ def _assemble(
         lora=lora,
         bias_modules=tuple(sorted(biases)),
         head=heads,
-        labels=labels,
+        labels=sidecar.labels if sidecar is not None else config.get("labels"),
         strategy=sidecar.strategy if sidecar is not None else config.get("strategy"),
         task=sidecar.task if sidecar is not None else {},
         tensors=tensors,
@@ -211,6 +173,59 @@ def _assemble(
         bias_scaling=scaling if form == "lora-bias" else {},
         targets=() if sidecar is not None or narrowed else _targets(config),
     )
+
+
+def _by_part(tensors: dict[str, TensorName]) -> dict[str, dict[str, str]]:
+    """Part of an adapter -> module -> the tensor's name."""
+    parts: dict[str, dict[str, str]] = {}
+    for key, name in tensors.items():
+        if name.module:
+            part = "bias" if name.part == "base_layer.bias" else name.part
+            if name.module in parts.setdefault(part, {}):
+                raise AdapterError(f"{WEIGHTS_FILE} holds two biases of {name.module}.")
+            parts[part][name.module] = key
+    return parts
+
+
+def _form(config: dict[str, Any], parts: dict[str, dict[str, str]]) -> str:
+    """The form of the biases (see `folder`), which the configuration must have announced."""
+    found = [form for part, form in FORM_OF_PART.items() if parts.get(part)]
+    if len(found) > 1:
+        raise AdapterError(f"{WEIGHTS_FILE} mixes biases of the forms {found}; one file has one form.")
+    native = config["peft_type"] == "SPAFIT"
+    if found and (found[0] == "native") != native:
+        raise AdapterError(
+            f"{WEIGHTS_FILE} holds biases of the form {found[0]}, but {CONFIG_FILE} says {config['peft_type']}, which "
+            "has none of that form."
+        )
+    form = "native" if native else (*found, "absolute")[0]
+    if form == "absolute" and found and config.get("bias", "none") == "none":
+        raise AdapterError(f"{WEIGHTS_FILE} holds biases, but {CONFIG_FILE} says bias='none'.")
+    if bool(config.get("lora_bias")) != (form == "lora-bias"):
+        raise AdapterError(f"{CONFIG_FILE} says lora_bias={config.get('lora_bias')}, {WEIGHTS_FILE} says otherwise.")
+    return form
+
+
+def _as_announced(
+    sidecar: Sidecar, form: str, lora: dict[str, LoraSettings], biases: set[str]
+) -> tuple[dict[str, LoraSettings], set[str]]:
+    """LoRA and biases as the sidecar announces them, which must be what the file holds."""
+    if sidecar.form != form:
+        raise AdapterError(f"{SIDECAR_FILE} says form {sidecar.form!r}, {WEIGHTS_FILE} holds {form!r}.")
+    announced, modules = set(sidecar.bias_modules), set(sidecar.lora_modules)
+    if form == "lora-bias":
+        # PEFT asks for LoRA and a bias of its B wherever one of the two is; what the adapter lacks is zero there.
+        _check_equal("", announced | modules, biases)
+        biases = announced
+        lora = {module: settings for module, settings in lora.items() if module in modules}
+    _check_equal("LoRA of ", modules, set(lora))
+    _check_equal("the bias of ", announced, biases)
+    return lora, biases
+
+
+def _check_equal(what: str, announced: set[str], found: set[str]) -> None:
+    if odd := sorted(announced ^ found):
+        raise AdapterError(f"{what}{odd[0]} is missing or unannounced: {SIDECAR_FILE} and {WEIGHTS_FILE} differ.")
 
 
 def _check_announced(config: dict[str, Any], modules: set[str]) -> None:

@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
 
     from spafit_hf.card import facts_of_folder, write_card
 
-    said = {
+    given = {
         "repo_id": args.repo,
         "title": args.title,
         "license": args.license,
         "language": tuple(args.language) if args.language else None,
     }
-    facts = replace(facts_of_folder(args.folder), **{name: value for name, value in said.items() if value})
+    facts = replace(facts_of_folder(args.folder), **{name: value for name, value in given.items() if value})
     print(write_card(args.folder, facts, force=args.force))
     return 0

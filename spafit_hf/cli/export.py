@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
         0. Errors of the user are raised as ValueError.
     """
     from spafit_hf.adapter import export_adapter
-    from spafit_hf.names import resolve_base
 
-    form = export_adapter(resolve_base(args.base) if args.base else None, args.folder, args.output, args.to)
+    form = export_adapter(args.base, args.folder, args.output, args.to)
     print(f"adapter of form {form!r} written to {args.output}")
     return 0

@@ -29,8 +29,7 @@ def run(args: argparse.Namespace) -> int:
         0. Errors of the user are raised as ValueError.
     """
     from spafit_hf.adapter import merge_adapter
-    from spafit_hf.names import resolve_base
 
-    model = merge_adapter(resolve_base(args.base) if args.base else None, args.folder, args.output)
+    model = merge_adapter(args.base, args.folder, args.output)
     print(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {args.output}")
     return 0

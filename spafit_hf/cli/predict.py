@@ -109,11 +109,10 @@ def _named(folders: list[str]) -> dict[str, str]:
 def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
     # Imported here so that `spafit --help` does not wait for torch.
     from spafit_hf.adapter import fetch_adapter, verify_adapter
-    from spafit_hf.names import is_hub_id, resolve_base
+    from spafit_hf.names import is_hub_id
     from spafit_hf.predictor import SpafitPredictor
 
-    base: str | None = resolve_base(args.base) if args.base else None
-    revision: str | None = None
+    base, revision = args.base, None
     if base is None:
         source = next(iter(sources.values()))
         folder = Path(source) if Path(source).is_dir() else fetch_adapter(source).folder
@@ -212,9 +211,9 @@ def _json_lines(stream: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _answers(predictor: SpafitPredictor, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Prediction]]:
-    asked = [(row, name) for row in rows for name in _asked(predictor, row)]
-    answers = predictor.predict([row[TEXT] for row, _ in asked], [name for _, name in asked])
-    yield from zip((row for row, _ in asked), answers, strict=True)
+    pairs = [(row, name) for row in rows for name in _asked(predictor, row)]
+    answers = predictor.predict([row[TEXT] for row, _ in pairs], [name for _, name in pairs])
+    yield from zip((row for row, _ in pairs), answers, strict=True)
 
 
 def _asked(predictor: SpafitPredictor, row: dict[str, Any]) -> tuple[str, ...]:
@@ -239,6 +238,6 @@ def _writable(line: str) -> str:
 
 def _shown(row: dict[str, Any], answer: Prediction, several: bool) -> str:
     text = row[TEXT] if isinstance(row[TEXT], str) else " | ".join(row[TEXT])
-    said = f"{answer.value:.3f}" if answer.scores is None else f"{answer.label} {max(answer.scores.values()):.3f}"
+    verdict = f"{answer.value:.3f}" if answer.scores is None else f"{answer.label} {max(answer.scores.values()):.3f}"
     name = f"{answer.adapter}\t" if several else ""
-    return f"{name}{said}\t{text}{' (its end was cut off)' if answer.truncated else ''}"
+    return f"{name}{verdict}\t{text}{' (its end was cut off)' if answer.truncated else ''}"

@@ -26,10 +26,7 @@ def weights(seed: int = 0) -> bytes:
     values = struct.pack(f"<{HIDDEN}f", *[(seed + index) / 100 for index in range(HIDDEN)])
     prefix = "base_model.model.bert.encoder.layer.0.attention.self.query"
     return safetensors_bytes(
-        {
-            f"{prefix}.lora_A.weight": ([1, HIDDEN], values),
-            f"{prefix}.lora_B.weight": ([HIDDEN, 1], values),
-        }
+        {f"{prefix}.lora_A.weight": ([1, HIDDEN], values), f"{prefix}.lora_B.weight": ([HIDDEN, 1], values)}
     )
 
 

@@ -160,11 +160,7 @@ def token(hub: HubServer, request: Request, found: dict[str, str]) -> Reply:
     if found["what"] == "write" and not request.flag("create_pr"):
         must_write(request.account, repo.namespace)
     body = {"casUrl": hub.storage, "accessToken": TOKEN, "exp": FAR_FUTURE}
-    headers = {
-        "X-Xet-Cas-Url": hub.storage,
-        "X-Xet-Access-Token": TOKEN,
-        "X-Xet-Token-Expiration": str(FAR_FUTURE),
-    }
+    headers = {"X-Xet-Cas-Url": hub.storage, "X-Xet-Access-Token": TOKEN, "X-Xet-Token-Expiration": str(FAR_FUTURE)}
     return Reply.json(body, **headers)
 
 
