@@ -19,8 +19,8 @@ from spafit_hf.strategy.stratum import (
     ROLES,
     LoraSettings,
     Stratum,
-    layers_text,
 )
+from spafit_hf.words import layers_text
 
 __all__ = [
     "LORA_ROLES",

@@ -7,8 +7,9 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from spafit_hf.strategy.reading import is_int, listed
+from spafit_hf.strategy.reading import is_int
 from spafit_hf.strategy.stratum import ROLES, LoraSettings, Stratum
+from spafit_hf.words import listed
 
 PAPER_DEPTH = 24
 """Number of layers that N1 and N2 in the paper's names refer to (BERT-large)."""

@@ -10,15 +10,12 @@ from typing import Any
 
 import yaml
 
+from spafit_hf.words import listed
+
 
 def field_names(cls: type) -> tuple[str, ...]:
     """Names of the fields of a dataclass."""
     return tuple(field.name for field in dataclasses.fields(cls))
-
-
-def listed(words: Iterable[str]) -> str:
-    """Words with commas between them."""
-    return ", ".join(words)
 
 
 def closest(word: str, words: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from spafit_hf.strategy.reading import closest, field_names, is_int, is_number, listed, refuse_unknown_keys
+from spafit_hf.strategy.reading import closest, field_names, is_int, is_number, refuse_unknown_keys
+from spafit_hf.words import listed
 
 ROLES = (
     "query",
@@ -152,17 +153,6 @@ class Stratum(LoraSettings):
 
 _KEYS = ("layers", "lora", "biases", *LORA_SETTINGS, "name")
 """The fields in the order in which files hold them."""
-
-
-def layers_text(layers: tuple[int, ...]) -> str:
-    """Layer numbers in short: (3, 4, 5) is "3-5", (3,) is "3", (0, 1, 5) is "0-1,5", () is "none"."""
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) or "none"
 
 
 def range_text(stratum: Stratum) -> str:
