@@ -113,7 +113,7 @@ def test_a_weight_changed_in_between_is_seen(tmp_path: Path, caplog: pytest.LogC
     assert cached == pytest.approx(found.evaluate()["eval_loss"], abs=1e-6)
     found.args.prefix_cache = live
     # while it is open as well
-    found._open_prefix_cache(found.eval_dataset)
+    found._prefix.open(found.eval_dataset)
     batch = {**found.data_collator([tiny.dataset(1)[0]])}
     batch.pop("labels", None)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_a_weight_changed_in_between_is_seen(tmp_path: Path, caplog: pytest.LogC
         found.model.get_base_model().bert.embeddings.LayerNorm.bias.add_(1)
         with_cache = found.model(**batch).logits
         assert "have been changed" in caplog.text
-        found._close_prefix_cache()
+        found._opened.close()
         assert torch.allclose(found.model(**batch).logits, with_cache, atol=1e-6)
 
 
@@ -224,13 +224,13 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, caplog: pytest.LogCa
 def test_the_folder_is_removed_while_training(tmp_path: Path) -> None:
     live, found = run(tmp_path, "off"), run(tmp_path, tmp_path / "cache", num_train_epochs=3)
     live.train()
-    build = found._build_prefix_cache
+    build = found._prefix.build
 
     def build_and_remove() -> None:
         build()
         shutil.rmtree(tmp_path / "cache")
 
-    found._build_prefix_cache = build_and_remove  # type: ignore[method-assign]
+    found._prefix.build = build_and_remove  # type: ignore[method-assign]
     found.train()
     assert losses(found) == pytest.approx(losses(live), abs=1e-6)
 

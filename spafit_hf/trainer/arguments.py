@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,13 +158,12 @@ class StrataArguments:
         data = _as_mapping(value)
         if self.n1 == NOT_SET and self.n2 == NOT_SET:
             return _with_open_settings(built, data, self._lora_settings())
-        match = None if data is not None else re.fullmatch(r"spafit-.*?-(I{1,2})(-absolute)?", built.name)
-        if match is None:
+        if data is not None:
             raise ValueError(
-                f"n1 = {self.n1} and n2 = {self.n2} go with a strategy named spafit-N1-N2-I or -II, and it is "
-                f"{value!r}; drop n1 and n2, or the strategy."
+                f"n1 = {self.n1} and n2 = {self.n2} go with the name of a strategy, and {value!r} states its strata; "
+                "drop n1 and n2, or take strategy='spafit-4-9-II'."
             )
-        return Strategy.from_bounds(self.n1, self.n2, match[1], **self._lora_settings())
+        return built.with_bounds(self.n1, self.n2).with_lora(**self._lora_settings())
 
     def _lora_settings(self) -> dict[str, Any]:
         return {

@@ -10,14 +10,11 @@ import csv
 import dataclasses
 import math
 import os
-import platform
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
@@ -28,6 +25,7 @@ from spafit_hf.data.glue import TASKS
 from spafit_hf.names import is_hub_id
 from spafit_hf.planner import Plan
 from spafit_hf.strategy import ROLES, Strategy
+from spafit_hf.trainer.machine import hardware, versions
 from spafit_hf.tuner import SpafitConfig, task_type_of
 
 #: Arguments that shape the result, in the order of a card.
@@ -137,7 +135,7 @@ def facts_of_run(
         hyperparameters={"strategy": method, **changed},
         all_hyperparameters={"strategy": method, **settings},
         cost=_cost(trainer, seconds),
-        versions=_versions(),
+        versions=versions(PACKAGES),
     )
 
 
@@ -308,7 +306,7 @@ def _main_figure(trainer: Trainer) -> str | None:
     return TASKS[data.glue].main_metric if data.glue else None
 
 
-# -- settings, cost, versions -----------------------------------------------------------------------------------------
+# -- settings, cost -----------------------------------------------------------------------------------------
 
 
 def _settings(trainer: Trainer) -> dict[str, Any]:
@@ -321,7 +319,7 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     if values.get("prefix_cache", "off") == "off":
         values["prefix_cache_dtype"] = None
     else:
-        values["prefix_cache"] = "auto"  # in which folder is for nobody else
+        values["prefix_cache"] = "auto"  # in which folder stays here
     start = values.get("init_adapter") or None
     values["init_adapter"] = Path(start).resolve().name if start and os.path.isdir(start) else start
     if values.get("max_steps") is not None:
@@ -343,22 +341,6 @@ def _cost(trainer: Trainer, seconds: float | None) -> Cost:
     )
 
 
-def hardware(device: torch.device) -> str:
-    """What a run was on, in words."""
-    if device.type == "cuda":
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
-    return f"{_processor()}, {os.cpu_count()} cores"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8", errors="replace"), re.M)
-        if found and found[1].strip() not in ("", "unknown"):
-            return found[1].strip()
-    return platform.processor() or platform.machine() or "CPU"
-
-
 def _emissions(path: Path) -> dict[str, Any]:
     """What codecarbon's callback measured, if it ran: its file's last row, kilograms made grams."""
     if not path.is_file():
@@ -378,13 +360,3 @@ def _emissions(path: Path) -> dict[str, Any]:
         "emissions_source": "codecarbon",
         "on_cloud": {"Y": True, "N": False}.get(rows[-1].get("on_cloud", "")),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            continue
-    return found

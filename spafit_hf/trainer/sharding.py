@@ -6,16 +6,13 @@ process 1: half of W, half of b      ---------------->     process 1: half of W,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from accelerate import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -58,27 +55,6 @@ def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
 
             stack.enter_context(deepspeed.zero.GatheredParameters(partitioned))
         yield
-
-
-@contextmanager
-def fsdp_on_cpu(args: TrainingArguments) -> Iterator[None]:
-    """Within it, an `Accelerator` takes FSDP for processes on CPUs too.
-
-    accelerate 1.15 (`AcceleratorState.__init__`) looks at the FSDP plugin only where the processes are on
-    accelerators, and trains with DDP without a word where they are not, although FSDP version 2 runs on gloo. So they
-    are called something else while it looks.
-    """
-    wanted = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    state = PartialState._shared_state
-    if not wanted or args.device.type != "cpu" or state.get("distributed_type") != DistributedType.MULTI_CPU:
-        yield
-        return
-    state["distributed_type"] = DistributedType.MULTI_GPU
-    try:
-        yield
-    finally:
-        if state["distributed_type"] == DistributedType.MULTI_GPU:  # with FSDP, accelerate notes FSDP here
-            state["distributed_type"] = DistributedType.MULTI_CPU
 
 
 def shard_by_layer(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import safetensors.torch
@@ -44,6 +45,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from spafit_hf.adapter import save_adapter, start_from
 from spafit_hf.architecture import find_architecture
 from spafit_hf.planner import Plan, plan
+from spafit_hf.shortcuts.cache import PrefixCache
+from spafit_hf.shortcuts.first_token import FirstToken
 from spafit_hf.strategy import Strategy, StrategyLike
 from spafit_hf.trainer.arguments import (
     DEFAULT_STRATEGY,
@@ -55,15 +58,15 @@ from spafit_hf.trainer.arguments import (
 from spafit_hf.trainer.checkpoints import check_fits, resumable
 from spafit_hf.trainer.hub import HubPushMixin
 from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
-from spafit_hf.trainer.prefix_cache import PrefixCacheTrainer
 from spafit_hf.trainer.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
-from spafit_hf.trainer.sharding import fsdp_on_cpu, shard_by_layer, whole_parameters
+from spafit_hf.trainer.sharding import shard_by_layer, whole_parameters
+from spafit_hf.trainer.shortcuts import FirstTokenShortCut, PrefixShortCut
 from spafit_hf.tuner import SpafitConfig, get_spafit_model
 
 logger = logging.getLogger(__name__)
 
 
-class StrataTrainer(PrefixCacheTrainer):
+class StrataTrainer(Trainer):
     """What `SpafitTrainer` and `SpafitSeq2SeqTrainer` share: every override of Trainer."""
 
     plan: Plan | None = None
@@ -93,6 +96,10 @@ class StrataTrainer(PrefixCacheTrainer):
         **others: Any,
     ) -> None:
         """Trainer's, with the model wrapped first. Where that fails, a model that was given plain is plain again."""
+        self._opened = ExitStack()
+        """What the short cuts of a training or an evaluation have changed on the model, to be undone at its end."""
+        self._prefix = PrefixShortCut(self, self._opened)
+        self._first_token = FirstTokenShortCut(self, self._opened, self._prefix)
         self._wrapped = []
         complete = False
         try:
@@ -181,6 +188,28 @@ class StrataTrainer(PrefixCacheTrainer):
             start_from(wrapped, start, token=self.args.hub_token)
         return wrapped
 
+    # ---- the short cuts ----
+
+    @property
+    def prefix_cache(self) -> PrefixCache | None:
+        """The cache of the model that trains; None while there is none."""
+        return self._prefix.cache
+
+    @property
+    def prefix_cache_refused(self) -> str:
+        """Why the model is trained without one, though one was wanted."""
+        return self._prefix.refused
+
+    @property
+    def first_token(self) -> FirstToken | None:
+        """The narrowed last layer of the model; None while there is none."""
+        return self._first_token.narrowed
+
+    @property
+    def first_token_refused(self) -> str:
+        """Why the last layer is computed whole, though narrowing it was wanted."""
+        return self._first_token.refused
+
     def _trains_adapter(self) -> bool:
         return _has_adapter(self.model) if self.model is not None else not self.strategy.full
 
@@ -192,7 +221,11 @@ class StrataTrainer(PrefixCacheTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """`Trainer.train`; a checkpoint that was cut short by a kill is replaced by the whole one before it."""
+        """`Trainer.train`; a checkpoint that was cut short by a kill is replaced by the whole one before it.
+
+        _prepare_for_training   table of strata, sharding, optimizer; the prefix cache opens and is built
+        _run_epoch              training_step, evaluation_loop, save_model
+        """
         if self.args.activation_checkpointing:
             given: Any = self.args.activation_checkpointing_kwargs or {}
             if given.get("use_reentrant"):
@@ -200,15 +233,22 @@ class StrataTrainer(PrefixCacheTrainer):
             self.args.activation_checkpointing_kwargs = {**given, "use_reentrant": False}
             self.args.gradient_checkpointing_kwargs = self.args.activation_checkpointing_kwargs
         checkpoint = resumable(resume_from_checkpoint, self.args.output_dir or "")
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        try:
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._opened.close()
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        self._opened.close()  # of an attempt with a larger batch (auto_find_batch_size)
         self._log_strata()
         if self.args.activation_checkpointing and self._trains_adapter():
             _spare_frozen_prefix(self.model)
         if self.is_fsdp_enabled:
             shard_by_layer(self.model, self.accelerator.state.fsdp_plugin)
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._prefix.open_for_training()
+        self._first_token.open()
+        return prepared
 
     def _log_strata(self) -> None:
         if not self.args.should_log:
@@ -249,6 +289,7 @@ class StrataTrainer(PrefixCacheTrainer):
             found = self._loss_takes_items(model, inputs, num_items_in_batch)
             if found is not None:
                 self.model_accepts_loss_kwargs, self._loss_was_probed = found, True
+        self._first_token.look_at(inputs, training=True)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _loss_takes_items(self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int) -> bool | None:
@@ -267,7 +308,10 @@ class StrataTrainer(PrefixCacheTrainer):
         return abs(once - 2 * twice) < abs(once - twice)
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's loop; over examples sorted by length, metrics and caller see them in the order of the dataset."""
+        """Trainer's loop; over examples sorted by length, metrics and caller see them in the order of the dataset.
+
+        Outside of training it opens the short cuts for itself.
+        """
         sampler = getattr(dataloader.batch_sampler, "sampler", None)
         compute_metrics = self.compute_metrics
         if isinstance(sampler, LengthSortedSampler) and compute_metrics is not None:
@@ -276,14 +320,32 @@ class StrataTrainer(PrefixCacheTrainer):
             # Leaves the random state as it was: a run that was killed between a save and an evaluation goes on without
             # that evaluation, and has to draw the same dropout.
             with torch.random.fork_rng(devices=[]):
+                if not self.is_in_train:
+                    if self._prefix.wanted:
+                        self._prefix.open(dataloader.dataset)
+                    self._first_token.open()
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self.compute_metrics = compute_metrics
+            if not self.is_in_train:
+                self._opened.close()
         if not isinstance(sampler, LengthSortedSampler):
             return output
         return output._replace(
             predictions=sampler.restore(output.predictions), label_ids=sampler.restore(output.label_ids)
         )
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`Trainer.prediction_step`, after a look at the first batch."""
+        self._first_token.look_at(inputs, training=False)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
 
     # ---- data ----
 
@@ -373,9 +435,8 @@ class StrataTrainer(PrefixCacheTrainer):
     # ---- several processes ----
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Trainer's; with FSDP also where the processes are on CPUs."""
-        with fsdp_on_cpu(self.args):
-            super().create_accelerator_and_postprocess()
+        """Trainer's; FSDP version 1 is refused, and FSDP's own activation checkpointing replaced by Trainer's."""
+        super().create_accelerator_and_postprocess()
         if not (self.is_fsdp_enabled and self._trains_adapter()):
             return
         plugin = self.accelerator.state.fsdp_plugin
