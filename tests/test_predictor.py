@@ -23,7 +23,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
-from spafit_hf.adapter import AdapterError, FetchedAdapter
+from spafit_hf.adapter import AdapterError
+from spafit_hf.hub import Pulled
 from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
 from spafit_hf.predictor.base import load_base
 from spafit_hf.predictor.patch import Patch, PatchStack
@@ -725,9 +726,9 @@ def test_an_adapter_of_another_task_is_refused(folders: dict[str, Path], tmp_pat
 def test_an_adapter_from_the_hub(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fetch(repo_id: str, **kwargs: Any) -> FetchedAdapter:
+    def fetch(repo_id: str, **kwargs: Any) -> Pulled:
         asked.append((repo_id, kwargs))
-        return FetchedAdapter(folders["spafit"], repo_id, "0" * 40)
+        return Pulled(folders["spafit"], repo_id, "main", "0" * 40, ())
 
     monkeypatch.setattr(predictor, "fetch_adapter", fetch)
     served = SpafitPredictor(tiny("bert"), tokenizer=make_tokenizer(), token="secret")

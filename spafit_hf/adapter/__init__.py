@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spafit_hf.adapter.convert import export_adapter, merge_adapter
 from spafit_hf.adapter.folder import AdapterError, BaseFacts, Sidecar, base_facts
-from spafit_hf.adapter.load import FetchedAdapter, fetch_adapter, load_adapter, load_base
+from spafit_hf.adapter.load import fetch_adapter, load_adapter, load_base
 from spafit_hf.adapter.start import start_from
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter
@@ -12,7 +12,7 @@ from spafit_hf.adapter.write import portable_obstacle, save_adapter
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 
 __all__ = [
-    "CONFIG_FILE", "SIDECAR_FILE", "WEIGHTS_FILE", "AdapterError", "BaseFacts", "FetchedAdapter", "Sidecar",
+    "CONFIG_FILE", "SIDECAR_FILE", "WEIGHTS_FILE", "AdapterError", "BaseFacts", "Sidecar",
     "VerifiedAdapter", "base_facts", "export_adapter", "fetch_adapter", "load_adapter", "load_base",
     "merge_adapter", "portable_obstacle", "save_adapter", "start_from", "verify_adapter",
 ]  # fmt: skip

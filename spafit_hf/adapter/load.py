@@ -17,8 +17,7 @@ from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter, verify_and_read
-from spafit_hf.hub import HubError, pull_adapter
-from spafit_hf.hub import Pulled as FetchedAdapter
+from spafit_hf.hub import HubError, Pulled, pull_adapter
 from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import plain_view
@@ -141,7 +140,7 @@ def parameter_places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str
 
 def fetch_adapter(
     repo_id: str, *, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
-) -> FetchedAdapter:
+) -> Pulled:
     """Download an adapter's files into the Hub's cache, unless they are there; see `spafit_hf.hub.pull_adapter`.
 
     Args:

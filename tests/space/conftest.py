@@ -16,7 +16,8 @@ from spafit_space.page import build
 from spafit_space.service import Service
 from stand_ins import Launched
 
-from spafit_hf.adapter import AdapterError, FetchedAdapter
+from spafit_hf.adapter import AdapterError
+from spafit_hf.hub import Pulled
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +45,12 @@ def open_service(stand_in_folders: tuple[Path, Path], monkeypatch: pytest.Monkey
     """A service that lets visitors add, with a Hub that is a folder."""
     base, adapters = stand_in_folders
 
-    def fetch(repo_id: str, *, revision: str | None, token: bool) -> FetchedAdapter:
+    def fetch(repo_id: str, *, revision: str | None, token: bool) -> Pulled:
         assert token is False, "a visitor must not use the Space's token"
         folder = adapters / repo_id.split("/")[1]
         if not folder.is_dir():
             raise AdapterError(f"{repo_id} is no repository on the Hub.")
-        return FetchedAdapter(folder, repo_id, "0" * 40)
+        return Pulled(folder, repo_id, "main", "0" * 40, ())
 
     monkeypatch.setattr(service_module, "fetch_adapter", fetch)
     return Service.start(Config(base=str(base), folder=None, allow_adding=True, max_added=2))

@@ -17,8 +17,9 @@ from spafit_space.results import PAPER_PARAMETERS, Result, read_result
 from spafit_space.service import Service
 from spafit_space.tasks import TASK_WORDS, label_words, words_of
 
-from spafit_hf.adapter import AdapterError, FetchedAdapter
+from spafit_hf.adapter import AdapterError
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
+from spafit_hf.hub import Pulled
 
 FILM = "A warm, funny film."
 PAIR = ("A dog runs.", "A dog is running.")
@@ -333,8 +334,8 @@ def test_errors_name_the_repository_and_no_path(
     sidecar["base"]["hidden_size"] = 17
     (folders["stranger"] / "spafit_config.json").write_text(json.dumps(sidecar), encoding="utf-8")
 
-    def fetch(repo_id: str, *, revision: str | None, token: bool) -> FetchedAdapter:
-        return FetchedAdapter(folders[repo_id.split("/")[1]], repo_id, "0" * 40)
+    def fetch(repo_id: str, *, revision: str | None, token: bool) -> Pulled:
+        return Pulled(folders[repo_id.split("/")[1]], repo_id, "main", "0" * 40, ())
 
     monkeypatch.setattr(service_module, "fetch_adapter", fetch)
     service = Service.start(Config(base=str(base), folder=None, allow_adding=True))
