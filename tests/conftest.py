@@ -29,3 +29,31 @@ def glue_dir() -> Path:
     if not GLUE_DIR.is_dir():
         pytest.skip(f"no GLUE rows at {GLUE_DIR} (set SPAFIT_GLUE_DIR to a folder of <task>/train.parquet)")
     return GLUE_DIR
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with a tokenizer of a few words."""
+    from reviews_run import write_base
+
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences for it, with labels, as a CSV file."""
+    from reviews_run import write_reviews
+
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+@pytest.fixture(scope="session")
+def trained(base_folder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that `spafit train` has trained on them."""
+    from reviews_run import train_flags
+
+    from spafit_hf.cli import main
+
+    output = tmp_path_factory.mktemp("runs") / "reviews"
+    assert main(train_flags(base_folder, reviews, output)) == 0
+    return output

@@ -2,172 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 import json
-import re
-import shutil
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
-import yaml
-from datasets import Dataset
-from models import tiny
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import pipeline
 
-from spafit_hf import SpafitTrainer
 from spafit_hf.cli import main
-from spafit_hf.cli.train import command_line
-from spafit_hf.run import DataArguments, evaluate, load_data
-from spafit_hf.trainer.arguments import SpafitTrainingArguments
-
-GOOD, BAD, NOUNS = ("warm", "witty", "bright"), ("dull", "cold", "flat"), ("film", "plot", "cast", "score")
-
-
-@pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BERT with a tokenizer of a few words, as a folder on disk."""
-    folder = tmp_path_factory.mktemp("base")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *GOOD, *BAD, *NOUNS]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    tiny("bert", pad_token_id=0).base_model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CSV file of sentences whose label follows from one word."""
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
-    rows = [
-        (f"a {first} {noun} a {second} {other}", "good" if first in GOOD else "bad")
-        for words in (GOOD, BAD)
-        for first, second, noun, other in itertools.product(words, words, NOUNS, NOUNS)
-        if noun != other
-    ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("review", "verdict"))
-        writer.writerows(rows)
-    return path
-
-
-def train_flags(base: Path, reviews: Path, output: Path, **more: object) -> list[str]:
-    flags = {
-        "base": base,
-        "train_file": reviews,
-        "text_columns": "review",
-        "label_column": "verdict",
-        "output_dir": output,
-        "strategy": "spafit-4-9-II",
-        "lora_r": 4,
-        "lora_alpha": 8,
-        "learning_rate": 0.005,
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 8,
-        "disable_tqdm": True,
-        **more,
-    }
-    return ["train", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]
-
-
-@pytest.fixture(scope="session")
-def trained(base_folder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("runs") / "reviews"
-    assert main(train_flags(base_folder, reviews, output)) == 0
-    return output
-
-
-def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
-    results = json.loads((trained / "results.json").read_text())
-    assert results["strategy"] == "spafit-4-9-II"
-    assert results["metrics"]["validation"]["accuracy"] > 0.8
-    assert results["trained_parameters"] < results["total_parameters"]
-    assert results["file_bytes"] == (trained / "adapter_model.safetensors").stat().st_size
-    assert results["arguments"]["learning_rate"] == 0.005
-    assert "output_dir" not in results["arguments"]
-    assert {"adapter_config.json", "spafit_config.json", "tokenizer.json"} <= {file.name for file in trained.iterdir()}
-    assert {"README.md", "spafit_results.json"} <= {file.name for file in trained.iterdir()}
-    card = (trained / "README.md").read_text()
-    assert str(trained.parent) not in card
-    assert re.search(r"spafit train \\\n  --base base\d+ \\\n  --train_file reviews.csv ", card)
-    assert not list(trained.rglob("training_args.bin"))
-    assert json.loads((trained / "spafit_config.json").read_text())["task"] == {"columns": ["review"]}
-
-
-@pytest.mark.parametrize("keep_best", [True, False])
-def test_no_evaluation_is_made_twice(keep_best: bool, base_folder: Path, reviews: Path, tmp_path: Path) -> None:
-    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=3, load_best_model_at_end=keep_best)
-    assert main(flags) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    measured = [entry for entry in results["history"] if "eval_loss" in entry]
-    assert [entry["epoch"] for entry in measured] == [1, 2, 3]
-    best = max(measured, key=lambda entry: entry["eval_accuracy"]) if keep_best else measured[-1]
-    assert results["metrics"]["validation"]["loss"] == best["eval_loss"]
-    data = load_data(DataArguments(train_file=str(reviews), text_columns="review", label_column="verdict"))
-    args = SpafitTrainingArguments(str(tmp_path / "again"), use_cpu=True, disable_tqdm=True, report_to="none")
-    again = evaluate(data, None, str(tmp_path / "out"), args)
-    assert again["validation"]["loss"] == pytest.approx(best["eval_loss"], abs=1e-6)
-
-
-def test_what_is_pushed_at_the_end_has_its_scores(
-    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [{"premise": f"a {word} film", "hypothesis": f"a {word} cast", "label": index % 3}
-            for index, word in enumerate([*GOOD, *BAD] * 2)]  # fmt: skip
-    splits = {
-        "train": rows,
-        "validation_matched": rows,
-        "validation_mismatched": [{**row, "label": 2} for row in rows],
-    }
-    (tmp_path / "mnli").mkdir()
-    for name, part in splits.items():
-        Dataset.from_list(part).to_parquet(tmp_path / "mnli" / f"{name}.parquet")
-    scores = []
-    monkeypatch.setattr(
-        SpafitTrainer, "save_model", lambda self, *args, **kwargs: scores.append(self.card_facts().scores)
-    )
-    flags = {"base": base_folder, "task": "mnli", "data_dir": tmp_path, "output_dir": tmp_path / "out", "max_steps": 2,
-             "save_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True}  # fmt: skip
-    assert main(["train", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]) == 0
-    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
-    assert {score.split: score.figures["accuracy"] for score in scores[-1]} == {
-        split: figures["accuracy"] for split, figures in metrics.items()
-    }
-    assert len(metrics) == 2
-
-
-def test_numbers_that_json_has_no_word_for(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
-    wild = {
-        "learning_rate": 1e30,
-        "max_steps": 3,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-    }
-    kept = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    assert main(train_flags(base_folder, reviews, tmp_path / "out", max_grad_norm=0, **wild, **kept)) == 0
-    history = json.loads((tmp_path / "out" / "results.json").read_text())["history"]
-    assert any(None in entry.values() for entry in history)
-
-
-def test_a_base_with_a_head_of_another_size(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(base_folder, base)
-    tiny("bert", 3, pad_token_id=0).save_pretrained(base)
-    assert main(train_flags(base, reviews, tmp_path / "out", num_train_epochs=1)) == 0
-    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert stored["base_model.model.classifier.weight"].shape[0] == 2
 
 
 def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,104 +34,6 @@ def test_export_and_back_gives_the_same_tensors(trained: Path, tmp_path: Path) -
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_full_fine_tuning_runs_through_the_same_command(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
-    flags = train_flags(base_folder, reviews, tmp_path / "full", strategy="full")
-    assert main(flags) == 0
-    assert (tmp_path / "full" / "model.safetensors").exists()
-    columns = ["--text_columns", "review", "--label_column", "verdict"]
-    assert main(["evaluate", str(tmp_path / "full"), "--validation_file", str(reviews), *columns, "--json"]) == 0
-
-
-def test_a_file_sets_flags_and_flags_override_it(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=1)[1:]
-    values = dict(zip((flag.removeprefix("--") for flag in flags[::2]), map(yaml.safe_load, flags[1::2]), strict=True))
-    recipe.write_text(yaml.safe_dump(values))
-    assert main(["train", str(recipe), "--strategy", "bitfit"]) == 0
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["strategy"] == "bitfit"
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--output_dir", "x"], "name one source of data: --task, --dataset, or --train_file; found none of them"),
-        (["--task", "mrpc", "--dataset", "d"], "found --task and --dataset"),
-        (["--task", "mprc"], "mrpc"),
-        (["--task", "mrpc", "--data_dir", "nowhere"], "There is no folder 'nowhere/mrpc'"),
-        (["--task", "mrpc", "--strategy", "spafit-9-4-II"], "N1"),
-        (["--train_file", "nowhere.csv"], "nowhere.csv"),
-        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
-    ],
-)
-def test_train_says_what_is_wrong(
-    flags: list[str],
-    sentence: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", *flags]) == 2
-    error = capsys.readouterr().err
-    assert sentence in error
-    assert "Traceback" not in error
-
-
-def test_pairs_in_both_orders(base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = tmp_path / "pairs.csv"
-    rows = [
-        (f"a {one}", f"a {other}", "same" if same else "other")
-        for one, other, same in (
-            *((one, other, True) for words in (GOOD, BAD) for one in words for other in words),
-            *((one, other, False) for one in GOOD for other in BAD),
-        )
-    ]
-    with pairs.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text1", "text2", "label"), *rows])
-    flags = train_flags(base_folder, pairs, tmp_path / "out", num_train_epochs=1)
-    for flag in ("--text_columns", "--label_column"):
-        del flags[flags.index(flag) : flags.index(flag) + 2]
-    assert main([*flags, "--both_orders"]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["arguments"]["both_orders"] is True
-    steps = max(entry["step"] for entry in results["history"])
-    facts = json.loads((tmp_path / "out" / "spafit_results.json").read_text())["data"]
-    assert facts["train_rows"] == results["train_rows"]
-    # Of the held-out rows two are train rows the other way round.
-    assert facts["turned_rows"] == results["train_rows"] - 2
-    assert steps == -(-(facts["train_rows"] + facts["turned_rows"]) // 4)
-    assert "--both_orders" in (tmp_path / "out" / "README.md").read_text()
-    assert "which another split has the other way round, and which stay as they are: 2." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("task", "columns", "sentence"),
-    [
-        ("sst2", ("sentence",), "a row of GLUE SST-2 is one text; leave it out"),
-        ("rte", ("sentence1", "sentence2"), "GLUE RTE wrong labels.*It is for mrpc, stsb, qqp and for pairs"),
-    ],
-)
-def test_one_order_only(task: str, columns: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
-    (tmp_path / task).mkdir()
-    for split in ("train", "validation"):
-        rows = {**{column: ["a", "b"] for column in columns}, "label": [0, 1]}
-        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / task / f"{split}.parquet")
-    load_data(DataArguments(task=task, data_dir=str(tmp_path)))
-    with pytest.raises(ValueError, match=sentence):
-        load_data(DataArguments(task=task, data_dir=str(tmp_path), both_orders=True))
-
-
-def test_a_base_that_is_not_there(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(train_flags(tmp_path / "nowhere", reviews, tmp_path / "out")) == 2
-    assert "--base embedded" in capsys.readouterr().err
-
-
-def test_a_file_with_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "recipe.yaml").write_text("lerning_rate: 1\n")
-    assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
-    assert "'lerning_rate', which is no flag" in capsys.readouterr().err
-
-
 def test_evaluate_refuses_other_labels(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.csv").write_text("text,label\na warm film,yes\na dull film,no\n")
     assert main(["evaluate", str(trained), "--validation_file", str(tmp_path / "other.csv")]) == 2
@@ -298,16 +43,6 @@ def test_evaluate_refuses_other_labels(trained: Path, tmp_path: Path, capsys: py
 def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(trained), str(trained)]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
-
-
-def test_the_command_of_a_card_names_no_folder_of_this_machine_and_no_secret() -> None:
-    typed = ["recipe.yaml", "--data_dir", "/home/ann/glue", "--train_file", "../mine/rows.csv", "--hub-token=hf_abc"]
-    typed += ["--hub_token", "hf_abc", "--hub_tok", "hf_abc", "--push_to_hub", "--output_dir", "runs/a"]
-    typed += ["--learning_rate=1e-3", "--bf16", "--first_token_only", "on"]
-    assert command_line(typed).replace(" \\\n ", "") == (
-        "spafit train recipe.yaml --data_dir glue --train_file rows.csv --learning_rate 1e-3 --bf16 "
-        "--first_token_only on"
-    )
 
 
 def test_unknown_words_on_the_command_line() -> None:

@@ -7,7 +7,13 @@ import os
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from spafit_hf.words import listing
+
+if TYPE_CHECKING:
+    from spafit_hf import SpafitTrainer
+    from spafit_hf.run import RunData, RunResult
 
 EPILOG = """\
 Data, base and every field of transformers' TrainingArguments are flags; `spafit train --help-all` lists them.
@@ -35,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "load_best_model_at_end": True,
 }
 
-#: Flags whose values are for nobody else.
+#: Flags whose values stay on this machine.
 SECRETS = ("hub_token", "push_to_hub_token")
 #: Flags that say nothing about the result.
 NOT_SHOWN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "push_to_hub", "disable_tqdm")
@@ -52,8 +58,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--help-all", action="store_true", help="list every flag and stop")
+    parser.add_argument("--verbose", action="store_true", help="show everything that Trainer and the libraries print")
     # The flags themselves are unknown here and reach `run` as `args.rest`.
-    parser.usage = "spafit train [-h] [--help-all] [FILE.yaml] [--flag value ...]"
+    parser.usage = "spafit train [-h] [--help-all] [--verbose] [FILE.yaml] [--flag value ...]"
     parser.set_defaults(run=run, takes_more=True)
     return parser
 
@@ -66,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from transformers import HfArgumentParser
 
-    from spafit_hf.run import BaseArguments, DataArguments, load_data, train
+    from spafit_hf.run import BaseArguments, DataArguments, Progress, load_data, quiet, train
     from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
     kinds = (DataArguments, BaseArguments, SpafitTrainingArguments)
@@ -83,22 +90,40 @@ def run(args: argparse.Namespace) -> int:
     if training_args.load_best_model_at_end and training_args.metric_for_best_model in (None, "loss"):
         training_args.metric_for_best_model = data.main_figure
         training_args.greater_is_better = True
-    for note in data.text.notes:
-        print(f"note: {note}")
-    asked = _asked(data_args, base_args, training_args)
-    result = train(data, base_args, training_args, asked, command_line(args.rest))
-    print(summary(result, str(training_args.output_dir)))
+    main = training_args.process_index == 0  # of several processes one alone prints
+    if main:
+        print(_opening(data, base_args.base), flush=True)
+
+    def show(trainer: SpafitTrainer) -> None:
+        Progress(trainer.strategy.name, data.figures).attach(trainer)
+        if main and trainer.plan is not None:
+            print(f"\n{trainer.plan}\n", flush=True)
+
+    recorded = _recorded(data_args, base_args, training_args)
+    command = command_line(args.rest)
+    if args.verbose:
+        result = train(data, base_args, training_args, recorded, command)
+    else:
+        with quiet():
+            result = train(data, base_args, training_args, recorded, command, show)
+    if main:
+        print(summary(result, str(training_args.output_dir)))
     return 0
 
 
-def summary(result: Any, folder: str) -> str:
+def _opening(data: RunData, base: str) -> str:
+    """What is about to happen: base, rows, and what was inferred of the data."""
+    measured = listing([f"{data.text.splits[name].num_rows:,} ({name})" for name in data.text.evaluation_splits])
+    lines = [f"{data.title}: {data.train_rows:,} rows to train on, {measured} to measure on; base {base}"]
+    return "\n".join([*lines, *(f"note: {note}" for note in data.text.notes)])
+
+
+def summary(result: RunResult, folder: str) -> str:
     """What a run gave, for the terminal."""
+    from spafit_hf.run import figures_text
+
     lines = [f"{result.strategy} on {result.data}, base {result.base}"]
-    for split, figures in result.metrics.items():
-        values = ", ".join(
-            f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in figures.items()
-        )
-        lines.append(f"  {split}: {values}")
+    lines += [f"  {split}: {figures_text(figures)}" for split, figures in result.metrics.items()]
     share = result.trained_parameters / result.total_parameters
     lines.append(
         f"  trained {result.trained_parameters:,} of {result.total_parameters:,} parameters ({share:.2%}) "
@@ -147,11 +172,11 @@ def _from_file(path: Path, known: set[str]) -> dict[str, Any]:
     return values
 
 
-def _asked(data_args: Any, base_args: Any, training_args: Any) -> dict[str, Any]:
-    """What was asked for: without what was left at its default, secrets, and where this machine keeps things."""
+def _recorded(data_args: Any, base_args: Any, training_args: Any) -> dict[str, Any]:
+    """For the results: what was wanted, without defaults, secrets, and where this machine keeps things."""
     default = type(training_args)(output_dir=str(training_args.output_dir)).to_sanitized_dict()
     given = training_args.to_sanitized_dict()
     hidden = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token", "data_dir"}
     changed = {key: value for key, value in given.items() if key not in hidden and default.get(key) != value}
-    asked = {**vars(data_args), **vars(base_args)}
-    return {key: value for key, value in asked.items() if value not in ("", 0) and key not in hidden} | changed
+    chosen = {**vars(data_args), **vars(base_args)}
+    return {key: value for key, value in chosen.items() if value not in ("", 0) and key not in hidden} | changed

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,3 +47,11 @@ class RunResult:
         path = Path(folder) / RESULTS_FILE
         path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return path
+
+
+def figures_text(figures: Mapping[str, float | None]) -> str:
+    """Figures on a line: accuracy 0.8140, loss 0.4312. None and no number are undefined."""
+    return ", ".join(
+        f"{name} {'undefined' if value is None or math.isnan(value) else f'{value:.4f}'}"
+        for name, value in figures.items()
+    )

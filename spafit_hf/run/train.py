@@ -9,13 +9,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -33,7 +35,9 @@ from spafit_hf.run.data import RunData
 from spafit_hf.run.result import RunResult
 from spafit_hf.trainer import SpafitTrainer, SpafitTrainingArguments
 from spafit_hf.trainer.machine import machine, versions
-from spafit_hf.words import first_line
+from spafit_hf.words import first_line, listing
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,13 +63,14 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
     names = dict(enumerate(text.labels)) or {0: "score"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=base.base_revision or None)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, found = AutoModelForSequenceClassification.from_pretrained(
             name,
             revision=base.base_revision or None,
             id2label=names,
             label2id={label: index for index, label in names.items()},
             problem_type=text.problem_type,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except OSError as error:
         reason = first_line(error)
@@ -73,6 +78,10 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
             f"the base {base.base!r} cannot be loaded: {reason} Name a folder, or use --base embedded, which needs no "
             "Hub."
         ) from error
+    absent = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
+    new = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))  # all but the head's
+    if new:
+        logger.warning("The base %s has no weights for %s; they start at random.", base.base, listing(new))
     if name != base.base:
         # Under this name anybody can load it, and plain PEFT too; the folder is one of this machine.
         model.config._name_or_path = model.name_or_path = BASE_ID
@@ -88,8 +97,9 @@ def train(
     data: RunData,
     base: BaseArguments,
     args: SpafitTrainingArguments,
-    asked: dict[str, Any],
+    recorded: dict[str, Any],
     command: str | None = None,
+    when_ready: Callable[[SpafitTrainer], None] | None = None,
 ) -> RunResult:
     """Train, measure and save.
 
@@ -97,8 +107,9 @@ def train(
         data: what to train and measure on.
         base: what to start from.
         args: how; `args.output_dir` gets the adapter (for full fine-tuning the model), the tokenizer and the results.
-        asked: what the caller was asked for, for the results file.
+        recorded: what the results file says was wanted; its `max_length` is the tokens per text or pair (128).
         command: the command line that does the same, for the card.
+        when_ready: called with the trainer before it trains, as `Progress.attach` wants to be.
 
     Returns:
         The results, as written to `results.json`.
@@ -106,29 +117,10 @@ def train(
     Raises:
         ValueError: for a base, a strategy or data that do not go together.
     """
-    torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
-    model, tokenizer = load_classifier(base, data.text)
-    splits = tokenize(data.text.splits, tokenizer, data.text.columns, max_length=asked.get("max_length", 128))
-    evaluation = {name: splits[name] for name in data.text.evaluation_splits}
-    trainer = SpafitTrainer(
-        model,
-        args,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=splits["train"],
-        eval_dataset=next(iter(evaluation.values())),
-        processing_class=tokenizer,
-        compute_metrics=data.compute_metrics,
-    )
-    trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
-    trainer.describe(command=command)
-    if resolve_base(base.base) != base.base:
-        trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})
-    if data.task:
-        known = glue_data(data.task, max_length=asked.get("max_length"))
-        known = replace(known, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
-        trainer.describe(data=known, main_figure=data.main_figure)
-    elif data.turned_rows:
-        trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
+    trainer, evaluation = _make_trainer(data, base, args, recorded.get("max_length", 128))
+    _describe(trainer, data, base, recorded.get("max_length"), command)
+    if when_ready is not None:
+        when_ready(trainer)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
@@ -140,8 +132,64 @@ def train(
     trainer.describe(scores=tuple(_score(name, figures, len(evaluation[name])) for name, figures in metrics.items()))
     trainer.save_model()  # which pushes where that was asked for, with the card
     trainer.create_model_card()
+    result = _result(trainer, data, base, metrics, seconds, recorded)
+    if trainer.is_world_process_zero():
+        result.write(str(args.output_dir))
+    return result
+
+
+def _make_trainer(
+    data: RunData, base: BaseArguments, args: SpafitTrainingArguments, max_length: int
+) -> tuple[SpafitTrainer, dict[str, Dataset]]:
+    """The trainer, and the tokenized splits to measure on by name; the first is its `eval_dataset`."""
+    torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
+    model, tokenizer = load_classifier(base, data.text)
+    splits = tokenize(data.text.splits, tokenizer, data.text.columns, max_length=max_length)
+    evaluation = {name: splits[name] for name in data.text.evaluation_splits}
+    trainer = SpafitTrainer(
+        model,
+        _for_device(args),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=splits["train"],
+        eval_dataset=next(iter(evaluation.values())),
+        processing_class=tokenizer,
+        compute_metrics=data.compute_metrics,
+    )
+    return trainer, evaluation
+
+
+def _for_device(args: SpafitTrainingArguments) -> SpafitTrainingArguments:
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns of it in each pass
+    return args
+
+
+def _describe(
+    trainer: SpafitTrainer, data: RunData, base: BaseArguments, max_length: int | None, command: str | None
+) -> None:
+    """Give the card what the trainer can't know."""
+    trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
+    trainer.describe(command=command)
+    if resolve_base(base.base) != base.base:
+        trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})
+    if data.task:
+        known = glue_data(data.task, max_length=max_length)
+        known = replace(known, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
+        trainer.describe(data=known, main_figure=data.main_figure)
+    elif data.turned_rows:
+        trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
+
+
+def _result(
+    trainer: SpafitTrainer,
+    data: RunData,
+    base: BaseArguments,
+    metrics: dict[str, dict[str, float | None]],
+    seconds: float,
+    recorded: dict[str, Any],
+) -> RunResult:
     parameters = list(trainer.model.parameters())
-    result = RunResult(
+    return RunResult(
         strategy=trainer.strategy.name,
         base=base.base,
         data=data.title,
@@ -150,17 +198,14 @@ def train(
         main_figure=data.main_figure,
         trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         total_parameters=trainer.plan.total_parameters if trainer.plan else sum(p.numel() for p in parameters),
-        file_bytes=sum(file.stat().st_size for file in Path(str(args.output_dir)).glob("*.safetensors")),
+        file_bytes=sum(file.stat().st_size for file in Path(str(trainer.args.output_dir)).glob("*.safetensors")),
         train_rows=data.train_rows,
         train_seconds=round(seconds, 2),
-        arguments=asked,
+        arguments=recorded,
         history=[_finite(entry) for entry in trainer.state.log_history],
         machine=machine(),
         versions=versions(),
     )
-    if trainer.is_world_process_zero():
-        result.write(str(args.output_dir))
-    return result
 
 
 def _last_evaluation(trainer: SpafitTrainer) -> dict[str, float] | None:
@@ -202,7 +247,7 @@ def evaluate(
     splits = tokenize(text, tokenizer, data.text.columns, max_length=max_length)
     trainer = SpafitTrainer(
         model,
-        args,
+        _for_device(args),
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=data.compute_metrics,
