@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,30 @@ def outcome(run: SpafitTrainer) -> tuple[dict[str, torch.Tensor], list[tuple[int
     return tiny.state(run.model), logged
 
 
-def unstopped(folder: Path, **fields: Any) -> tuple[dict[str, torch.Tensor], list[tuple[int, float, float]]]:
-    run = build(folder, **fields)
-    run.train()
-    return outcome(run)
+@dataclass(frozen=True)
+class Whole:
+    """A run that was not stopped."""
+
+    folder: Path
+    weights: dict[str, torch.Tensor]
+    losses: list[tuple[int, float, float]]
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Whole]:
+    """The run of some fields, made once for all tests that compare with it."""
+    made: dict[str, Whole] = {}
+
+    def whole(**fields: Any) -> Whole:
+        key = json.dumps(fields, sort_keys=True)
+        if key not in made:
+            torch.manual_seed(0)
+            run = build(tmp_path_factory.mktemp("whole"), **fields)
+            run.train()
+            made[key] = Whole(Path(str(run.args.output_dir)), *outcome(run))
+        return made[key]
+
+    return whole
 
 
 def kill_and_resume(folder: Path, step: int, **fields: Any) -> SpafitTrainer:
@@ -113,15 +134,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ("epoch saves", 12),
     ],
 )
-def test_weights_and_losses_are_those_of_the_run_that_was_not_stopped(variant: str, step: int, tmp_path: Path) -> None:
+def test_weights_and_losses_are_those_of_the_run_that_was_not_stopped(
+    variant: str, step: int, tmp_path: Path, unstopped: Callable[..., Whole]
+) -> None:
     fields = VARIANTS[variant]
-    weights, losses = unstopped(tmp_path / "whole", **fields)
-    run = kill_and_resume(tmp_path / "killed", step, **fields)
-    found, logged = outcome(run)
-    assert tiny.differences(weights, found) == []
-    assert logged == losses  # the resumed log holds the steps before the checkpoint as well
-    last = max(step for step, *_ in losses)
-    one, other = (tmp_path / name / f"checkpoint-{last}" for name in ("whole", "killed"))
+    whole = unstopped(**fields)
+    found, logged = outcome(kill_and_resume(tmp_path, step, **fields))
+    assert tiny.differences(whole.weights, found) == []
+    assert logged == whole.losses  # the resumed log holds the steps before the checkpoint as well
+    last = max(step for step, *_ in whole.losses)
+    one, other = (folder / f"checkpoint-{last}" for folder in (whole.folder, tmp_path))
     name = "model.safetensors" if variant == "full" else "adapter_model.safetensors"
     assert tiny.differences(load_file(one / name), load_file(other / name)) == []
     states = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (one, other)]
@@ -129,29 +151,23 @@ def test_weights_and_losses_are_those_of_the_run_that_was_not_stopped(variant: s
         assert tiny.differences(state, states[1][index]) == []
 
 
-@pytest.fixture(scope="module")
-def saved_each_step(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return unstopped(tmp_path_factory.mktemp("whole"), save_steps=1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("step", range(2, 17))
-def test_every_step(step: int, saved_each_step: Any, tmp_path: Path) -> None:
-    weights, losses = saved_each_step
-    run = kill_and_resume(tmp_path / "killed", step, save_steps=1)
-    found, logged = outcome(run)
-    assert tiny.differences(weights, found) == []
-    assert logged == losses
+def test_every_step(step: int, tmp_path: Path, unstopped: Callable[..., Whole]) -> None:
+    whole = unstopped(save_steps=1)
+    found, logged = outcome(kill_and_resume(tmp_path, step, save_steps=1))
+    assert tiny.differences(whole.weights, found) == []
+    assert logged == whole.losses
 
 
 @pytest.mark.parametrize(
     "last_file", ["adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 )
 def test_a_checkpoint_cut_short_is_replaced_by_the_one_before(
-    last_file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    last_file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, unstopped: Callable[..., Whole]
 ) -> None:
     folder = tmp_path / "killed"
-    weights, _ = unstopped(tmp_path / "whole")
+    weights = unstopped().weights
 
     def work() -> None:
         # Dies inside the save of step 6, just before one of its files is complete.
@@ -183,27 +199,31 @@ def test_a_checkpoint_cut_short_is_replaced_by_the_one_before(
     assert tiny.differences(weights, tiny.state(run.model)) == []
 
 
-def test_a_run_killed_in_its_first_save_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    weights, _ = unstopped(tmp_path / "whole")
-    partial = tmp_path / "killed" / "checkpoint-3"
-    shutil.copytree(tmp_path / "whole" / "checkpoint-3", partial)
-    (partial / "trainer_state.json").unlink()
-    run = build(tmp_path / "killed")
+def test_a_run_killed_in_its_first_save_starts_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, unstopped: Callable[..., Whole]
+) -> None:
+    whole = unstopped()
+    shutil.copytree(whole.folder / "checkpoint-3", tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
+    run = build(tmp_path)
     run.train(resume_from_checkpoint=True)
     assert "training starts from the beginning" in caplog.text
-    assert tiny.differences(weights, tiny.state(run.model)) == []
+    assert tiny.differences(whole.weights, tiny.state(run.model)) == []
 
 
 @pytest.mark.parametrize(
     "length", [{"max_steps": 11, "num_train_epochs": -1}, {}], ids=["within an epoch", "at its end"]
 )
-def test_a_run_killed_after_its_last_checkpoint_makes_no_step_more(length: dict[str, Any], tmp_path: Path) -> None:
-    weights, losses = unstopped(tmp_path, lr_scheduler_type="constant", **length)
+def test_a_run_killed_after_its_last_checkpoint_makes_no_step_more(
+    length: dict[str, Any], tmp_path: Path, unstopped: Callable[..., Whole]
+) -> None:
+    whole = unstopped(lr_scheduler_type="constant", **length)
+    shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
     run = build(tmp_path, lr_scheduler_type="constant", **length)
     run.train(resume_from_checkpoint=True)
     found, logged = outcome(run)
-    assert tiny.differences(weights, found) == []
-    assert logged == losses
+    assert tiny.differences(whole.weights, found) == []
+    assert logged == whole.losses
 
 
 def test_which_checkpoint_is_taken(tmp_path: Path) -> None:
@@ -237,21 +257,20 @@ def test_resuming_with_another_strategy_is_refused(tmp_path: Path) -> None:
         build(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nothing"))
 
 
-def test_strata_of_ones_own_resume(tmp_path: Path) -> None:
+def test_strata_of_ones_own_resume(tmp_path: Path, unstopped: Callable[..., Whole]) -> None:
     file = tmp_path / "strata.yaml"
     Strategy(
         (Stratum((0.5, 0.75), biases=("query",)), Stratum((0.75, 1.0), lora=("value",), r=2)), name="mine"
     ).to_file(file)
-    weights, losses = unstopped(tmp_path / "whole", strategy=str(file))
+    whole = unstopped(strategy=str(file))
     found, logged = outcome(kill_and_resume(tmp_path / "killed", 10, strategy=str(file)))
-    assert tiny.differences(weights, found) == []
-    assert logged == losses
+    assert tiny.differences(whole.weights, found) == []
+    assert logged == whole.losses
 
 
-def test_best_model_of_a_resumed_run(tmp_path: Path) -> None:
+def test_best_model_of_a_resumed_run(tmp_path: Path, unstopped: Callable[..., Whole]) -> None:
     fields = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "save_total_limit": 2}
-    weights, _ = unstopped(tmp_path / "whole", **fields)
-    run = kill_and_resume(tmp_path / "killed", 8, **fields)
-    assert tiny.differences(weights, tiny.state(run.model)) == []
+    run = kill_and_resume(tmp_path, 8, **fields)
+    assert tiny.differences(unstopped(**fields).weights, tiny.state(run.model)) == []
     best = Path(str(run.state.best_model_checkpoint))
     assert json.loads((best / "adapter_config.json").read_text())["peft_type"] == "SPAFIT"
