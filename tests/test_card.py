@@ -225,9 +225,9 @@ def test_strata_are_drawn_layer_by_layer() -> None:
     assert max(map(len, block)) <= 44  # fits a phone
     rows = {int(line[:5]): line[5:] for line in block if line[:5].strip().isdigit()}
     assert list(rows) == list(range(24))
-    assert rows[4].split() == [*"·····", "|", *"···"]
+    assert rows[4].split() == [*".....", "|", *"..."]
     assert rows[5].split() == [*"bbbbb", "|", *"bbb", "group", "2"]
-    assert rows[23].split() == [*"LLLL·", "|", *"bbb"]
+    assert rows[23].split() == [*"LLLL.", "|", *"bbb"]
     assert "layers 5 to 9 train every bias" in text
 
 
@@ -243,8 +243,8 @@ def test_strata_of_ones_own_and_two_stacks() -> None:
     bands = (*layers_of(own, 5, "encoder"), *layers_of(own, 5, "decoder"))
     text = render_card(facts(layers=bands))
     assert "encoder\n" in text
-    assert "B · · · ·" in text
-    assert "`B` LoRA and bias" in text
+    assert "+ . . . ." in text
+    assert "`+` LoRA and bias" in text
     assert "r = 2, alpha = 128 and r = 8, alpha = 128" in text
     assert "encoder layers 1 to 2 train LoRA of rank 2 on query and the bias of query" in text
 

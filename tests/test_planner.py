@@ -526,18 +526,19 @@ def test_the_drawing_of_the_layers() -> None:
     each = plan(small("phi"), Strategy.from_name("spafit-4-9-I", r=4).with_bounds(0, 1))
     assert each.layer_table() == (
         "spafit-0-1-I-absolute, 4 layers\n"
-        "layer  query  key  value  attn.out  attn.norm  ffn.in  ffn.out  ffn.norm\n"
-        "    0  .      .    .      .         .          .       .                  group 1: frozen\n"
-        "    1  b      b    b      b         b          b       b                  group 2: every bias\n"
-        "    2  L      L    L      .         .          b       b                  group 3: LoRA q,k,v r=4 alpha=128 "
-        "+ biases intermediate,output,output_norm\n"
-        "    3  L      L    L      .         .          b       b\n"
+        "       attention  | feed-forw.\n"
+        "layer  q k v o n  | i o n\n"
+        "    0  . . . . .  | . .    group 1: frozen\n"
+        "    1  b b b b b  | b b    group 2: every bias\n"
+        "    2  L L L . .  | b b    group 3: LoRA q,k,v r=4 alpha=128 + biases intermediate,output,output_norm\n"
+        "    3  L L L . .  | b b\n"
         "head: score\n"
-        "L LoRA   b bias delta   + both   W every weight   . frozen"
+        "L LoRA   b bias   + LoRA and bias   W every weight   . frozen\n"
+        "q query, k key, v value, o output and n norm of the attention; i in, o out and n norm of the feed-forward"
     )
-    assert "    0  W      W    W" in plan(small("bert"), "full").layer_table()
+    assert "    0  W W W W W  | W W W" in plan(small("bert"), "full").layer_table()
     both = Strategy((Stratum((0, 0), lora=("query",), biases=("query",), r=2),))
-    assert "    0  +      .    ." in plan(small("bert"), both).layer_table()
+    assert "    0  + . . . .  | . . ." in plan(small("bert"), both).layer_table()
 
 
 def test_methods_side_by_side(paper_plans: dict[str, Plan]) -> None:

@@ -11,20 +11,15 @@ from pathlib import Path
 
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
 from spafit_hf.strategy import METHODS, ROLES
+from spafit_hf.strategy.drawing import BIAS, BOTH, COLUMNS, FROZEN, LETTERS, LORA, MEANINGS, WHOLE
 from spafit_hf.words import ROLE_WORDS, figure_name, method_title, share, size, spans
 from spafit_space.results import PAPER_BASE, PAPER_PARAMETERS, paper_score
 from spafit_space.service import Answer, Member, Service
-from spafit_space.strata import ROLE_LETTERS, Band, Mark
+from spafit_space.strata import Band
 from spafit_space.tasks import label_words, words_of
 
-MARK_NAMES: dict[Mark, str] = {
-    "": "frozen",
-    "bias": "bias trained",
-    "lora": "LoRA",
-    "both": "LoRA and bias",
-    "full": "every weight trained",
-}
-MARK_LETTERS: dict[Mark, str] = {"": "", "bias": "b", "lora": "L", "both": "B", "full": "W"}
+_CLASSES = {FROZEN: "none", BIAS: "bias", LORA: "lora", BOTH: "both", WHOLE: "full"}
+"""Letter of a sub-layer -> its class in style.css, without "sf-"."""
 SCALE_ENDS = ("unrelated", "same meaning")
 SCALE = 5.0
 PAPER_TOTAL = round(1e6 * PAPER_PARAMETERS["full"])
@@ -286,7 +281,7 @@ def strata(member: Member) -> str:
     """Every layer of the base as a row of sub-layers, in the color of what the adapter does to it."""
     found = member.strata
     head = "".join(
-        f"<th scope='col' title='{ROLE_WORDS[role]}' class='{_gap(role)}'>{ROLE_LETTERS[role]}</th>" for role in ROLES
+        f"<th scope='col' title='{ROLE_WORDS[role]}' class='{_gap(role)}'>{LETTERS[role]}</th>" for role in ROLES
     )
     # ROLES has five sub-layers of the attention, then three of the feed-forward.
     top = (
@@ -300,13 +295,8 @@ def strata(member: Member) -> str:
     rows.append("</tbody>")
     ends = "its own, trained" if found.head else "the base's"
     outside = " It also changes biases outside the layers." if found.outside and not member.full else ""
-    used = dict.fromkeys(mark for band in found.bands for mark in band.marks)
-    order: tuple[Mark, ...] = ("", "bias", "lora", "both", "full")
-    legend = "".join(
-        f"<span><i class='sf-cell sf-{mark or 'none'}'>{MARK_LETTERS[mark]}</i>{MARK_NAMES[mark]}</span>"
-        for mark in order
-        if mark in used
-    )
+    used = {letter for band in found.bands for letter in band.marks}
+    legend = "".join(f"<span>{_cell(letter)}{word}</span>" for letter, word in MEANINGS.items() if letter in used)
     several = found.frozen > 1
     run = f"Layer{'s' if several else ''} {spans(range(found.frozen))} run{'' if several else 's'} once"
     frozen = f"{run} for all adapters that leave {'them' if several else 'it'} alone." if found.frozen else ""
@@ -314,22 +304,23 @@ def strata(member: Member) -> str:
         f"<div class='sf-strata'><h4>Layers this {'model' if member.full else 'adapter'} touches</h4>"
         f"<table>{''.join(rows)}</table><div class='sf-legend'>{legend}</div>"
         f"<p>Text enters at layer 0; the head after layer {found.depth - 1} is {ends}. {frozen}{outside}</p>"
-        "<details><summary>What the letters mean</summary><p>"
-        "q, k, v: query, key and value of the attention, o its output, n its norm; then i, o, n: in, out and norm of "
-        "the feed-forward.</p></details></div>"
+        f"<details><summary>What the letters mean</summary><p>{COLUMNS}.</p></details></div>"
     )
 
 
 def _layer(layer: int, band: Band) -> str:
     cells = "".join(
-        f"<td class='{_gap(role)}' title='layer {layer}, {ROLE_WORDS[role]}: {MARK_NAMES[mark]}'>"
-        f"<i class='sf-cell sf-{mark or 'none'}'>{MARK_LETTERS[mark]}</i></td>"
-        for role, mark in zip(ROLES, band.marks, strict=True)
+        f"<td class='{_gap(role)}' title='layer {layer}, {ROLE_WORDS[role]}: {MEANINGS[letter]}'>{_cell(letter)}</td>"
+        for role, letter in zip(ROLES, band.marks, strict=True)
     )
     rows = band.last - band.first + 1
     text = f"<td class='sf-what' rowspan='{rows}'>{words(band.what)}</td>" if layer == band.first else ""
     first = " class='sf-first'" if layer == band.first and layer else ""
     return f"<tr{first}><th scope='row'>{layer}</th>{cells}{text}</tr>"
+
+
+def _cell(letter: str) -> str:
+    return f"<i class='sf-cell sf-{_CLASSES[letter]}'>{letter}</i>"
 
 
 def _gap(role: str) -> str:

@@ -1,9 +1,6 @@
 """Which parts of which layers an adapter touches, read from its tensors' names rather than from what it says.
 
-layer   q k v o n | i o n
-0       . . . . . | . . .
-1       b b b b b | b b b
-2       L L L L . | . b b
+What each letter means stands in `spafit_hf.strategy.drawing`.
 """
 
 from __future__ import annotations
@@ -11,18 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 from spafit_hf.adapter import VerifiedAdapter
 from spafit_hf.architecture import Architecture
 from spafit_hf.strategy import ROLES
+from spafit_hf.strategy.drawing import BIAS, BOTH, FEED_FORWARD, FROZEN, LORA, WHOLE, mark
 from spafit_hf.words import listing
-
-Mark = Literal["", "bias", "lora", "both", "full"]
-"""What changes in one sub-layer: nothing, its bias, its weight through LoRA, both, or every weight."""
-
-ROLE_LETTERS = dict(zip(ROLES, "qkvonion", strict=True))
-FEED_FORWARD = ROLES[5:]
 
 
 @dataclass(frozen=True)
@@ -31,14 +22,14 @@ class Band:
 
     first: int
     last: int
-    marks: tuple[Mark, ...]
-    """One per role, in the order of `spafit_hf.strategy.ROLES`."""
+    marks: str
+    """A letter per role, in the order of `spafit_hf.strategy.ROLES`."""
     what: str
     """In words."""
 
     @property
     def touched(self) -> bool:
-        return any(self.marks)
+        return set(self.marks) != {FROZEN}
 
 
 @dataclass(frozen=True)
@@ -63,9 +54,7 @@ def strata_of(adapter: VerifiedAdapter, architecture: Architecture) -> Strata:
     layers = architecture.stacks[0].layers
     biases = set(adapter.bias_modules)
     ranks = {name: settings.r for name, settings in adapter.lora.items()}
-    marks: list[tuple[Mark, ...]] = [
-        tuple(_mark(layer.modules[role], ranks.keys(), biases) for role in ROLES) for layer in layers
-    ]
+    marks = ["".join(_mark(layer.modules[role], ranks.keys(), biases) for role in ROLES) for layer in layers]
     rank = [tuple(sorted({ranks[n] for n in layer.names(ROLES) if n in ranks})) for layer in layers]
     inside = tuple(f"{layer.path}." for stack in architecture.stacks for layer in stack.layers)
     outside = any(not name.startswith(inside) for name in biases | set(ranks))
@@ -74,28 +63,25 @@ def strata_of(adapter: VerifiedAdapter, architecture: Architecture) -> Strata:
 
 def full_strata(depth: int) -> Strata:
     """Those of a model in which every weight was trained."""
-    marks: tuple[Mark, ...] = tuple("full" for _ in ROLES)
-    return Strata((Band(0, depth - 1, marks, "every weight"),), depth, head=True, outside=True)
+    return Strata((Band(0, depth - 1, WHOLE * len(ROLES), "every weight"),), depth, head=True, outside=True)
 
 
-def _mark(modules: tuple[str, ...], lora: Collection[str], biases: Collection[str]) -> Mark:
-    has_lora = any(name in lora for name in modules)
-    has_bias = any(name in biases for name in modules)
-    return "both" if has_lora and has_bias else "lora" if has_lora else "bias" if has_bias else ""
+def _mark(modules: tuple[str, ...], lora: Collection[str], biases: Collection[str]) -> str:
+    return mark(any(name in lora for name in modules), any(name in biases for name in modules))
 
 
-def _bands(marks: list[tuple[Mark, ...]], ranks: list[tuple[int, ...]]) -> tuple[Band, ...]:
+def _bands(marks: list[str], ranks: list[tuple[int, ...]]) -> tuple[Band, ...]:
     bands = []
-    for (mark, rank), run in itertools.groupby(range(len(marks)), key=lambda index: (marks[index], ranks[index])):
+    for (letters, rank), run in itertools.groupby(range(len(marks)), key=lambda index: (marks[index], ranks[index])):
         numbers = list(run)
-        bands.append(Band(numbers[0], numbers[-1], mark, _what(mark, rank)))
+        bands.append(Band(numbers[0], numbers[-1], letters, _what(letters, rank)))
     return tuple(bands)
 
 
-def _what(marks: tuple[Mark, ...], ranks: tuple[int, ...]) -> str:
+def _what(marks: str, ranks: tuple[int, ...]) -> str:
     by_role = dict(zip(ROLES, marks, strict=True))
-    lora = [role for role, mark in by_role.items() if mark in ("lora", "both")]
-    biases = [role for role, mark in by_role.items() if mark in ("bias", "both")]
+    lora = [role for role, letter in by_role.items() if letter in (LORA, BOTH)]
+    biases = [role for role, letter in by_role.items() if letter in (BIAS, BOTH)]
     parts = []
     if lora:
         rank = f" (rank {listing([str(r) for r in ranks])})"

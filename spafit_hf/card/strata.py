@@ -1,10 +1,4 @@
-"""The strata of a model as a drawing in letters, one row per layer, from the input to the head.
-
-       attention    | feed-forward
-       q  k  v  o  n | i  o  n
-0-4    .  .  .  .  . | .  .  .   frozen
-  5    b  b  b  b  b | b  b  b   group 2
-"""
+"""The strata of a model on its card: as a drawing, and in words."""
 
 from __future__ import annotations
 
@@ -12,18 +6,8 @@ from collections.abc import Sequence
 
 from spafit_hf.card.facts import CardFacts, Layers
 from spafit_hf.strategy import ROLES
+from spafit_hf.strategy.drawing import COLUMNS, FEED_FORWARD, MEANINGS, draw, mark
 from spafit_hf.words import ROLE_WORDS, listing, spans
-
-ATTENTION = ROLES[:5]
-FEED_FORWARD = ROLES[5:]
-LETTERS = dict(zip(ROLES, ("q", "k", "v", "o", "n", "i", "o", "n"), strict=True))
-FROZEN, BIAS, LORA, BOTH = "·", "b", "L", "B"
-
-LEGEND = {LORA: "`L` LoRA", BIAS: "`b` bias", BOTH: "`B` LoRA and bias", FROZEN: "`·` frozen"}
-COLUMNS = (
-    "Columns: `q` query, `k` key, `v` value, `o` output and `n` norm of the attention; `i` in, `o` out and `n` norm "
-    "of the feed-forward."
-)
 
 
 def drawing(facts: CardFacts) -> str:
@@ -31,36 +15,27 @@ def drawing(facts: CardFacts) -> str:
     if not any(band.lora or band.biases for band in facts.layers):
         return ""
     stacks = list(dict.fromkeys(band.stack for band in facts.layers))
-    blocks = [_block(facts, stack, titled=len(stacks) > 1) for stack in stacks]
-    used = {mark for band in facts.layers for role in ROLES for mark in _mark(band, role)}
-    legend = listing([text for mark, text in LEGEND.items() if mark in used])
-    lines = ["```text", *"\n\n".join(blocks).splitlines(), "```", "", f"{legend}. {COLUMNS}"]
-    return "\n".join(lines)
+    blocks = []
+    for stack in stacks:
+        title = [stack] if len(stacks) > 1 else []
+        head = [" head  trains whole"] if facts.head and stack == stacks[-1] else []
+        blocks.append("\n".join([*title, *draw(_rows([b for b in facts.layers if b.stack == stack])), *head]))
+    used = {letter for band in facts.layers for letter in _marks(band)}
+    legend = listing([f"`{letter}` {word}" for letter, word in MEANINGS.items() if letter in used])
+    return "\n".join(["```text", "\n\n".join(blocks), "```", "", f"{legend}. Columns: {COLUMNS}."])
 
 
-def _block(facts: CardFacts, stack: str, *, titled: bool) -> str:
-    bands = [band for band in facts.layers if band.stack == stack]
-    rows = {layer: band for band in bands for layer in band.layers}
-    width = max(len("layer"), *(len(str(layer)) for layer in rows))
-    lines = [stack] if titled else []
-    lines.append(f"{'':{width}}  attention  | feed-forw.")
-    lines.append(
-        f"{'layer':{width}}  {' '.join(LETTERS[r] for r in ATTENTION)}  | {' '.join(LETTERS[r] for r in FEED_FORWARD)}"
-    )
-    before: Layers | None = None
-    for layer, band in sorted(rows.items()):
-        cells = [" ".join(_mark(band, role) for role in roles) for roles in (ATTENTION, FEED_FORWARD)]
-        name = f"  {band.name}" if band is not before else ""
-        lines.append(f"{layer:>{width}}  {cells[0]}  | {cells[1]}{name}".rstrip())
-        before = band
-    if facts.head and stack == list(dict.fromkeys(b.stack for b in facts.layers))[-1]:
-        lines.append(f"{'head':>{width}}  trains whole")
-    return "\n".join(lines)
+def _rows(bands: Sequence[Layers]) -> list[tuple[int, str, str]]:
+    named = sorted((layer, band) for band in bands for layer in band.layers)
+    befores = [None, *(band for _, band in named)]
+    return [
+        (layer, _marks(band), "" if band is before else band.name)
+        for (layer, band), before in zip(named, befores, strict=False)
+    ]
 
 
-def _mark(band: Layers, role: str) -> str:
-    lora, bias = role in band.lora, role in band.biases
-    return BOTH if lora and bias else LORA if lora else BIAS if bias else FROZEN
+def _marks(band: Layers) -> str:
+    return "".join(mark(role in band.lora, role in band.biases) for role in ROLES)
 
 
 def in_words(facts: CardFacts) -> str:

@@ -26,7 +26,7 @@ class Plan(CostedPlan):
         return text.plan_table(self, batch, seq)
 
     def layer_table(self) -> str:
-        """A drawing of the strata, a line per layer: L is LoRA, b a bias delta, + both, W every weight, . frozen."""
+        """A drawing of the strata, a line per layer: L is LoRA, b a bias, + both, W every weight, . frozen."""
         return text.layer_table(self)
 
     def __str__(self) -> str:

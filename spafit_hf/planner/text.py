@@ -7,17 +7,7 @@ from collections.abc import Iterable, Sequence
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.strategy import ROLES, layers_text
-
-_COLUMNS = {
-    "query": "query",
-    "key": "key",
-    "value": "value",
-    "attention_output": "attn.out",
-    "attention_norm": "attn.norm",
-    "intermediate": "ffn.in",
-    "output": "ffn.out",
-    "output_norm": "ffn.norm",
-}
+from spafit_hf.strategy.drawing import ABSENT, COLUMNS, MEANINGS, WHOLE, draw, mark
 
 
 def plan_table(plan: CostedPlan, batch: int = BATCH, seq: int = SEQ) -> str:
@@ -54,22 +44,24 @@ def layer_table(plan: CostedPlan) -> str:
     lines = []
     for stack in plan.architecture.stacks:
         title = f"{plan.strategy.name}, {len(stack.layers)} {_layers_of(stack, plan)}"
-        lines += [title, "layer  " + "  ".join(_COLUMNS[role] for role in ROLES)]
         starts = {group.layers[0]: group for group in plan.groups if group.stack == stack.name and group.layers}
-        for index, layer in enumerate(stack.layers):
-            marks = "  ".join(f"{_mark(plan, layer, role):<{len(_COLUMNS[role])}}" for role in ROLES)
-            text = f"{starts[index].name}: {starts[index].what}" if index in starts else ""
-            lines.append(f"{index:>5}  {marks}  {text}".rstrip())
+        beside = {index: f"{group.name}: {group.what}" for index, group in starts.items()}
+        rows = (
+            (index, "".join(_mark(plan, layer, role) for role in ROLES), beside.get(index, ""))
+            for index, layer in enumerate(stack.layers)
+        )
+        lines += [title, *draw(rows)]
     outside = [f"{group.name}: {group.what}" for group in plan.groups if not group.stack]
-    return "\n".join([*lines, *outside, "L LoRA   b bias delta   + both   W every weight   . frozen"])
+    return "\n".join([*lines, *outside, "   ".join(f"{each} {word}" for each, word in MEANINGS.items()), COLUMNS])
 
 
 def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
     names = layer.modules[role]
+    if not names:
+        return ABSENT
     if plan.full:
-        return "W" if names else " "
-    lora, bias = any(name in plan.lora for name in names), any(name in plan.biases for name in names)
-    return ("+" if bias else "L") if lora else "b" if bias else "." if names else " "
+        return WHOLE
+    return mark(any(name in plan.lora for name in names), any(name in plan.biases for name in names))
 
 
 def comparison_table(plans: Sequence[CostedPlan], batch: int = BATCH, seq: int = SEQ) -> str:

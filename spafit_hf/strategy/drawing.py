@@ -1,0 +1,43 @@
+"""Strata as a drawing in letters: a row per layer, from the input to the head, and a column per sub-layer.
+
+           attention  | feed-forw.
+    layer  q k v o n  | i o n
+        0  . . . . .  | . . .  group 1
+        1  b b b b b  | b b b  group 2
+        2  L L L + .  | . b b  group 3
+
+Plans, cards and the Space draw with this alphabet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from spafit_hf.strategy.stratum import ROLES
+
+FROZEN, BIAS, LORA, BOTH, WHOLE, ABSENT = ".", "b", "L", "+", "W", " "
+MEANINGS = {LORA: "LoRA", BIAS: "bias", BOTH: "LoRA and bias", WHOLE: "every weight", FROZEN: "frozen"}
+
+ATTENTION, FEED_FORWARD = ROLES[:5], ROLES[5:]
+LETTERS = dict(zip(ROLES, "qkvonion", strict=True))
+COLUMNS = "q query, k key, v value, o output and n norm of the attention; i in, o out and n norm of the feed-forward"
+
+
+def mark(lora: bool, bias: bool) -> str:
+    """The letter of a sub-layer in which these train."""
+    return BOTH if lora and bias else LORA if lora else BIAS if bias else FROZEN
+
+
+def draw(rows: Iterable[tuple[int, str, str]]) -> list[str]:
+    """The drawing of one stack of layers, line by line.
+
+    Args:
+        rows: for each layer its number, its marks in the order of `ROLES` as one string, and what stands beside it.
+    """
+    lines = [f"{'':5}  attention  | feed-forw.", _line("layer", "".join(LETTERS.values()), "")]
+    return lines + [_line(str(layer), marks, beside) for layer, marks, beside in rows]
+
+
+def _line(name: str, marks: str, beside: str) -> str:
+    halves = (" ".join(part) for part in (marks[: len(ATTENTION)], marks[len(ATTENTION) :]))
+    return f"{name:>5}  {'  | '.join(halves)}  {beside}".rstrip()
