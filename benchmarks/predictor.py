@@ -38,6 +38,7 @@ from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.data.glue import TASKS
 from spafit_hf.names import resolve_base
 from spafit_hf.predictor import SpafitPredictor
+from spafit_hf.process import keep_freed_memory
 
 LOOP = "loop over `set_adapter`"
 OURS = "`predict_all`"
@@ -171,6 +172,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: time of this process alone")
     args = parser.parse_args()
+    keep_freed_memory()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     strategy = Strategy.from_name(args.strategy)

@@ -16,6 +16,8 @@ from spafit_space.config import load_config
 from spafit_space.page import CSS, HEAD, build, theme
 from spafit_space.service import Service
 
+from spafit_hf.process import keep_freed_memory
+
 
 def launch_options(service: Service) -> dict[str, Any]:
     """What the page is launched with: its looks, no history of runs, no stack traces, MCP where it can be."""
@@ -34,6 +36,7 @@ def launch_options(service: Service) -> dict[str, Any]:
 
 def main() -> int:
     """Start the Space and serve until it is stopped."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         service = Service.start(load_config())

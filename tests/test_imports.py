@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "spafit_hf"
 FLOW = (
     "names",
     "words",
+    "process",
     "strategy",
     "data",
     "card",
@@ -71,7 +72,9 @@ def test_no_file_comes_back_to_itself() -> None:
     assert not graph, f"these import one another in a circle, or stand above one: {sorted(graph)}"
 
 
-@pytest.mark.parametrize("statement", ["import spafit_hf", "from spafit_hf import Strategy, Stratum"])
+@pytest.mark.parametrize(
+    "statement", ["import spafit_hf", "from spafit_hf import Strategy, Stratum", "import spafit_hf.cli"]
+)
 def test_the_pure_part_needs_no_torch(statement: str) -> None:
     code = f"import sys; {statement}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,6 +11,7 @@ import sys
 
 from spafit_hf.cli import card, evaluate, export, merge, plan, predict, pull, push, quickstart, train
 from spafit_hf.names import __version__
+from spafit_hf.process import bound_onednn, keep_freed_memory
 
 COMMANDS = (plan, train, evaluate, predict, merge, export, push, pull, card, quickstart)
 
@@ -30,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `spafit` with the given arguments (those of the process by default) and return its exit status."""
+    bound_onednn()
+    keep_freed_memory()
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_more:

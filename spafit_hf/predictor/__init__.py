@@ -6,13 +6,12 @@
                                                                  each row with its own LoRA, deltas and head
 
     base.py        the base and its tokenizer
-    facts.py       what a predictor knows of an adapter: labels, task, size, layers
+    facts.py       what a predictor knows of an adapter (labels, task, size, layers), and what comes out
     patch.py       an adapter as plain tensors, one patch per module
     text.py        texts as tokens
     rows.py        the forward pass of rows with different adapters
     serving.py     which short cuts are right for a model, measured before they are used
     cache.py       loaded adapters within a limit in bytes
-    prediction.py  what comes out
     predictor.py   the parts together, for many threads
 
 Neither PEFT's wrappers nor the adapters' weights go into the base: an adapter is a set of tensors beside it, and a
@@ -20,8 +19,7 @@ pass adds what its rows' adapters add to each module. So adapters cannot see eac
 the model, and need not have the same modules, ranks or heads.
 """
 
-from spafit_hf.predictor.facts import AdapterFacts
-from spafit_hf.predictor.prediction import Prediction
+from spafit_hf.predictor.facts import AdapterFacts, Prediction
 from spafit_hf.predictor.predictor import SpafitPredictor
 
 __all__ = ["AdapterFacts", "Prediction", "SpafitPredictor"]

@@ -17,10 +17,8 @@ from spafit_hf.adapter.fit import head_names
 from spafit_hf.architecture import find_architecture
 from spafit_hf.predictor.base import load_base, longest, tokenizer_of
 from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
-from spafit_hf.predictor.facts import AdapterFacts
-from spafit_hf.predictor.memory import keep_freed_memory
+from spafit_hf.predictor.facts import AdapterFacts, Prediction
 from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
-from spafit_hf.predictor.prediction import Prediction
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
 from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode
 from spafit_hf.tuner.plain import plain_view
@@ -91,7 +89,6 @@ class SpafitPredictor:
         self._heads = {
             name: copy.deepcopy(module) for name, module in self._base.model.named_modules() if name in heads
         }
-        keep_freed_memory()
         self._serving = Serving(self._base.model, self._architecture, self._heads)
         self._cache = AdapterCache(self._reread, max_adapter_bytes)
         # Replaced and never changed, so that whoever has it sees one state of it.
