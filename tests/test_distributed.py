@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -235,3 +236,25 @@ def test_sharded_full_fine_tuning_through_accelerate(work: Work) -> None:
     assert (
         gap(work.weights("full", "model.safetensors"), work.weights("full_sharded", "model.safetensors")) < TOLERANCE
     )
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_zero_3_writes_what_the_engine_computes_and_resumes(work: Work) -> None:
+    """On two processes. accelerate counts one on CPUs and gives both the same rows, which is all the same to ZeRO."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+    command += [str(free_port()), str(HERE / "scripts" / "zero.py"), "model"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    environment["PYTHONPATH"] = str(HERE.parent)
+    for out, resumed in (("zero", ""), ("zero_resumed", "zero/checkpoint-2")):
+        program = [*command, out, resumed]
+        done = subprocess.run(
+            program, cwd=work.folder, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+        assert done.returncode == 0, done.stderr[-5000:]
+    base = AutoModelForSequenceClassification.from_pretrained(work.folder / "model")
+    model = PeftModel.from_pretrained(base, work.folder / "zero").eval()
+    batch = {name: torch.as_tensor(value) for name, value in tiny.dataset(1)[0].items() if name != "label"}
+    with torch.no_grad():
+        found = model(**{name: value[None] for name, value in batch.items()}).logits
+    assert torch.equal(found, torch.load(work.folder / "zero" / "logits.pt"))
+    assert gap(work.weights("zero"), work.weights("zero_resumed")) == 0

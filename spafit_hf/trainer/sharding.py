@@ -6,14 +6,17 @@ process 1: half of W, half of b      ---------------->     process 1: half of W,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from spafit_hf.tuner.layer import DeltaLayer
 
 
 @contextmanager
@@ -29,7 +32,7 @@ def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
         keep: whether this process needs the whole tensors, which are then on the CPU.
     """
     with ExitStack() as stack:
-        partitioned = []
+        gathered = []
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # an evaluation leaves some units whole, and state_dict() would split them again
@@ -48,13 +51,33 @@ def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
                         # By the dictionary: assigning an attribute would make FSDP take it for a parameter of its own.
                         module._parameters[name] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
                         stack.callback(module._parameters.__setitem__, name, parameter)
-                elif hasattr(parameter, "ds_id"):
-                    partitioned.append(parameter)
-        if partitioned:
-            import deepspeed
-
-            stack.enter_context(deepspeed.zero.GatheredParameters(partitioned))
+                else:
+                    gathered.append(parameter)
+        stack.enter_context(whole_again(gathered))
         yield
+
+
+def whole_again(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Within it, those parameters that ZeRO-3 has partitioned are whole on every process; others always are."""
+    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(partitioned)
+
+
+def gather_deltas(model: nn.Module) -> None:
+    """Have DeepSpeed's ZeRO-3 gather each bias delta for the passes of its layer.
+
+    It gathers what a module holds itself, and a delta is in a `ParameterDict`, whose forward is never called.
+    """
+    import deepspeed
+
+    for module in model.modules():
+        if isinstance(module, DeltaLayer):
+            for delta in module.lora_delta.values():
+                deepspeed.zero.register_external_parameter(module, delta)
 
 
 def shard_by_layer(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:

@@ -59,7 +59,7 @@ from spafit_hf.trainer.checkpoints import check_fits, resumable
 from spafit_hf.trainer.hub import HubPushMixin
 from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
 from spafit_hf.trainer.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
-from spafit_hf.trainer.sharding import shard_by_layer, whole_parameters
+from spafit_hf.trainer.sharding import gather_deltas, shard_by_layer, whole_again, whole_parameters
 from spafit_hf.trainer.shortcuts import FirstTokenShortCut, PrefixShortCut
 from spafit_hf.tuner import SpafitConfig, get_spafit_model
 
@@ -175,13 +175,15 @@ class StrataTrainer(Trainer):
             model.activation_checkpointing_disable()
             model.disable_input_require_grads()
             self.args.activation_checkpointing = self.args.gradient_checkpointing = True
-        self.plan = plan(model, strategy)
-        self._pooler_is_untrained = has_untrained_pooler(model, self.plan.architecture)
-        # The same LoRA for the same seed, whatever drew random numbers before.
-        set_seed(self.args.seed)
-        initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        wrapped = get_spafit_model(model, strategy, **({} if initial == "default" else {"init_lora_weights": initial}))
+        with whole_again(model.parameters()):  # plan and layers read shapes, which ZeRO-3 hides
+            self.plan = plan(model, strategy)
+            self._pooler_is_untrained = has_untrained_pooler(model, self.plan.architecture)
+            # The same LoRA for the same seed, whatever drew random numbers before.
+            set_seed(self.args.seed)
+            initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
+            how = {} if initial == "default" else {"init_lora_weights": initial}
+            wrapped = get_spafit_model(model, strategy, **how)
         if self._wrapped is not None:
             self._wrapped.append((wrapped, trained))
         if start:
@@ -245,6 +247,8 @@ class StrataTrainer(Trainer):
             _spare_frozen_prefix(self.model)
         if self.is_fsdp_enabled:
             shard_by_layer(self.model, self.accelerator.state.fsdp_plugin)
+        if self.is_deepspeed_enabled:
+            gather_deltas(self.model)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._prefix.open_for_training()
         self._first_token.open()
