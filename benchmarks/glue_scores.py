@@ -15,9 +15,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from grid import HEAD, flags, run_once, score
 from transformers import logging
 
+from benchmarks.grid import HEAD, flags, run_once, score
 from spafit_hf.data.glue import get_task
 from spafit_hf.run import RESULTS_FILE
 from spafit_hf.trainer.arguments import NOT_SET

@@ -15,25 +15,26 @@ tokens a pass waits for the matrix products, of which only those of shared layer
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
+import re
 import tempfile
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     logging,
 )
 
+from benchmarks.rounds import CLOCKS, quartiles, take_rounds, write_json
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.data.glue import TASKS
 from spafit_hf.names import resolve_base
@@ -42,17 +43,21 @@ from spafit_hf.process import keep_freed_memory
 
 LOOP = "loop over `set_adapter`"
 OURS = "`predict_all`"
-RANDOM_BASE = "random-24x384"
+RANDOM_BASE = re.compile(r"random-(\d+)x(\d+)")
+"""A BERT of so many layers of that width, with random weights."""
 SENTENCE = "a quiet and generous film about two brothers who never learn to talk until the day it is too late"
 
 
-def write_random_base(folder: Path) -> str:
-    """A BERT of 24 layers with random weights, and the packaged encoder's tokenizer."""
+def write_random_base(depth: int, width: int, folder: Path) -> str:
+    """A BERT with random weights, and a tokenizer of `SENTENCE`'s words."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base("embedded"))
-    sizes = {"hidden_size": 384, "num_hidden_layers": 24, "num_attention_heads": 6, "intermediate_size": 1536}
-    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(SENTENCE.split())]
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    sizes = {"hidden_size": width, "num_attention_heads": width // 64, "intermediate_size": 4 * width}
+    BertModel(BertConfig(vocab_size=30522, num_hidden_layers=depth, **sizes)).save_pretrained(folder)
     return str(folder)
 
 
@@ -72,9 +77,9 @@ def write_adapters(base: str, strategy: Strategy, folder: Path) -> list[str]:
     return list(TASKS)
 
 
-def load_loop(base: str, folder: Path, names: list[str]) -> PeftModel:
+def load_loop(base: str, folder: Path, names: list[str], device: str) -> PeftModel:
     """The same adapters side by side in one `PeftModel`."""
-    model = AutoModelForSequenceClassification.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base).to(device)
     for name in names:
         model = load_adapter(model, folder / name, adapter_name=name)
     return model.eval()
@@ -91,14 +96,14 @@ def text_of(tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
 def loop_over(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, names: list[str], text: str
 ) -> dict[str, torch.Tensor]:
-    """What somebody with PEFT alone would write."""
+    """What one would write with PEFT alone."""
     answers = {}
     with torch.inference_mode():
-        batch = tokenizer(text, return_tensors="pt")
+        batch = tokenizer(text, return_tensors="pt").to(model.device)
         for name in names:
             model.set_adapter(name)
             logits = model(**batch).logits[0]
-            answers[name] = logits.softmax(-1) if len(logits) > 1 else logits
+            answers[name] = (logits.softmax(-1) if len(logits) > 1 else logits).cpu()
     return answers
 
 
@@ -111,80 +116,80 @@ def largest_difference(expected: dict[str, torch.Tensor], predictor: SpafitPredi
     )
 
 
-def measure(ways: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of every way in every round, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            start = clock()
-            way()
-            if turn:
-                seconds[name].append(clock() - start)
-    return seconds
+def compare(base: str, title: str, strategy: Strategy, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Print one base's table.
 
-
-def compare(base: str, title: str, strategy: Strategy, folder: Path, args: argparse.Namespace) -> None:
-    """Print one base's table."""
+    Returns:
+        What was measured, in JSON types: the seconds of each way by number of tokens.
+    """
     names = write_adapters(base, strategy, folder)
-    looped = load_loop(base, folder, names)
+    looped = load_loop(base, folder, names, args.device)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    predictor = SpafitPredictor(base, device="cpu")
+    predictor = SpafitPredictor(base, device=args.device)
     for name in names:
         predictor.add(folder / name, name)
     facts = predictor.facts(names[0])
     print(
         f"\n{title}, {strategy.name}: {len(names)} adapters, layers {facts.layers[0]} to {facts.layers[-1]} of "
-        f"{facts.depth} changed; {torch.get_num_threads()} threads, {args.clock} time, {args.rounds} rounds\n"
+        f"{facts.depth} changed; {args.device}, {torch.get_num_threads()} threads, {args.clock} time, {args.rounds} "
+        "rounds\n"
     )
     print("| tokens | way | ms (quartiles) | over the loop (quartiles) | largest difference |")
     print("| --- | --- | --- | --- | --- |")
-    clock = time.perf_counter if args.clock == "wall" else time.process_time
+    measured: dict[str, Any] = {}
     for tokens in args.tokens:
         text = text_of(tokens, tokenizer)
-        ways: dict[str, Callable[[], object]] = {
-            LOOP: partial(loop_over, looped, tokenizer, names, text),
+        ways: dict[str, Callable[[int], object]] = {
+            LOOP: lambda _, text=text: loop_over(looped, tokenizer, names, text),
             # where the difference comes from: the switching, and passes without PEFT's wrappers
-            "`set_adapter` alone": lambda: [looped.set_adapter(name) for name in names],
-            "`predict_all`, adapter by adapter": lambda text=text: [  # type: ignore[misc]
+            "`set_adapter` alone": lambda _: [looped.set_adapter(name) for name in names],
+            "`predict_all`, adapter by adapter": lambda _, text=text: [
                 predictor.predict_all(text, [name]) for name in names
             ],
-            OURS: partial(predictor.predict_all, text),
+            OURS: lambda _, text=text: predictor.predict_all(text),
         }
-        seconds = measure(ways, args.rounds, clock)
+        take_rounds(ways, 1, args.clock, args.device)  # does not count
+        seconds = take_rounds(ways, args.rounds, args.clock, args.device)
         difference = largest_difference(loop_over(looped, tokenizer, names, text), predictor, text)
+        measured[str(tokens)] = {"seconds": seconds, "largest_difference": difference}
         for way, values in seconds.items():
-            low, middle, high = (1000 * value for value in statistics.quantiles(values, n=4))
-            ratios = [own / loop for own, loop in zip(values, seconds[LOOP], strict=True)]
-            least, ratio, most = statistics.quantiles(ratios, n=4)
+            low, middle, high = (1000 * value for value in quartiles(values))
+            least, ratio, most = quartiles([own / loop for own, loop in zip(values, seconds[LOOP], strict=True)])
             over = "1" if way == LOOP else f"{ratio:.2f} ({least:.2f} to {most:.2f})"
             shown = f"{difference:.0e}" if way == OURS else ""
             print(f"| {tokens} | {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {over} | {shown} |", flush=True)
+    return {"base": title, "strategy": strategy.name, "device": args.device, "tokens": measured}
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the tables, and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--base", nargs="+", default=["embedded", RANDOM_BASE], help=f"embedded, {RANDOM_BASE}, Hub ids or folders"
-    )
+    bases = ["embedded", "random-24x384"]
+    parser.add_argument("--base", nargs="+", default=bases, help="embedded, random-LAYERSxWIDTH, Hub ids, folders")
     parser.add_argument("--strategy", default="spafit-4-9-II")
     parser.add_argument("--lora_r", type=int, default=8)
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: time of this process alone")
-    args = parser.parse_args()
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: time of this process alone")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's seconds")
+    args = parser.parse_args(argv)
     keep_freed_memory()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     strategy = Strategy.from_name(args.strategy)
     if any(stratum.lora for stratum in strategy.strata):
         strategy = strategy.with_lora(r=args.lora_r, lora_alpha=2 * args.lora_r)
+    measured = []
     for title in args.base:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            base = write_random_base(folder / "base") if title == RANDOM_BASE else resolve_base(title)
-            compare(base, title, strategy, folder / "adapters", args)
-    return 0
+            sizes = RANDOM_BASE.fullmatch(title)
+            base = write_random_base(*map(int, sizes.groups()), folder / "base") if sizes else resolve_base(title)
+            measured.append(compare(base, title, strategy, folder / "adapters", args))
+    if args.json:
+        write_json(args.json, measured)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,9 +15,9 @@ import json
 import statistics
 from pathlib import Path
 
-from grid import HEAD, flags, run_once, score
 from transformers import logging
 
+from benchmarks.grid import HEAD, flags, run_once, score
 from spafit_hf.data.glue import get_task
 from spafit_hf.run import RESULTS_FILE
 

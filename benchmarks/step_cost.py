@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from transformers import BertConfig, logging
 
+from benchmarks.rounds import tell, write_json
 from benchmarks.steps import CACHED, FIRST_TOKEN, BenchSettings, measure
 
 GROUP_2 = 4
@@ -44,7 +44,7 @@ def picture(facts: dict[str, Any], path: Path) -> None:
         path: where the picture goes.
     """
     found = {each["method"]: each for each in facts["methods"]}
-    borders = [int(name.split("-")[1]) for name in facts["settings"]["strategies"]]
+    borders = [int(name.split("-")[1]) for name in facts["settings"]["methods"] if name.startswith("spafit-")]
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axes = figure.subplots()
     for ending, label, color in WAYS:
@@ -68,7 +68,7 @@ def picture(facts: dict[str, Any], path: Path) -> None:
     model = facts["model"]
     axes.set_title(
         f"{model['type']}, {model['layers']} layers of {model['hidden']}, batches of {facts['settings']['batch']} x "
-        f"{facts['settings']['max_tokens']} tokens, CPU, {facts['settings']['precision']}",
+        f"{facts['settings']['max_tokens']} tokens, CPU, fp32",
         fontsize=9,
     )
     figure.savefig(path, dpi=130)
@@ -92,7 +92,7 @@ def main() -> None:
     logging.set_verbosity_error()
     facts = json.loads(args.from_json.read_text(encoding="utf-8")) if args.from_json else measured(args)
     if args.json:
-        args.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, facts)
     if args.picture:
         picture(facts, args.picture)
 
@@ -111,9 +111,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             ).save_pretrained(folder)
         settings = BenchSettings(
             base=args.base or folder,
-            strategies=tuple(map(strategy, args.borders)),
-            baselines=("full", "lora-II"),
-            own=(),
+            methods=("full", "lora-II", *map(strategy, args.borders)),
             rounds=args.rounds,
             batch=args.batch,
             batches=1,
@@ -123,8 +121,9 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             threads=args.threads,
             clock=args.clock,
             memory=False,
+            bf16=False,
         )
-        result = measure(settings, lambda line: print(line, file=sys.stderr, flush=True))
+        result = measure(settings, tell)
     print(result.table())
     facts = result.to_dict()
     if not args.base:

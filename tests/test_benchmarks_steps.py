@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import BertConfig, GPT2Config
 
-from benchmarks.steps import BASELINES, STRATEGIES, BenchResult, BenchSettings, gpu, measure
+from benchmarks.steps import BenchResult, BenchSettings, measure
 from benchmarks.steps.__main__ import main
-from benchmarks.steps.gpu import Rung, climb, ladder_table
+from benchmarks.steps.ladder import Rung, climb, ladder_table
 from benchmarks.steps.measure import make_methods
-from benchmarks.steps.memory import saved_activation_bytes
+from benchmarks.steps.memory import peak_memory, saved_activation_bytes
 from benchmarks.steps.methods import Method, load_config, make_batches, new_model, sharing, stock
 
 
@@ -29,21 +29,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 ENDINGS = ("", " cached", " cached + first token")
+TWO = ("lora-II", "spafit-8-16-II")
+METHODS = ("full", "bitfit", "spafit_hf lora-II", *TWO)
 
 
 @pytest.fixture(scope="module")
 def result(base: str) -> BenchResult:
-    settings = BenchSettings(base=base, rounds=3, batch=4, batches=2, max_tokens=16, lora_r=2, memory=False)
-    return measure(settings)
+    shape = {"batch": 4, "batches": 2, "max_tokens": 16, "lora_r": 2}
+    return measure(BenchSettings(base, METHODS, rounds=3, memory=False, **shape))
 
 
-def test_every_method_is_measured(result: BenchResult) -> None:
+def test_every_method_is_measured_in_fp32_and_in_bf16(result: BenchResult) -> None:
     found = {each.method: each for each in result.methods}
-    assert list(found) == [
-        *BASELINES,
-        "spafit_hf lora-II",
-        *(f"{name}{ending}" for name in STRATEGIES for ending in ENDINGS),
-    ]
+    live = [*METHODS[:-1], *(f"spafit-8-16-II{ending}" for ending in ENDINGS)]
+    assert list(found) == [*live, *(f"{name}, bf16" for name in live)]
+    for name in live:
+        assert found[f"{name}, bf16"].theory == found[name].theory
+        assert found[f"{name}, bf16"].trained_parameters == found[name].trained_parameters
+        assert found[f"{name}, bf16"].saved_activation_bytes != found[name].saved_activation_bytes
     assert found["lora-II"].ratio == 1
     assert found["lora-II"].theory == found["spafit_hf lora-II"].theory == 1
     assert all(each.step_seconds > 0 and each.tokens_per_second > 0 for each in result.methods)
@@ -127,7 +130,7 @@ def test_batches_are_grouped_and_of_sentence_length(base: str) -> None:
 
 def test_what_a_model_does_not_allow_for_is_left_out(tmp_path: Path) -> None:
     GPT2Config(vocab_size=60, n_embd=16, n_layer=6, n_head=2, pad_token_id=0).save_pretrained(tmp_path)
-    settings = BenchSettings(str(tmp_path), ("spafit-8-16-II",), ("lora-II",), (), batch=2, max_tokens=8, batches=1)
+    settings = BenchSettings(str(tmp_path), TWO, batch=2, max_tokens=8, batches=1, bf16=False)
     config = load_config(settings.base)
     told: list[str] = []
     methods = make_methods(settings, new_model(config), make_batches(settings, config), tmp_path / "c", told.append)
@@ -138,62 +141,56 @@ def test_what_a_model_does_not_allow_for_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_command(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--rounds", "1", "--batch", "2", "--max-tokens", "8", "--lora-r", "2", "--strategies", "spafit-8-16-II"]
-    fewer = ["--baselines", "lora-II", "--own", "--batches", "1", "--clock", "cpu", "--device", "cpu"]
-    files = ["--json", str(tmp_path / "b.json"), "--picture", str(tmp_path / "b.png")]
-    main(["--base", base, *small, *fewer, *files])
+    small = ["--rounds", "1", "--batch", "2", "--max-tokens", "8", "--lora-r", "2", "--full-length", "--no-bf16"]
+    main(["--base", base, *small, "--methods", "lora-II", "--clock", "cpu", "--json", str(tmp_path / "b.json")])
     printed = capsys.readouterr().out
     assert "| lora-II |" in printed
-    assert "random weights, float32" in printed
+    assert "random weights, fp32; batches" in printed
     assert "the process had a core" in printed
     facts = json.loads((tmp_path / "b.json").read_text())
-    assert [each["method"] for each in facts["methods"]] == [
-        "lora-II",
-        *(f"spafit-8-16-II{ending}" for ending in ENDINGS),
-    ]
+    (lora,) = facts["methods"]
+    assert lora["process_peak_bytes"] > 50_000_000
     assert facts["machine"]["threads"] >= 1
-    for each in facts["methods"]:  # each in a process of its own
-        assert each["process_peak_bytes"] > 50_000_000
-        assert each["peak_bytes"] is None or each["peak_bytes"] <= each["process_peak_bytes"]
-    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-
-
-# -- what is for GPUs, as far as a CPU can tell --
 
 
 @pytest.mark.slow
-def test_bf16_and_compiled(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = BenchSettings(
-        base, ("spafit-8-16-II",), ("lora-II",), (), rounds=1, batch=2, batches=1, max_tokens=8, lora_r=2
-    )
-    monkeypatch.setattr(gpu, "LARGEST_BATCH", 2)
-    found = gpu.measure_gpu(settings, backend="eager")
-    mixed, compiled = found.tables
-    assert [each.method for each in mixed.methods][-1] == "spafit-8-16-II cached + first token"
-    assert [each.method for each in compiled.methods] == ["lora-II", "spafit-8-16-II"]
-    assert "bfloat16, compiled by eager" in found.table()
-    assert [each.batch for each in found.ladder] == [2] * 4
-    assert found.to_dict()["tables"][0]["settings"]["precision"] == "bfloat16"
+def test_memory_is_that_of_a_process(base: str) -> None:
+    shape = {"batch": 2, "batches": 1, "max_tokens": 8, "lora_r": 2}
+    found = peak_memory("spafit-8-16-II cached + first token, bf16", BenchSettings(base, TWO, **shape))
+    assert found is not None
+    assert found.process > 50_000_000
+    assert found.steps is None or found.steps <= found.process
+
+
+@pytest.mark.slow
+def test_compiled(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertConfig(vocab_size=60, **sizes).save_pretrained(tmp_path)
+    shape = {"batch": 2, "batches": 1, "max_tokens": 8, "full_length": True, "lora_r": 2}
+    result = measure(BenchSettings(str(tmp_path), ("lora-II",), rounds=2, memory=False, compile="eager", **shape))
+    assert [each.method for each in result.methods] == ["lora-II", "lora-II, bf16", "lora-II, bf16, compiled"]
+    assert "compiled by eager where the name says so" in result.table()
+    assert max(result.methods[-1].all_seconds) < 1, "compiled again after the first step"
 
 
 def test_batches_grow_until_memory_ends(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Method.step
 
     def small(self: Method, batch: dict[str, torch.Tensor]) -> None:
-        if len(batch["labels"]) > (4 if self.name == "lora-II" else 8):
+        if len(batch["labels"]) > 8:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         step(self, batch)
 
     monkeypatch.setattr(Method, "step", small)
-    settings = BenchSettings(base, ("spafit-8-16-II",), ("lora-II",), (), batch=2, max_tokens=8, lora_r=2)
-    rungs = climb(settings)
-    assert [(each.method, each.batch) for each in rungs if each.step_seconds is None] == [
-        ("lora-II", 8),
-        *((f"spafit-8-16-II{ending}", 16) for ending in ENDINGS),
+    settings = BenchSettings(base, TWO, batch=1, max_tokens=8, lora_r=2, compile="eager")  # which has no rungs
+    rungs = list(climb(settings, up_to=16))
+    live = ("lora-II", *(f"spafit-8-16-II{ending}" for ending in ENDINGS))
+    assert [(each.row, each.batch) for each in rungs] == [
+        (name + precision, batch) for precision in ("", ", bf16") for name in live for batch in (1, 4, 16)
     ]
-    assert [each.batch for each in rungs if each.method == "lora-II"] == [2, 4, 8]
+    assert {each.batch for each in rungs if each.step_seconds is None} == {16}
     assert rungs[0].tokens_per_second is not None
-    assert "| lora-II | 8 | out of memory | | |" in ladder_table(rungs)
+    assert "| lora-II | 16 | out of memory | | |" in ladder_table(rungs)
     assert "| x | 2 | 500.0 | 16 | 3 |" in ladder_table([Rung("x", 2, 0.5, 16.0, 3_000_000)])
 
 
@@ -203,8 +200,7 @@ def test_batches_grow_until_memory_ends(base: str, monkeypatch: pytest.MonkeyPat
         ({"rounds": 0}, "rounds is 0"),
         ({"max_tokens": 2}, "max_tokens is 2"),
         ({"clock": "sun"}, "allowed are wall, cpu"),
-        ({"baselines": ("full",)}, "lora-II is"),
-        ({"baselines": ("lora-II", "lora-III")}, "allowed are full"),
+        ({"methods": ("full",)}, "add lora-II"),
         ({"device": "cuda"}, "PyTorch sees none"),
     ],
 )
@@ -212,6 +208,11 @@ def test_wrong_settings(given: dict[str, object], reason: str, monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=reason):
         BenchSettings(**given)
+
+
+def test_no_such_method(base: str) -> None:
+    with pytest.raises(ValueError, match="lora-III"):
+        measure(BenchSettings(base, ("lora-II", "lora-III"), rounds=1, batch=1, max_tokens=8, memory=False))
 
 
 def test_no_such_base() -> None:

@@ -7,9 +7,9 @@ import os
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from benchmarks.rounds import Tell, quartiles, take_rounds
 from benchmarks.steps.adapters import adapter_costs
 from benchmarks.steps.memory import PeakMemory, peak_memory, saved_activation_bytes
 from benchmarks.steps.methods import (
@@ -37,8 +38,6 @@ from spafit_hf.shortcuts.offload import movable
 from spafit_hf.strategy import Strategy
 from spafit_hf.trainer.machine import machine, versions
 from spafit_hf.tuner.plain import plain_view
-
-Tell = Callable[[str], None]
 
 
 def measure(settings: BenchSettings, tell: Tell = lambda line: None) -> BenchResult:
@@ -65,7 +64,7 @@ def measure(settings: BenchSettings, tell: Tell = lambda line: None) -> BenchRes
         base = new_model(config).to(settings.device)
         methods = make_methods(settings, base, batches, folder, tell)
         tell(f"measuring {len(methods)} methods in {settings.rounds} rounds")
-        seconds = take_rounds(methods, batches, settings, tell)
+        seconds = _rounds(methods, batches, settings, tell)
         results = tuple(
             _result(method, seconds, batches, config, settings, base, peaks.get(method.name), folder / "adapters")
             for method in methods
@@ -88,7 +87,7 @@ def describe(settings: BenchSettings) -> dict[str, Any]:
 
 def _peaks(settings: BenchSettings, tell: Tell) -> dict[str, PeakMemory | None]:
     found = {}
-    for name in settings.methods:
+    for name in settings.rows:
         tell(f"memory of {name}")
         try:
             found[name] = peak_memory(name, settings)
@@ -102,7 +101,7 @@ def make_methods(
 ) -> list[Method]:
     """All methods that the model allows for; of the others `tell` is told why not."""
     methods = []
-    for name in settings.methods:
+    for name in settings.rows:
         tell(f"preparing {name}")
         try:
             methods.append(make_method(name, base, settings, batches, folder))
@@ -111,31 +110,19 @@ def make_methods(
     return methods
 
 
-def take_rounds(
+def _rounds(
     methods: Sequence[Method], batches: Sequence[Batch], settings: BenchSettings, tell: Tell
 ) -> dict[str, list[float]]:
     """Seconds of each method's step in each round."""
     for method in methods:  # optimizer states, thread pools, entries checked for the first time
         for batch in {id(batch): batch for batch in (batches[0], batches[-1])}.values():
             method.step(batch)
-    seconds: dict[str, list[float]] = {method.name: [] for method in methods}
-    for number in range(settings.rounds):
-        batch = batches[number % len(batches)]
-        turn = number % len(methods)
-        for method in (*methods[turn:], *methods[:turn]):
-            start = now(settings)
-            method.step(batch)
-            seconds[method.name].append(now(settings) - start)
-        if settings.rounds < 10 or number % 10 == 9:
-            tell(f"round {number + 1}: " + ", ".join(f"{name} {each[-1]:.3f}" for name, each in seconds.items()))
-    return seconds
 
+    def step(method: Method, number: int) -> None:
+        method.step(batches[number % len(batches)])
 
-def now(settings: BenchSettings) -> float:
-    """The settings' clock, in seconds; on a GPU, once it has done what it was given."""
-    if settings.device != "cpu":
-        torch.cuda.synchronize()
-    return time.process_time() if settings.clock == "cpu" else time.perf_counter()
+    ways = {method.name: partial(step, method) for method in methods}
+    return take_rounds(ways, settings.rounds, settings.clock, settings.device, tell)
 
 
 def _result(
@@ -189,11 +176,3 @@ def _result(
         load_seconds=adapter[1] if adapter else None,
         switch_seconds=adapter[2] if adapter else None,
     )
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high

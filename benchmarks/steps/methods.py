@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, PretrainedConfig
 
-from benchmarks.steps.settings import BASELINES, CACHED, FIRST_TOKEN, BenchSettings, strategy_of
+from benchmarks.steps.settings import BF16, CACHED, COMPILED, FIRST_TOKEN, STOCK, BenchSettings, strategy_of
 from spafit_hf.planner import plan
 from spafit_hf.shortcuts.border import NotCacheable
 from spafit_hf.shortcuts.cache import CacheSettings, PrefixCache
@@ -44,7 +45,6 @@ class Method:
     cache: PrefixCache | None = None
     first_token: FirstToken | None = None
     build_seconds: float = 0.0
-    precision: str = "float32"
 
     def step(self, batch: Batch) -> None:
         """One step of training."""
@@ -57,10 +57,20 @@ class Method:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch, within `attached`."""
-        device = next(iter(batch.values())).device.type
-        autocast = torch.autocast(device, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
-        with autocast:
+        with self.autocast(batch):
             return self.model(**batch).loss
+
+    def autocast(self, batch: Batch) -> AbstractContextManager[object]:
+        """bf16 for a row that is named so."""
+        device = next(iter(batch.values())).device.type
+        return torch.autocast(device, torch.bfloat16) if BF16 in self.name else nullcontext()
+
+    def fill(self, batches: Sequence[Batch]) -> None:
+        """Compute and store the states of batches, where there is a cache."""
+        if self.cache is not None:
+            for batch in batches:
+                with self.autocast(batch):
+                    self.cache.fill(batch)
 
     def attached(self) -> AbstractContextManager[object]:
         """Within it a pass takes the method's short cuts."""
@@ -94,6 +104,7 @@ def load_config(base: str) -> PretrainedConfig:
             reason = first_line(error)
             raise ValueError(f"the configuration of {base!r} cannot be loaded: {reason} Name a folder.") from error
     config.num_labels = 2
+    config.problem_type = "single_label_classification"  # set in the first pass otherwise: torch.compile starts anew
     return config
 
 
@@ -139,10 +150,10 @@ def with_rank(name: str, r: int) -> Strategy:
 
 
 def make_method(name: str, base: nn.Module, settings: BenchSettings, batches: list[Batch], folder: Path) -> Method:
-    """A method, ready to take steps; with a cache, once its states are computed and stored.
+    """A row of the table, ready to take steps; with a cache, once its states are computed and stored.
 
     Args:
-        name: see `BenchSettings.methods`.
+        name: see `BenchSettings.rows`.
         base: the plain model, whose frozen weights are shared.
         settings: what to measure on.
         batches: all batches.
@@ -155,27 +166,25 @@ def make_method(name: str, base: nn.Module, settings: BenchSettings, batches: li
     model = sharing(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if name in BASELINES:
-            model = stock(model, name, settings.lora_r)
+        method_name = name.split(", ")[0]
+        if method_name in STOCK:
+            model = stock(model, method_name, settings.lora_r)
         else:
             model = get_spafit_model(model, with_rank(strategy_of(name), settings.lora_r))
-    if settings.compile:
+    if name.endswith(COMPILED):
         model.compile(backend=settings.compile)  # not the base, whose forward PEFT calls past its `__call__`
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    method = Method(name, model, optimizer, precision=settings.precision)
+    method = Method(name, model, optimizer)
     if FIRST_TOKEN in name:
         method.first_token = probe(base_of(model), batches[0])
     if CACHED in name:
-        precision = "bf16" if settings.precision == "bfloat16" else "no"
         # Strategies with the same border would read each other's entries, and no build could be timed.
-        where = CacheSettings(folder / name.replace(" ", "-"), dtype=settings.dtype)
-        method.cache = PrefixCache(model, where, precision)
+        where = CacheSettings(folder / name.replace(" ", "-"))
+        method.cache = PrefixCache(model, where, "bf16" if BF16 in name else "no")
         start = time.perf_counter()
-        autocast = torch.autocast(settings.device, torch.bfloat16) if precision == "bf16" else nullcontext()
-        with autocast:
+        with method.autocast(batches[0]):
             method.cache.prepare(batches[0])
-            for batch in batches:
-                method.cache.fill(batch)
+        method.fill(batches)
         method.build_seconds = time.perf_counter() - start
     return method
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -20,7 +17,7 @@ class MethodResult:
     step_spread: float
     """Distance of the quartiles over the median, short and long batches together; see `ratio_quartiles` for noise."""
     ratio: float
-    """Over LoRA-II: the median of the rounds' ratios."""
+    """Over LoRA-II in fp32: the median of the rounds' ratios."""
     ratio_quartiles: tuple[float, float]
     all_seconds: tuple[float, ...]
     """Of each round."""
@@ -69,10 +66,6 @@ class BenchResult:
         """As JSON types."""
         return dataclasses.asdict(self)
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write it as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
     def table(self) -> str:
         """As a table in Markdown, with what was measured on below."""
         lines = ["| " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * (len(COLUMNS) - 1)]
@@ -101,44 +94,17 @@ class BenchResult:
         """On what, and where."""
         load, chosen = self.machine.get("load"), self.settings
         clock = " Seconds are those in which the process had a core." if chosen["clock"] == "cpu" else ""
-        compiled = f", compiled by {chosen['compile']}" if chosen["compile"] else ""
+        compiled = f", compiled by {chosen['compile']} where the name says so" if chosen["compile"] else ""
         device = "" if chosen["device"] == "cpu" else f" and {self.machine['device']}"
         return (
             f"{self.model['type']}, {self.model['layers']} layers of {self.model['hidden']}, random weights, "
-            f"{chosen['precision']}{compiled}; batches of {chosen['batch']}, "
+            f"fp32{', autocast in bf16' if chosen['bf16'] else ''}{compiled}; batches of {chosen['batch']}, "
             f"{'all of' if chosen['full_length'] else 'up to'} {chosen['max_tokens']} tokens, grouped by length; LoRA "
             f"rank {chosen['lora_r']}; {chosen['rounds']} rounds.{clock}\n"
             f"{self.machine['cores']} cores ({self.machine['processor']}){device}, {self.machine['threads']} threads, "
             f"load {load if load is None else f'{load:.1f}'} before; torch {self.versions['torch']}, transformers "
             f"{self.versions['transformers']}, peft {self.versions['peft']}."
         )
-
-    def picture(self, path: str | os.PathLike[str]) -> None:
-        """Draw the ratios, measured and by FLOPs.
-
-        Raises:
-            ValueError: without matplotlib.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ValueError("a picture needs matplotlib: pip install matplotlib, or leave --picture out.") from error
-        figure = Figure(figsize=(8, 0.45 * len(self.methods) + 1.4), layout="constrained")
-        axes = figure.subplots()
-        names = [each.method for each in self.methods]
-        errors = [
-            [each.ratio - each.ratio_quartiles[0] for each in self.methods],
-            [each.ratio_quartiles[1] - each.ratio for each in self.methods],
-        ]
-        ratios = [each.ratio for each in self.methods]
-        axes.barh(names, ratios, xerr=errors, color="#4c78a8", label="measured, with quartiles")
-        theory = [each.theory for each in self.methods]
-        axes.plot(theory, names, "|", color="#e45756", ms=14, mew=2, label="FLOPs")
-        axes.axvline(1, color="gray", lw=0.8)
-        axes.invert_yaxis()
-        axes.set_xlabel("time of a training step over that of LoRA-II (stock PEFT)")
-        axes.legend(loc="lower right")
-        figure.savefig(path, dpi=120)
 
 
 def _or_dash(value: float | None, scale: float, form: str) -> str:

@@ -1,4 +1,4 @@
-"""What to measure, and the names of the methods."""
+"""What to measure, and the names of the rows."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.rounds import CLOCKS
+
 BASELINE = "lora-II"
-BASELINES = ("full", "bitfit", "lora-I", "lora-II")
-STRATEGIES = ("spafit-4-9-II", "spafit-8-16-II")
+"""What every other row is compared with: stock PEFT, in fp32."""
+
+STOCK = ("full", "bitfit", "lora-I", "lora-II")
+"""Methods that are run without this package: plain PyTorch, or stock PEFT."""
+
+OWN = "spafit_hf "
+"""Begins the name of one of `STOCK` when this package's tuner runs it."""
+
+METHODS = (*STOCK, OWN + BASELINE, "spafit-4-9-II", "spafit-8-16-II")
 
 CACHED = " cached"
-"""Ends the name of a strategy that is measured with the prefix cache."""
+"""Follows the name of a strategy that is measured with the prefix cache."""
 
 FIRST_TOKEN = " + first token"
 """Follows `CACHED` where the last layer is computed for the first token alone, too."""
 
-OWN = "spafit_hf "
-"""Begins the name of a baseline's method when this package's tuner runs it."""
+BF16 = ", bf16"
+"""Ends the name of a row whose passes run under autocast; weights and optimizer stay in fp32, as with Trainer."""
 
-CLOCKS = ("wall", "cpu")
-DTYPES = ("float16", "bfloat16", "float32")
-PRECISIONS = ("float32", "bfloat16")
+COMPILED = ", compiled"
+"""Follows `BF16` where torch.compile has compiled the model. The prefix cache does not go with it."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,8 @@ class BenchSettings:
 
     base: str = ""
     """Hub id, folder or config.json whose configuration is used, with random weights; "" for a small BERT."""
-    strategies: tuple[str, ...] = STRATEGIES
-    baselines: tuple[str, ...] = BASELINES
-    """LoRA-II is one of them, since all is measured against it."""
-    own: tuple[str, ...] = ("lora-II",)
-    """Baselines that are measured through this package as well."""
+    methods: tuple[str, ...] = METHODS
+    """Any of `STOCK`, LoRA-II among them; the same after `OWN`; names of strategies."""
     rounds: int = 12
     batch: int = 8
     max_tokens: int = 64
@@ -48,34 +53,26 @@ class BenchSettings:
     batches: int = 8
     """Different batches, grouped by length."""
     lora_r: int = 16
-    dtype: str = "float16"
-    """Of the cached states."""
     threads: int = 0
     """0: as many as PyTorch takes."""
     clock: str = "wall"
-    """"cpu" counts the seconds that this process had a core, for machines that others use; best with one thread."""
     memory: bool = True
-    """Measure resident memory, each method in a process of its own."""
+    """Measure resident memory, each row in a process of its own."""
     device: str = "cpu"
-    precision: str = "float32"
-    """What autocast computes in."""
+    bf16: bool = True
+    """Measure every row in bf16 too."""
     compile: str = ""
-    """Backend of torch.compile, such as "inductor"; "" for none. The prefix cache does not go with it."""
+    """Backend of torch.compile for a third row of each method, such as "inductor"; "" for none."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "batch", "batches", "lora_r"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
-        if self.max_tokens < 8:
-            raise ValueError(f"max_tokens is {self.max_tokens}; it must be 8 or more.")
-        for name, allowed in (("clock", CLOCKS), ("dtype", DTYPES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
-        odd = [name for name in (*self.baselines, *self.own) if name not in BASELINES]
-        if odd or BASELINE not in self.baselines:
+        for name, least in (("rounds", 1), ("batch", 1), ("batches", 1), ("lora_r", 1), ("max_tokens", 8)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock is {self.clock!r}; allowed are {', '.join(CLOCKS)}.")
+        if BASELINE not in self.methods:
             raise ValueError(
-                f"baselines are {', '.join(self.baselines)}; allowed are {', '.join(BASELINES)}, and {BASELINE} is "
-                "what the others are compared with."
+                f"methods are {', '.join(self.methods)}; add {BASELINE}, which the others are compared with."
             )
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("device is cuda, and PyTorch sees none; use cpu.")
@@ -83,16 +80,16 @@ class BenchSettings:
             raise ValueError("the clock 'cpu' says nothing about a GPU; use wall.")
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """Names of all methods, in the order of the table."""
-        endings = [""] if self.compile else ["", CACHED, CACHED + FIRST_TOKEN]
-        return (
-            *self.baselines,
-            *(OWN + name for name in self.own),
-            *(each + ending for each in self.strategies for ending in endings),
-        )
+    def rows(self) -> tuple[str, ...]:
+        """Names of all rows, in the order of the table: those in fp32, in bf16, and compiled."""
+        live = []
+        for name in self.methods:
+            live += [name] if name.removeprefix(OWN) in STOCK else [name, name + CACHED, name + CACHED + FIRST_TOKEN]
+        mixed = [name + BF16 for name in live] if self.bf16 else []
+        compiled = [name + BF16 + COMPILED for name in live if CACHED not in name] if self.compile else []
+        return (*live, *mixed, *compiled)
 
 
-def strategy_of(method: str) -> str:
-    """The strategy in a method's name."""
-    return method.removeprefix(OWN).removesuffix(FIRST_TOKEN).removesuffix(CACHED)
+def strategy_of(row: str) -> str:
+    """The strategy in a row's name."""
+    return row.removeprefix(OWN).split(", ")[0].removesuffix(FIRST_TOKEN).removesuffix(CACHED)
