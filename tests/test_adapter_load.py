@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from models import FAMILIES, assert_equal, base_tensors, inputs, logits, stir, tensors, tiny, tiny_generator, train
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_tuner_model import BOTH
 
 from spafit_hf import SpafitConfig, Strategy, get_spafit_model, load_adapter, save_adapter
-from spafit_hf.adapter import AdapterError, load, load_base
+from spafit_hf.adapter import AdapterError, load, load_base, merge_adapter
 from spafit_hf.adapter.folder import KEY_PREFIX, TensorName
 from spafit_hf.tuner import DeltaLayer
 
@@ -68,6 +69,37 @@ def test_what_was_saved_computes_the_same_on_a_fresh_base(name, strategy, form, 
         assert_equal(tensors(model.unload()), before)
         assert base.config.id2label == labels
         assert getattr(base, "num_labels", outputs) == outputs
+
+
+def from_parts(folder: Path) -> Any:
+    return transformers.EncoderDecoderModel.from_encoder_decoder_pretrained(folder, folder)
+
+
+@pytest.mark.parametrize(
+    ("saved", "load_model"),
+    [
+        ("BertForMaskedLM", transformers.BertForSequenceClassification.from_pretrained),  # without a pooler
+        ("BertForMaskedLM", from_parts),  # without cross attention
+        ("BertModel", transformers.BertForMaskedLM.from_pretrained),  # without a head
+    ],
+)
+def test_what_the_checkpoint_did_not_bring_travels_with_the_adapter(saved, load_model, tmp_path):
+    getattr(transformers, saved)(FAMILIES["bert"].config()).save_pretrained(tmp_path / "base")
+    batch = inputs("bert") | ({"decoder_input_ids": inputs("bert")["input_ids"]} if load_model is from_parts else {})
+    model = get_spafit_model(load_model(tmp_path / "base"), "spafit-4-9-II", r=4)
+    stir(model)
+    expected = logits(model, batch)
+    save_adapter(model, tmp_path / "adapter")
+    for seed, read in enumerate((load_adapter, PeftModel.from_pretrained), start=1):
+        torch.manual_seed(seed)  # another random pooler in the base
+        assert torch.equal(logits(read(load_model(tmp_path / "base"), tmp_path / "adapter"), batch), expected)
+    if load_model is transformers.BertForSequenceClassification.from_pretrained:
+        assert torch.equal(logits(load_adapter(tmp_path / "base", tmp_path / "adapter"), batch), expected)
+        merge_adapter(load_model(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged")
+        merged = load_model(tmp_path / "merged")
+        assert torch.allclose(logits(merged, batch), expected, atol=1e-6)
+        with pytest.raises(AdapterError, match=r"declares 'bert\.pooler\.dense' as a module to save"):
+            load_adapter(merged, tmp_path / "adapter")  # here it is pretrained, and no adapter may replace it
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])

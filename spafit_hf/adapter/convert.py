@@ -15,6 +15,7 @@ from spafit_hf.adapter.folder import AdapterError
 from spafit_hf.adapter.load import load_adapter, local_folder
 from spafit_hf.adapter.verify import verify_adapter
 from spafit_hf.adapter.write import save_adapter
+from spafit_hf.architecture.new import copy_marks
 from spafit_hf.names import resolve_base
 
 
@@ -41,7 +42,7 @@ def merge_adapter(
     target = _empty(output)
     _check_plain(base)
     # A model that was given stays as it is.
-    model = load_adapter(copy.deepcopy(base) if isinstance(base, nn.Module) else base, folder)
+    model = load_adapter(_copied(base) if isinstance(base, nn.Module) else base, folder)
     name_or_path = model.peft_config["default"].base_model_name_or_path
     merged: Any = model.merge_and_unload(safe_merge=True)
     merged.config._name_or_path = name_or_path or ""
@@ -77,6 +78,12 @@ def export_adapter(
         model.unload()  # a model that was given is plain again
     _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else os.fspath(base), target)
     return written
+
+
+def _copied(base: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(base)
+    copy_marks(base, copied)
+    return copied
 
 
 def _check_plain(base: object) -> None:

@@ -53,16 +53,17 @@ def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
 
 
 def head_names(plain: nn.Module) -> set[str]:
-    """Names of modules that an adapter may bring along whole: those of the task head, and no part of the encoder.
+    """Names of modules that an adapter may bring along whole: those of the task head and
+    others that the base's checkpoint did not bring, and no pretrained part.
 
     Args:
         plain: the base, as a `plain_view`.
     """
     try:
-        found = find_architecture(plain).head
+        found = find_architecture(plain)
     except ValueError:  # an architecture that is not described: PEFT's own names of heads remain
-        found = ()
-    return {*PEFT_HEADS, *found}
+        return {*PEFT_HEADS}
+    return {*PEFT_HEADS, *found.head, *found.new}
 
 
 def head_output(plain: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:

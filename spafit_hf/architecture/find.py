@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture.kinds import is_linear, is_norm
 from spafit_hf.architecture.layouts import LAYOUTS, NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED, Roles
+from spafit_hf.architecture.new import new_parameters, outside_pretrained, owners
 from spafit_hf.architecture.parts import Architecture, Stack
 from spafit_hf.architecture.stacks import join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
@@ -101,6 +102,7 @@ def describe_architecture(
         pooler=given.get("pooler", found.pooler),
         projections=found.projections,
         head=given.get("head", found.head),
+        new=found.new,
     )
 
 
@@ -141,11 +143,16 @@ def complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     base_name, base = _base(model)
     kept = tuple(name for name in PRETRAINED_OUTSIDE.get(model_type, ()) if name in dict(model.named_children()))
     head = _head(model, base, kept)
-    if head and model_type in NEW_POOLER and "pooler" in dict(base.named_children()):
+    new = tuple(name for name in owners(model, new_parameters(model)) if not f"{name}.".startswith(_below(head)))
+    if not head:
+        # A bare encoder's pooler is for whoever reads it; what is trained on the states never does.
+        new = tuple(name for name in new if "pooler" not in name.split("."))
+    elif model_type in NEW_POOLER and "pooler" in dict(base.named_children()):
         head = (join(base_name, "pooler"), *head)
+        new = tuple(name for name in new if not f"{name}.".startswith(_below(head)))
     in_layers = tuple(f"{stack.path}." for stack in stacks)
     in_body = tuple(f"{name}." for name in (base_name, *kept)) if base_name else ("",)
-    in_head = tuple(f"{name}." for name in head)
+    in_head = _below((*head, *new))
     outer = [
         (name, module)
         for name, module in model.named_modules()
@@ -165,7 +172,12 @@ def complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
         pooler=pooler,
         projections=tuple(name for name in linear if name not in pooler),
         head=head,
+        new=new,
     )
+
+
+def _below(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in names)
 
 
 def _head(model: nn.Module, base: nn.Module, kept: tuple[str, ...]) -> tuple[str, ...]:
@@ -174,6 +186,8 @@ def _head(model: nn.Module, base: nn.Module, kept: tuple[str, ...]) -> tuple[str
         model.get_output_embeddings() is not None or _PRETRAINING_CLASS.search(type(model).__name__)
     ):
         return ()
+    if not isinstance(model, PreTrainedModel) and (outside := outside_pretrained(model)):
+        return outside
     children = [(name, child) for name, child in model.named_children() if any(True for _ in child.parameters())]
     if base is model:
         return tuple(name for name, _ in children if name in _HEAD_NAMES)

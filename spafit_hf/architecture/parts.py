@@ -55,6 +55,9 @@ class Architecture:
     head: tuple[str, ...] = ()
     """The task head, new with the task: ("classifier",), ("score",), ("pre_classifier", "classifier").
     () for a bare encoder and for a language model, whose head is pretrained and must not train."""
+    new: tuple[str, ...] = ()
+    """Other modules that the checkpoint did not bring, in the layers or outside: a pooler that a masked language model
+    had not, an encoder-decoder's first cross attention. Random at each load, so they train with the head."""
 
     @property
     def num_layers(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spafit_hf.architecture import Layer
+from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.facts import PlanFacts
 
 BATCH, SEQ = 16, 128
@@ -154,9 +154,16 @@ def prefix_length(plan: PlanFacts, index: int) -> int:
     """Leading layers of a stack that can come from a cache: a decoder's only where its whole encoder is frozen."""
     if plan.full:
         return 0
-    lengths = [len(stack.layers) for stack in plan.architecture.stacks]
-    before = all(plan.strategy.prefix_length(length) == length for length in lengths[:index])
-    return plan.strategy.prefix_length(lengths[index]) if before else 0
+    stacks = plan.architecture.stacks
+    before = all(_frozen_layers(plan, stack) == len(stack.layers) for stack in stacks[:index])
+    return _frozen_layers(plan, stacks[index]) if before else 0
+
+
+def _frozen_layers(plan: PlanFacts, stack: Stack) -> int:
+    """Leading layers in which nothing trains, neither by the strategy nor because it is new."""
+    layers = stack.layers[: plan.strategy.prefix_length(len(stack.layers))]
+    trains = (index for index, layer in enumerate(layers) if any(n.startswith(f"{layer.path}.") for n in plan.head))
+    return next(trains, len(layers))
 
 
 def check_step(batch: int, seq: int) -> None:

@@ -16,7 +16,7 @@ class Group:
     """What trains in some layers of one stack, or outside the layers (then `stack` is "" and `layers` is ())."""
 
     name: str
-    """The stratum's name, or "frozen"; outside the layers "outer biases", "outside the layers" or "head"."""
+    """The stratum's name, or "frozen"; outside the layers "outer biases", "outside the layers", "new" or "head"."""
     stack: str
     """Name of the stack, "" outside the layers."""
     layers: tuple[int, ...]
@@ -63,7 +63,8 @@ class PlanFacts:
     """Names of modules that get a bias delta. A linear layer without a bias gets the delta as one; a norm without one
     is not here."""
     head: tuple[str, ...]
-    """Names of the modules of the task head that train whole; () where the strategy or the model has none."""
+    """Names of the modules that train whole: what is new with the task, its head last; () where nothing is new or
+    the strategy leaves it alone."""
     full: bool
     """Every weight trains: there is nothing to adapt and no adapter."""
     trainable_parameters: int

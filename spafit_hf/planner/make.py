@@ -92,7 +92,7 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
         groups=(),
         lora={},
         biases=(),
-        head=architecture.head if strategy.head else (),
+        head=(*architecture.new, *architecture.head) if strategy.head else (),
         full=strategy.full,
         trainable_parameters=0,
         total_parameters=sum(parameter.numel() for parameter in parameters.values()),
@@ -141,8 +141,9 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
             before = _values(tensors)
             if stratum is not None:
                 for index in layers:
-                    lora_modules += stack.layers[index].names(stratum.lora)
-                    for module in stack.layers[index].names(stratum.biases):
+                    layer = stack.layers[index]
+                    lora_modules += [name for name in layer.names(stratum.lora) if name not in base.head]
+                    for module in [name for name in layer.names(stratum.biases) if name not in base.head]:
                         (bias_modules if takes_delta(modules[module]) else passed_over).append(module)
                 settings = stratum.lora_settings
                 lora |= dict.fromkeys(lora_modules, settings)
@@ -169,14 +170,17 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
         what = f"biases of {', '.join(outer)}" if outer else "no biases outside the layers"
         groups.append(Group("outer biases", "", (), what, (), tuple(outer), _values(tensors) - before))
     if strategy.head:
-        before = _values(tensors)
-        tensors |= {
-            f"base_model.model.{head}.{name}": tuple(parameter.shape)
-            for head in base.head
-            for name, parameter in modules[head].named_parameters()
-        }
-        what = ", ".join(base.head) or "none: the model has no task head"
-        groups.append(Group("head", "", (), what, trainable_parameters=_values(tensors) - before))
+        head = ", ".join(architecture.head) or "none: the model has no task head"
+        new = f"every weight of {_few(architecture.new)}, not in the base's checkpoint"
+        for name, what, names in (("new", new, architecture.new), ("head", head, architecture.head)):
+            before = _values(tensors)
+            tensors |= {
+                f"base_model.model.{module}.{key}": tuple(parameter.shape)
+                for module in names
+                for key, parameter in modules[module].named_parameters()
+            }
+            if names or name == "head":
+                groups.append(Group(name, "", (), what, trainable_parameters=_values(tensors) - before))
     result = replace(
         base,
         groups=tuple(groups),
@@ -218,6 +222,10 @@ def _lora_tensors(module: str, shape: tuple[int, int], settings: LoraSettings) -
 
 def _bias_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
     return {f"base_model.model.{name}.bias": (_bias_width(modules[name]),) for name in names}
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 def _values(tensors: dict[str, tuple[int, ...]]) -> int:
