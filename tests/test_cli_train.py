@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -241,3 +242,15 @@ def test_what_it_prints(
     out, err = capsys.readouterr()
     assert out.count("{'eval_loss': ") == 2
     assert "Loading weights" in err
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_one_of_them_prints(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
+    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=2, use_cpu=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launch, "-m", "spafit_hf.cli", *flags], capture_output=True, text=True, check=True)
+    for text in ("to measure on; base", "Label 'verdict'", "scaled from 24", "epoch 1: ", "epoch 2: ", "written to"):
+        assert done.stdout.count(text) == 1
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["history"][-1]["step"] == 2 * -(-results["train_rows"] // (2 * 4))
+    assert results["arguments"]["use_cpu"] is True

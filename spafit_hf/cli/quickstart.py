@@ -37,7 +37,7 @@ class Method:
 METHODS = (
     Method("spafit-4-9-II", "early layers nothing, middle ones biases, late ones LoRA and biases", 2e-3, 2e-2, True),
     Method("lora-II", "LoRA in every layer", 1e-3, 1e-2),
-    Method("linear-probe", "the head alone", 1e-1, 1e-1, True),
+    Method("linear-probe", "the head alone", 3e-1, 3e-1, True),
     Method("full", "everything", 1e-4, 1e-4),
 )
 TRAIN_ROWS = 2000

@@ -174,7 +174,10 @@ def _from_file(path: Path, known: set[str]) -> dict[str, Any]:
 
 def _recorded(data_args: Any, base_args: Any, training_args: Any) -> dict[str, Any]:
     """For the results: what was wanted, without defaults, secrets, and where this machine keeps things."""
-    default = type(training_args)(output_dir=str(training_args.output_dir)).to_sanitized_dict()
+    # TrainingArguments set up the devices: with others than the run's, its processes would not find each other.
+    device = {name: getattr(training_args, name) for name in ("use_cpu", "ddp_backend", "ddp_timeout")}
+    default = type(training_args)(output_dir=str(training_args.output_dir), **device).to_sanitized_dict()
+    default |= {item.name: item.default for item in fields(training_args) if item.name in device}
     given = training_args.to_sanitized_dict()
     hidden = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token", "data_dir"}
     changed = {key: value for key, value in given.items() if key not in hidden and default.get(key) != value}

@@ -69,6 +69,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar; a resumed run begins at its step."""
+        self.on_train_end(args, state, control)  # of an attempt with a larger batch (auto_find_batch_size)
         if state.is_world_process_zero:
             self._bar = tqdm(
                 total=state.max_steps,
