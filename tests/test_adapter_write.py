@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from models import FAMILIES, inputs, logits, stir, tiny, tiny_generator
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
@@ -362,20 +364,76 @@ def test_an_adapter_named_like_a_module_hides_tensors_of_others(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_resized_embeddings_are_written_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resized_embeddings_are_refused_before_training_and_after(tmp_path: Path) -> None:
     tiny("bert").save_pretrained(tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    wrapped = get_spafit_model(model, BOTH)
+    model.resize_token_embeddings(54)
+    with pytest.raises(AdapterError, match="embeddings were resized"):
+        save_adapter(wrapped, tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"embeddings were resized .* Save the resized model"):
+        get_spafit_model(wrapped.unload(), BOTH)
+    model.save_pretrained(tmp_path / "resized")
+    again = get_spafit_model(AutoModelForSequenceClassification.from_pretrained(tmp_path / "resized"), BOTH)
+    stir(again)
+    save_adapter(again, tmp_path / "adapter")
+    loaded = load_adapter(None, tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded, inputs("bert")), logits(again, inputs("bert")), atol=3e-6, rtol=0)
 
-    def base() -> Any:
-        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
-        torch.manual_seed(0)
-        model.resize_token_embeddings(54)
-        return model
 
-    model = get_spafit_model(base(), BOTH)
+def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    model = get_spafit_model(tiny("bert"), "spafit-4-9-II", r=4)
+    save_adapter(model, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     stir(model)
-    save_adapter(model, tmp_path / "adapter")
-    assert "The embeddings were resized" in caplog.text
-    plain = PeftModel.from_pretrained(base(), tmp_path / "adapter")
-    torch.testing.assert_close(logits(plain, inputs("bert")), logits(model, inputs("bert")), atol=1e-6, rtol=0)
-    with pytest.raises(AdapterError, match="would overwrite a weight of the base"):
-        load_adapter(base(), tmp_path / "adapter")
+    model.get_submodule("base_model.model.classifier.modules_to_save.default").bias.data[0] = float("nan")
+    with pytest.raises(AdapterError, match=r"nothing was written, since it could not be read back: .* holds NaN"):
+        save_adapter(model, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ({0: "no", 2: "yes"}, "id2label has the ids 0, 2; they must be 0 to 1"),
+        ({0: "a", 1: "a"}, "two labels are called 'a'"),
+    ],
+)
+def test_labels_that_no_reader_takes_are_refused_before_training(names: dict[int, str], reason: str) -> None:
+    base = tiny("bert")
+    base.config.id2label = names
+    with pytest.raises(ValueError, match=reason):
+        get_spafit_model(base, "spafit-4-9-II")
+
+
+@pytest.mark.parametrize("kind", ["ModernBertForQuestionAnswering", "SplinterForQuestionAnswering"])
+def test_heads_for_questions_of_any_name(kind: str, tmp_path: Path) -> None:
+    family = "modernbert" if kind.startswith("Modern") else "bert"
+    cls = getattr(transformers, kind)
+    config = cls.config_class.from_dict(FAMILIES[family].config().to_dict())
+    torch.manual_seed(0)
+    base = cls(config).eval()
+    model = get_spafit_model(copy.deepcopy(base), "spafit-4-9-II", r=4)
+    stir(model)
+    save_adapter(model, tmp_path)
+    loaded, plain = load_adapter(copy.deepcopy(base), tmp_path), PeftModel.from_pretrained(base, tmp_path)
+    batch = inputs("bert")
+    expected = model.eval()(**batch).start_logits
+    assert torch.equal(loaded(**batch).start_logits, expected)
+    torch.testing.assert_close(plain(**batch).start_logits, expected, atol=1e-6, rtol=0)
+
+
+def test_a_head_with_the_name_of_a_pretrained_part(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**FAMILIES["modernbert"].config().to_dict(), "model_type": "modernbert"}
+    vision = {**sizes, "image_size": 16, "patch_size": 8, "model_type": "siglip_vision_model"}
+    torch.manual_seed(0)
+    base = transformers.ModernVBertForSequenceClassification(
+        transformers.ModernVBertConfig(text_config=text, vision_config=vision)
+    ).eval()
+    assert {"head", "model.vision_model.head"} <= {name for name, _ in base.named_modules()}
+    model = get_spafit_model(copy.deepcopy(base), "spafit-4-9-II", r=4)
+    stir(model)
+    expected = logits(model, inputs("modernbert"))
+    save_adapter(model, tmp_path)
+    assert torch.equal(logits(load_adapter(base, tmp_path), inputs("modernbert")), expected)

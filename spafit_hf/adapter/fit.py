@@ -10,8 +10,8 @@ from spafit_hf.architecture import find_architecture, is_linear, takes_delta
 from spafit_hf.names import is_remote
 from spafit_hf.tuner import labels_of
 
-#: Names of heads that PEFT itself stores with an adapter for classification.
-PEFT_HEADS = ("classifier", "score")
+#: Names of heads that PEFT itself adds to `modules_to_save`, whether the model has them or not.
+PEFT_HEADS = ("classifier", "score", "qa_outputs")
 
 
 def check_same_base(trained_on: BaseFacts, plain: nn.Module) -> None:

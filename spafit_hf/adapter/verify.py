@@ -50,14 +50,27 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
     return verify_and_read(folder, None if base is None else plain_view(base))[0]
 
 
+def check_written(folder: Path, base: nn.Module) -> None:
+    """Put a folder through the checks of loading, against the very model that it was saved from.
+
+    Raises:
+        AdapterError: for whatever `load_adapter` would refuse.
+    """
+    try:
+        verify_and_read(folder, plain_view(base), same_base=True)
+    except AdapterError as error:
+        raise AdapterError(f"nothing was written, since it could not be read back: {error}") from error
+
+
 def verify_and_read(
-    folder: str | os.PathLike[str], plain: nn.Module | None
+    folder: str | os.PathLike[str], plain: nn.Module | None, *, same_base: bool = False
 ) -> tuple[VerifiedAdapter, dict[str, torch.Tensor]]:
     """`verify_adapter`, and the tensors that it has read, on the CPU, by name.
 
     Args:
         folder: as for `verify_adapter`.
         plain: the base as a `plain_view`, or none.
+        same_base: it is known to be the adapter's, and its facts are not compared.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -69,7 +82,7 @@ def verify_and_read(
         if sidecar is not None
         else BaseFacts(name_or_path=config.get("base_model_name_or_path"), revision=config.get("revision"))
     )
-    if plain is not None:
+    if plain is not None and not same_base:
         check_same_base(trained_on, plain)
     shapes = _read_shapes(path)
     heads = _declared_heads(config, plain, shapes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import shutil
@@ -18,15 +17,14 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
 
 from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, base_facts
+from spafit_hf.adapter.verify import check_written
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType
+from spafit_hf.tuner.entrance import embeddings_were_resized
 from spafit_hf.tuner.layer import Norm
-
-logger = logging.getLogger(__name__)
 
 
 def save_adapter(
@@ -53,7 +51,8 @@ def save_adapter(
         The form written: "absolute", "lora-bias" or "native" (`spafit_hf.adapter.folder`).
 
     Raises:
-        AdapterError: if an adapter is merged, the name is unknown, or `form="peft"` cannot hold this adapter.
+        AdapterError: if an adapter is merged, the name is unknown, `form="peft"` cannot hold this adapter, or what was
+            written would be refused by `load_adapter`; then the folder is as it was.
     """
     config = _config_of(model, adapter_name)
     layers = _delta_layers(model, adapter_name)
@@ -63,14 +62,13 @@ def save_adapter(
     if form not in ("peft", "native"):
         raise AdapterError(f"form is {form!r}; allowed are 'auto', 'peft' and 'native'.")
 
-    resized = _embeddings_were_resized(model)
-    if resized:
-        logger.warning(
-            "The embeddings were resized, so they are written with the adapter. Plain PEFT reads %s on a base resized "
-            "alike; load_adapter refuses what would overwrite a base. To serve it with others, keep the base's own.",
-            folder,
+    base = model.get_base_model()
+    if embeddings_were_resized(base):
+        raise AdapterError(
+            "the embeddings were resized, and their new rows are in no checkpoint. Save the resized base with its "
+            "tokenizer, load it from there, and put the adapter on that."
         )
-    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=resized)
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     _check_all_there(tensors, model, adapter_name)
     config, tensors = _on_the_original_base(config, model, adapter_name, tensors)
     lora_modules = _lora_modules(tensors)
@@ -84,11 +82,11 @@ def save_adapter(
         lora_modules=tuple(lora_modules),
         bias_modules=tuple(sorted(layers)),
         labels=config.labels,
-        base=base_facts(model.get_base_model()),
+        base=base_facts(base),
         task=task or {},
         spafit_hf_version=__version__,
     )
-    _write(Path(folder), _config_json(peft_config, model, sidecar), tensors, sidecar)
+    _write(Path(folder), _config_json(peft_config, model, sidecar), tensors, sidecar, base)
     return written
 
 
@@ -288,18 +286,6 @@ def _strategy_dict(config: SpafitConfig) -> dict[str, Any] | None:
     return Strategy.coerce(strategy).to_dict() if strategy is not None else None
 
 
-def _embeddings_were_resized(model: PeftModel) -> bool:
-    # PEFT's own test asks the Hub at every save, even for a run that never pushes; the cache knows as well.
-    config = model.get_base_model().config if hasattr(model.get_base_model(), "config") else None
-    if not isinstance(config, PretrainedConfig) or not config._name_or_path:
-        return False
-    try:
-        original = AutoConfig.from_pretrained(config._name_or_path, local_files_only=True)
-    except (OSError, ValueError):
-        return False
-    return getattr(original, "vocab_size", None) != getattr(config, "vocab_size", None)
-
-
 def _config_json(config: LoraConfig, model: nn.Module, sidecar: Sidecar) -> str:
     data = config.to_dict()
     data["peft_type"] = SpafitPeftType.SPAFIT.value if isinstance(config, SpafitConfig) else "LORA"
@@ -320,7 +306,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not belong into {CONFIG_FILE}")
 
 
-def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor], sidecar: Sidecar) -> None:
+def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor], sidecar: Sidecar, base: nn.Module) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
         staged = Path(scratch)
@@ -328,6 +314,7 @@ def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor], sidecar:
         save_file(ordered, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         (staged / CONFIG_FILE).write_text(config, encoding="utf-8")
         (staged / SIDECAR_FILE).write_text(sidecar.to_json(), encoding="utf-8")
+        check_written(staged, base)
         # The configuration last: a folder without one is no adapter to anybody.
         for name in (WEIGHTS_FILE, SIDECAR_FILE, CONFIG_FILE):
             shutil.move(staged / name, folder / name)

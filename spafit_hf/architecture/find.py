@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture.kinds import is_linear, is_norm
 from spafit_hf.architecture.layouts import LAYOUTS, NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED, Roles
-from spafit_hf.architecture.new import new_parameters, outside_pretrained, owners
+from spafit_hf.architecture.new import new_parameters, outside_pretrained, owners, told_apart
 from spafit_hf.architecture.parts import Architecture, Stack
 from spafit_hf.architecture.stacks import join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
@@ -142,7 +142,7 @@ def complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     model_type = model_type_of(model)
     base_name, base = _base(model)
     kept = tuple(name for name in PRETRAINED_OUTSIDE.get(model_type, ()) if name in dict(model.named_children()))
-    head = _head(model, base, kept)
+    head = told_apart(model, _head(model, base, kept))
     new = tuple(name for name in owners(model, new_parameters(model)) if not f"{name}.".startswith(_below(head)))
     if not head:
         # A bare encoder's pooler is for whoever reads it; what is trained on the states never does.

@@ -47,6 +47,23 @@ def outside_pretrained(model: nn.Module) -> tuple[str, ...]:
     return owners(model, tuple(names))
 
 
+def namesakes(model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Other modules that PEFT would train whole with those named: for it a name means each that ends with it."""
+    inside = tuple(f"{name}." for name in names)
+    modules = [name for name, _ in model.named_modules()]
+    return [name for name in modules if name.endswith(names) and name not in names and not name.startswith(inside)]
+
+
+def told_apart(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, with the parts of a module in place of it where it has a namesake."""
+    parts = {
+        name: owners(model, tuple(f"{name}.{key}" for key, _ in model.get_submodule(name).named_parameters()))
+        for name in names
+        if any(other not in names for other in namesakes(model, (name,)))
+    }
+    return tuple(part for name in names for part in parts.get(name, (name,)))
+
+
 def copy_marks(source: nn.Module, target: nn.Module) -> None:
     """Say of a copy's parameters what is said of the model's, which `copy.deepcopy` leaves out."""
     for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):

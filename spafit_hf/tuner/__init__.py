@@ -17,6 +17,7 @@ from spafit_hf.names import task_of_class
 from spafit_hf.planner import Plan, plan
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner.config import LORA_DEFAULTS, SpafitConfig, SpafitPeftType
+from spafit_hf.tuner.entrance import check_entrance
 from spafit_hf.tuner.labels import apply_labels, labels_of
 from spafit_hf.tuner.layer import DeltaLayer
 from spafit_hf.tuner.model import SpafitModel
@@ -68,11 +69,13 @@ def get_spafit_model(
         `print_trainable_parameters` adds the table of strata to PEFT's line.
 
     Raises:
-        ValueError: for a strategy that does not fit the model, and for "full", which has no adapter.
+        ValueError: for a strategy that does not fit the model, for "full", which has no adapter, and for a model of
+            which no adapter could be read back (`check_entrance`).
     """
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
     chosen = Strategy.coerce(strategy).with_lora(**settings)
     the_plan = plan(model, chosen)
+    check_entrance(model, the_plan.head)
     task_type = task_type_of(model)
     lora_kwargs.setdefault("task_type", task_type if chosen.head or task_type not in HEAD_TASKS else None)
     wrapped = get_peft_model(model, SpafitConfig.from_plan(the_plan, **lora_kwargs), adapter_name=adapter_name)
