@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers import (
     DataCollator,
@@ -56,6 +57,7 @@ from spafit_hf.trainer.arguments import (
     StrataArguments,
 )
 from spafit_hf.trainer.checkpoints import check_fits, resumable
+from spafit_hf.trainer.gradients import GradientWatch, may_pass_over
 from spafit_hf.trainer.hub import HubPushMixin
 from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
 from spafit_hf.trainer.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
@@ -74,6 +76,9 @@ class StrataTrainer(Trainer):
 
     task: dict[str, Any] | None = None
     """What a saved adapter says of its task, in JSON types: {"name": "rte", "columns": ["sentence1", "sentence2"]}."""
+
+    _watch: GradientWatch | None = None
+    """Until the first optimizer step of a run."""
 
     _wrapped: list[tuple[PeftModel, list[nn.Parameter]]] | None = None
     """While the trainer is made: what it has wrapped, and what of that trained before."""
@@ -252,7 +257,15 @@ class StrataTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._prefix.open_for_training()
         self._first_token.open()
+        self._watch_gradients()
         return prepared
+
+    def _watch_gradients(self) -> None:
+        self._watch = None
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if _is_ours(model) and not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
+            self._watch = GradientWatch(model, self.plan, compiled=self.args.torch_compile)
+            self._opened.callback(self._watch.close)
 
     def _log_strata(self) -> None:
         if not self.args.should_log:
@@ -294,7 +307,12 @@ class StrataTrainer(Trainer):
             if found is not None:
                 self.model_accepts_loss_kwargs, self._loss_was_probed = found, True
         self._first_token.look_at(inputs, training=True)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._watch is not None and self.accelerator.sync_gradients and self._watch.look():
+            watch, self._watch = self._watch, None
+            watch.close()
+            watch.report(needs_all=isinstance(model, DistributedDataParallel) and not model.find_unused_parameters)
+        return loss
 
     def _loss_takes_items(self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int) -> bool | None:
         """Whether the loss halves when the number of items doubles. Without dropout: no random number is drawn.
@@ -458,8 +476,8 @@ class StrataTrainer(Trainer):
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         built = super()._build_accelerator_args(**kwargs)
         # Trainer lets DDP search for unused parameters in every model that is not a PreTrainedModel, in each step.
-        # Whatever trains in strata is used in every step.
-        if self.args.ddp_find_unused_parameters is None and self._trains_adapter():
+        # Whatever trains in strata is used in every step, but for layers and experts that a step may pass over.
+        if self.args.ddp_find_unused_parameters is None and self._trains_adapter() and not may_pass_over(self.model):
             for handler in built["kwargs_handlers"]:
                 if isinstance(handler, DistributedDataParallelKwargs):
                     handler.find_unused_parameters = False
