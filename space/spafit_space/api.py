@@ -26,7 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def said(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def in_a_sentence(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a function, and make what it refuses a sentence for the visitor.
 
     The traceback is not printed: its last line would hold words that a visitor typed.
@@ -70,7 +70,7 @@ def add_endpoints(service: Service) -> None:
         Returns:
             adapter, task, label, scores (label to probability) or value (stsb: 0 to 5), truncated, milliseconds.
         """
-        return said(lambda: _answer(service.answer(task, service.text(text, text_pair))))
+        return in_a_sentence(lambda: _answer(service.answer(task, service.text(text, text_pair))))
 
     def predict_all(text: str, text_pair: str = "") -> dict[str, Any]:
         """Ask every task that fits about one text or pair of texts, in one pass over the encoder.
@@ -82,7 +82,7 @@ def add_endpoints(service: Service) -> None:
         Returns:
             milliseconds of the pass, and answers: adapter name to what predict returns.
         """
-        answers = said(lambda: service.answer_all(service.text(text, text_pair)))
+        answers = in_a_sentence(lambda: service.answer_all(service.text(text, text_pair)))
         return {
             "milliseconds": _milliseconds(answers[0]),
             "answers": {answer.member.name: _answer(answer) for answer in answers},
@@ -100,7 +100,7 @@ def add_endpoints(service: Service) -> None:
         Returns:
             first and second: what predict returns for each.
         """
-        one, two = said(lambda: service.compare(first, second, service.text(text, text_pair)))
+        one, two = in_a_sentence(lambda: service.compare(first, second, service.text(text, text_pair)))
         return {"first": _answer(one), "second": _answer(two)}
 
     def results() -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def add_endpoints(service: Service) -> None:
         Returns:
             The adapter, as in list_tasks.
         """
-        return said(lambda: _member(service.add(repo_id, revision)))
+        return in_a_sentence(lambda: _member(service.add(repo_id, revision)))
 
     for function in (list_tasks, results):
         gr.api(function, api_name=function.__name__, queue=False)

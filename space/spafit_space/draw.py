@@ -140,11 +140,11 @@ def hint(text: str) -> str:
 
 def about(member: Member) -> str:
     """What an adapter can and cannot do, and how well it did."""
-    said = words_of(member.task)
-    title = f"{TASKS[member.task].title}: {said.question}" if member.task else f"{member.name}: {said.question}"
+    wording = words_of(member.task)
+    title = f"{TASKS[member.task].title}: {wording.question}" if member.task else f"{member.name}: {wording.question}"
     return (
-        f"<div class='sf-about'><h3>{words(title)}</h3><p>{words(said.does)} "
-        f"<span class='sf-cannot'>{words(said.does_not)}</span></p>{_measured(member)}</div>"
+        f"<div class='sf-about'><h3>{words(title)}</h3><p>{words(wording.does)} "
+        f"<span class='sf-cannot'>{words(wording.does_not)}</span></p>{_measured(member)}</div>"
     )
 
 
@@ -230,10 +230,10 @@ def answers(found: Sequence[Answer]) -> str:
     titles = dict((name, title) for title, name in member_titles([one.member for one in found]))
     cards = []
     for one in found:
-        said = words_of(one.member.task)
+        wording = words_of(one.member.task)
         cards.append(
-            f"<section class='sf-card'><header><b>{words(said.title if one.member.task else one.member.name)}</b>"
-            f"<span>{words(titles[one.member.name])}</span></header><p>{words(said.question)}</p>"
+            f"<section class='sf-card'><header><b>{words(wording.title if one.member.task else one.member.name)}</b>"
+            f"<span>{words(titles[one.member.name])}</span></header><p>{words(wording.question)}</p>"
             f"{answer(one, latency=False)}</section>"
         )
     count = len(found)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from spafit_hf.data.glue import TASKS
 from spafit_space import draw
-from spafit_space.api import add_endpoints, said
+from spafit_space.api import add_endpoints, in_a_sentence
 from spafit_space.blocks import QuietBlocks
 from spafit_space.service import Member, Service
 from spafit_space.tasks import TASK_WORDS, words_of
@@ -108,11 +108,11 @@ def _wire(
         "concurrency_id": "model",
         "show_progress": "minimal",
     }
-    asked = [event(**asking) for event in (button.click, *(box.submit for box in boxes))]
+    events = [event(**asking) for event in (button.click, *(box.submit for box in boxes))]
     for example, fill, source in examples:
         filled = example.click(fill, source, boxes, api_visibility="private", show_progress="hidden", queue=False)
-        asked.append(filled.success(**asking))
-    for event in asked:
+        events.append(filled.success(**asking))
+    for event in events:
         event.success(None, js=SHOW.format(answer.elem_id), api_visibility="private")
 
 
@@ -135,17 +135,17 @@ def _one_task(service: Service) -> list[gr.components.Component]:
             strata = gr.HTML(draw.strata(first), elem_id="one-strata")
 
     def ask(name: str, text: str, pair: str) -> str:
-        member = said(service.member, name)
+        member = in_a_sentence(service.member, name)
         # A box that is hidden may still hold what was typed for another task.
         second = "" if member.texts == 1 else pair or ""
-        return draw.answer(said(lambda: service.answer(name, service.text(text or "", second))))
+        return draw.answer(in_a_sentence(lambda: service.answer(name, service.text(text or "", second))))
 
     def choose_task(name: str) -> tuple[Any, ...]:
-        member = next(iter(service.of_task(name)), None) or said(service.member, name)
+        member = next(iter(service.of_task(name)), None) or in_a_sentence(service.member, name)
         return (gr.Dropdown(**_adapters(service, name)), *choose_adapter(member.name))
 
     def choose_adapter(name: str) -> tuple[Any, ...]:
-        member = said(service.member, name)
+        member = in_a_sentence(service.member, name)
         return (
             draw.about(member),
             gr.Textbox(**_box(service, member, 0), value=""),
@@ -156,7 +156,7 @@ def _one_task(service: Service) -> list[gr.components.Component]:
         )
 
     def show(name: str) -> tuple[str, str, str]:
-        member = said(service.member, name)
+        member = in_a_sentence(service.member, name)
         return draw.about(member), draw.hint(WAITING), draw.strata(member)
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
@@ -164,7 +164,7 @@ def _one_task(service: Service) -> list[gr.components.Component]:
     # Within a task the texts stay: the next adapter is to be asked about the same.
     adapter.input(show, adapter, [about, answer, strata], **quiet)
     fill = [
-        (example, lambda name, index=index: _examples(said(service.member, name))[index], adapter)
+        (example, lambda name, index=index: _examples(in_a_sentence(service.member, name))[index], adapter)
         for index, example in enumerate(examples)
     ]
     _wire(ask, [adapter], [text, pair], answer, button, fill)
@@ -243,7 +243,7 @@ def _every_task(service: Service) -> None:
     answers = gr.HTML(draw.hint(WAITING), elem_id="all-answers")
 
     def ask(text: str, pair: str) -> str:
-        return draw.answers(said(lambda: service.answer_all(service.text(text or "", pair or ""))))
+        return draw.answers(in_a_sentence(lambda: service.answer_all(service.text(text or "", pair or ""))))
 
     fill = [(example, lambda sample=sample: sample, None) for sample, example in zip(samples, examples, strict=True)]
     _wire(ask, [], [text, pair], answers, button, fill)
@@ -283,7 +283,7 @@ def _compare(service: Service) -> list[gr.components.Component]:
     answers = gr.HTML(draw.hint(WAITING), elem_id="two-answers")
 
     def choose_left(name: str, other: str | None) -> tuple[Any, ...]:
-        member = said(service.member, name)
+        member = in_a_sentence(service.member, name)
         partners = _partners(service, member)
         names = [partner for _, partner in partners]
         same = [partner.name for partner in service.of_task(member.task or "") if partner.name in names]
@@ -299,14 +299,14 @@ def _compare(service: Service) -> list[gr.components.Component]:
     def ask(first: str, second: str | None, text: str, pair: str) -> str:
         if not second:
             raise gr.Error("Nothing here can be set beside this adapter; choose another.", print_exception=False)
-        member = said(service.member, first)
+        member = in_a_sentence(service.member, first)
         typed = "" if member.texts == 1 else pair or ""
-        return draw.comparison(*said(lambda: service.compare(first, second, service.text(text or "", typed))))
+        return draw.comparison(*in_a_sentence(lambda: service.compare(first, second, service.text(text or "", typed))))
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     left.input(choose_left, [left, right], [right, text, pair, answers, *examples], **quiet)
     fill = [
-        (example, lambda name, index=index: _examples(said(service.member, name))[index], left)
+        (example, lambda name, index=index: _examples(in_a_sentence(service.member, name))[index], left)
         for index, example in enumerate(examples)
     ]
     _wire(ask, [left, right], [text, pair], answers, button, fill)
@@ -377,7 +377,7 @@ def _add(service: Service) -> None:
     )
 
     def add(repo: str, revision: str) -> str:
-        member = said(service.add, repo or "", revision or "")
+        member = in_a_sentence(service.add, repo or "", revision or "")
         news = f"<p><b>{draw.words(member.name)} is here.</b> {then}</p>"
         return f"<div class='sf-notice' role='status'>{news}</div>{draw.about(member)}{draw.strata(member)}"
 

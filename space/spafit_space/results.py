@@ -78,8 +78,8 @@ def paper_score(task: str | None, method: str | None) -> float | None:
 def _from_run(data: Any) -> Result:
     if not isinstance(data, dict):
         raise AdapterError(f"{RUN_FILE} holds a {type(data).__name__}; expected is what `spafit train` writes.")
-    said = _text(data.get("task"))
-    task = said if said in TASKS else None
+    name = _text(data.get("task"))
+    task = name if name in TASKS else None
     metrics = data.get("metrics")
     first: Any = next(iter(metrics.values()), {}) if isinstance(metrics, dict) else {}
     figure = _text(data.get("main_figure"))
@@ -104,8 +104,8 @@ def _was_limited(data: dict[str, Any]) -> bool:
 
 def _from_facts(facts: CardFacts) -> Result:
     score = facts.scores[0] if facts.scores else None
-    said = _text(facts.data.glue)
-    task = said if said in TASKS else None
+    name = _text(facts.data.glue)
+    task = name if name in TASKS else None
     figure = facts.main_figure or (TASKS[task].main_metric if task else None)
     if score is not None and figure not in score.figures:
         figure = next(iter(score.figures), None)

@@ -132,7 +132,7 @@ class Service:
                     put(name, source)
                 except ValueError as error:
                     problems.append(f"{name} is not served: {error}")
-                except Exception as error:  # one folder that nobody foresaw must not keep the others from visitors
+                except Exception as error:  # one odd folder must not keep the others from visitors
                     logger.exception("%s", name)
                     problems.append(f"{name} is not served: its files cannot be read ({type(error).__name__}).")
         for problem in problems:
@@ -275,7 +275,7 @@ class Service:
         """Undo `add`.
 
         Raises:
-            ValueError: for a name that nobody added.
+            ValueError: for a name that no visitor added.
         """
         with self._changing:
             member = self._members.get(name)
@@ -305,16 +305,16 @@ class Service:
         try:
             yield
         except (ValueError, OSError) as error:
-            said = str(error) if isinstance(error, ValueError) else f"its files cannot be read: {error.strerror}."
+            message = str(error) if isinstance(error, ValueError) else f"its files cannot be read: {error.strerror}."
             base = Path(self._predictor.model.config._name_or_path or "/")
             known = [*more, *self._places.values(), *([(base, self.base_name)] if base.is_dir() else [])]
             names = {str(path): name for folder, name in known for path in (folder, folder.resolve())}
             for path in sorted(names, key=len, reverse=True):  # a longer one first, which may begin with a shorter
                 if len(Path(path).parts) > 1:
-                    said = said.replace(path, names[path])
-            if said == str(error):
+                    message = message.replace(path, names[path])
+            if message == str(error):
                 raise
-            raise AdapterError(said) from error
+            raise AdapterError(message) from error
 
     def _put_adapter(self, name: str, source: Source) -> None:
         folder = Path(source.source)
@@ -341,7 +341,7 @@ class Service:
                     added=added,
                 )
                 self._admit(member)
-            except Exception:  # of any kind: the predictor must not keep what nobody can ask
+            except Exception:  # of any kind: the predictor must not keep what cannot be asked
                 self._predictor.remove(name)
                 raise
         self._places = {**self._places, name: place}
@@ -407,10 +407,10 @@ def _readable(source: Source) -> str:
 
 def _task(source: Source, facts: AdapterFacts, result: Result | None, name: str, added: bool) -> str | None:
     """The GLUE task: as configured, as the folder says, or as it is called."""
-    said = [source.task, facts.task.get("name"), result.task if result else None]
+    named = [source.task, facts.task.get("name"), result.task if result else None]
     if not added:  # a stranger's choice of name says nothing
-        said.append(re.split(r"[-_.]", name.lower())[0])
-    return next((task for task in said if isinstance(task, str) and task in TASKS), None)
+        named.append(re.split(r"[-_.]", name.lower())[0])
+    return next((task for task in named if isinstance(task, str) and task in TASKS), None)
 
 
 def _named(member: Member, prediction: Prediction) -> Prediction:

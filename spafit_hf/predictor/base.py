@@ -149,14 +149,14 @@ def _rules(tokenizer: Any) -> dict[str, Any]:
     return {key: value for key, value in rules.items() if key not in ("truncation", "padding")}  # set anew each time
 
 
-def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
+def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
     """Tokens per text: what is asked for, or what the base and its tokenizer allow, up to `MAX_LENGTH`.
 
     Raises:
         ValueError: for a limit within which a pair has no place: tokenizers would cut nothing then, or everything.
     """
     _check_model_max_length(tokenizer)
-    limits = [asked or MAX_LENGTH, tokenizer.model_max_length]
+    limits = [wanted or MAX_LENGTH, tokenizer.model_max_length]
     positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
     if isinstance(positions, int) and positions > 0:
         limits.append(positions)
@@ -167,7 +167,7 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: i
     limit = int(min(limits))
     needed = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if limit < needed:
-        if asked is not None and asked < needed:
+        if wanted is not None and wanted < needed:
             fix = "give a max_length of that at least"
         elif tokenizer.model_max_length < needed:
             fix = "raise model_max_length in tokenizer_config.json"

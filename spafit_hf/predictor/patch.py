@@ -147,17 +147,7 @@ def read_adapter(
             f"{source} brings no {missing[0]}, and neither does the base. Give SpafitPredictor the model with the "
             "head that the adapter was trained under."
         )
-    tensors = native_tensors(verified, base, stored)
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    head: dict[str, dict[str, torch.Tensor]] = {name: {} for name in verified.head}
-    for key, tensor in tensors.items():
-        parsed = TensorName.parse(key)
-        path = key.removeprefix(KEY_PREFIX)
-        owner = next((name for name in verified.head if path.startswith(f"{name}.")), None)
-        if owner is not None:
-            head[owner][path.removeprefix(f"{owner}.")] = tensor
-        elif parsed is not None:
-            parts.setdefault(parsed.module, {})[parsed.part] = tensor
+    parts, head = _parts(native_tensors(verified, base, stored), verified.head)
     patches = {
         module: _patch(base.get_submodule(module), part, verified.lora.get(module)) for module, part in parts.items()
     }
@@ -181,6 +171,24 @@ def read_adapter(
         file_bytes=file_bytes(folder),
     )
     return facts, LoadedAdapter(patches, modules, outputs, _border(patches, changed, architecture), num_bytes)
+
+
+Parts = dict[str, dict[str, torch.Tensor]]
+
+
+def _parts(tensors: Mapping[str, torch.Tensor], heads: Collection[str]) -> tuple[Parts, Parts]:
+    """The tensors by module, with their names inside it: those of the layers, and those of the head."""
+    parts: Parts = {}
+    head: Parts = {name: {} for name in heads}
+    for key, tensor in tensors.items():
+        parsed = TensorName.parse(key)
+        path = key.removeprefix(KEY_PREFIX)
+        owner = next((name for name in head if path.startswith(f"{name}.")), None)
+        if owner is not None:
+            head[owner][path.removeprefix(f"{owner}.")] = tensor
+        elif parsed is not None:
+            parts.setdefault(parsed.module, {})[parsed.part] = tensor
+    return parts, head
 
 
 def _patch(module: nn.Module, part: Mapping[str, torch.Tensor], settings: LoraSettings | None) -> Patch:

@@ -2,7 +2,7 @@
 
     parameter.data  ->  <fingerprint>/prefix.weights, mapped  ->  parameter.data as it was
 
-On the CPU the parameters then live in mapped memory: pages that nobody reads take none, and a row that is not in the
+On the CPU the parameters then live in mapped memory: pages that are not read take none, and a row that is not in the
 cache can still be computed. On a GPU the weights leave it, and come back for good with the first row that has to be.
 """
 
@@ -76,7 +76,7 @@ def movable(base: nn.Module, border: Border) -> list[nn.Parameter]:
     chosen: dict[int, nn.Parameter] = {}
     for name, parameter in base.named_parameters(remove_duplicate=False):
         in_layers = name.startswith(tuple(f"{layer}." for layer in border.layers))
-        # Embeddings still run in each pass, for what they say is not used: on a GPU they stay where they are.
+        # Embeddings still run in each pass, for what they return is not used: on a GPU they stay where they are.
         if not name.startswith(inside) or parameter.requires_grad or "relative_attention_bias" in name:
             shared.add(parameter.data_ptr())
         elif in_layers or parameter.device.type == "cpu":

@@ -3,7 +3,7 @@
     <name>.states    | row | row | row ...        the bytes of each row's states, (tokens, width), one dtype
     <name>.index     | record | record ...        key 16, offset 8, tokens 4, crc of the states 4, crc of the record 4
 
-One process appends to a segment and nobody else; any number read. States go first and their record after them, so a
+One process alone appends to a segment; any number read. States go first and their record after them, so a
 record that is whole speaks of states that are whole, wherever the writer was killed. What a crash of the machine may
 leave is caught by the checksum when an entry is first read.
 """

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from spafit_space.api import said
+from spafit_space.api import in_a_sentence
 from stand_ins import Launched
 
 from spafit_hf.data.glue import TASKS
@@ -252,7 +252,7 @@ def test_an_error_that_nobody_foresaw_is_a_sentence_without_its_words(caplog: py
         raise RuntimeError(f"no such word: {SECRET}")
 
     with pytest.raises(gr.Error, match="Something went wrong here") as caught:
-        said(fail)
+        in_a_sentence(fail)
     assert not caught.value.print_exception
     assert "RuntimeError in " in caplog.text
     assert SECRET not in caplog.text

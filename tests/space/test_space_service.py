@@ -95,11 +95,11 @@ def test_files_of_a_kind_that_nobody_foresaw_keep_nothing_else_from_being_served
     found = Service.start(Config(base=str(base), folder=tmp_path))
     assert {member.name for member in found.members} == {"cola", "wnli"}
     assert found._predictor.names == ("cola", "wnli"), "nothing stays that nobody can ask"
-    said = dict(problem.split(" is not served: ") for problem in found.problems)
-    assert said["mrpc"].startswith("the tokenizer in mrpc cannot be read")
-    assert said["sst2-full"].startswith("the model sst2-full cannot be loaded")
-    assert said["qnli"] == "its files cannot be read: Permission denied."
-    assert said["rte"] == "its files cannot be read (RuntimeError)."
+    reasons = dict(problem.split(" is not served: ") for problem in found.problems)
+    assert reasons["mrpc"].startswith("the tokenizer in mrpc cannot be read")
+    assert reasons["sst2-full"].startswith("the model sst2-full cannot be loaded")
+    assert reasons["qnli"] == "its files cannot be read: Permission denied."
+    assert reasons["rte"] == "its files cannot be read (RuntimeError)."
     assert str(tmp_path) not in " ".join(found.problems)
 
 
