@@ -33,8 +33,6 @@ PARAMETERS = {
         "self lora_config adapter_name target target_name parent current_key parameter_name"
     ),
     "peft.tuners.lora.LoraModel._create_new_module": "lora_config adapter_name target **kwargs",
-    "peft.tuners.lora.LoraModel._replace_module": "self parent child_name new_module child",
-    "peft.tuners.lora.LoraModel._mark_only_adapters_as_trainable": "self model",
     "peft.tuners.lora.LoraModel._cast_adapter_dtype": "self adapter_name autocast_adapter_dtype",
     "peft.tuners.lora.LoraModel._get_adapter_state_dict": (
         "cls model config adapter_name state_dict unwanted_adapter_names"
@@ -57,7 +55,7 @@ PARAMETERS = {
     "peft.tuners.lora.LoraLayer.merge": "self safe_merge adapter_names",
     "peft.tuners.lora.LoraLayer.unmerge": "self",
     "peft.tuners.lora.LoraLayer._check_forward_args": "self x *args **kwargs",
-    "peft.tuners.tuners_utils.BaseTunerLayer._freeze_non_trainable_peft_weights": "self adapter_names",
+    "peft.tuners.lora.LoraModel._replace_module": "self parent child_name new_module child",
     "peft.tuners.lora.model._adapter_names_pre_forward_hook": "target args kwargs adapter_names",
     "peft.tuners.lora.model._get_encoder": "model",
     "peft.tuners.tuners_utils.check_target_module_exists": "config key",
