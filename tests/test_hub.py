@@ -382,24 +382,7 @@ def test_names_that_cannot_be(quiet: HubServer, client: HubClient, name: str) ->
     assert "cannot name a repository" in refused(client, PULL, repo=name, token=False, options={})
 
 
-# -- collections and bases --------------------------------------------------------------------------------------------
-
-
-def test_collections_gather_and_are_found_again(quiet: HubServer, client: HubClient) -> None:
-    for name in ("one", "two"):
-        quiet.store.add_files(f"cat/{name}", {"a.txt": b"a"})
-    source = """
-    from spafit_hf.hub import collect_adapters
-    kept = collect_adapters("SPAFIT on GLUE", repos, token=token)
-    result = dict(slug=kept.slug, items=kept.items, url=kept.url)
-    """
-    first = client(source, repos={"cat/one": "CoLA"}, token=quiet.token("cat"))
-    second = client(source, repos=["cat/one", "cat/two"], token=quiet.token("cat"))
-    assert first["slug"] == second["slug"]
-    assert second["items"] == ["cat/one", "cat/two"]
-    assert quiet.collections[first["slug"]]["items"][0]["note"]["text"] == "CoLA"
-    assert "no repository" in refused(client, source, repos=["cat/none"], token=quiet.token("cat"))
-    assert "may not write" in refused(client, source, repos=["cat/one"], token=quiet.token("cat", "read"))
+# -- bases ------------------------------------------------------------------------------------------------------------
 
 
 def test_version_and_license_of_a_base(quiet: HubServer, client: HubClient, tmp_path: Path) -> None:
@@ -439,15 +422,12 @@ def test_the_commands(quiet: HubServer, clients: Callable[..., HubClient], tmp_p
     ann = clients(quiet.endpoint, token=quiet.token("ann"))  # logged in
     folder = adapter_folder(tmp_path / "run")
     (folder / "README.md").unlink()
-    flags = ["--private", "--message", "first", "--collection", "Mine"]
+    flags = ["--private", "--message", "first"]
     status, said = ann(COMMAND, words=["push", folder, "ann/by-command", *flags])
     commit = quiet.commits("ann/by-command")[0]
     assert status == 0
     assert (commit.title, commit.oid in said) == ("first", True)
     assert quiet.store.repos["model", "ann/by-command"].private
-    assert [kept["items"][0]["id"] for kept in quiet.collections.values() if kept["title"] == "Mine"] == [
-        "ann/by-command"
-    ]
     # The card was written for the repo it is in.
     assert "ann/by-command" in quiet.store.files("ann/by-command")["README.md"].decode()
 

@@ -179,22 +179,6 @@ def test_pull_requests(quiet: HubServer, client: HubClient) -> None:
     }
 
 
-def test_collections(quiet: HubServer, client: HubClient) -> None:
-    quiet.store.add_files("bob/one", {"a.txt": b"1"})
-    items = client(
-        """
-        from huggingface_hub import HfApi
-        api = HfApi(token=token)
-        for _ in range(2):
-            kept = api.create_collection("Nine tasks", namespace="bob", exists_ok=True)
-            kept = api.add_collection_item(kept.slug, "bob/one", "model", note="the first", exists_ok=True)
-        result = [[item.item_id, item.note] for item in kept.items]
-        """,
-        token=quiet.token("bob"),
-    )
-    assert items == [["bob/one", "the first"]]
-
-
 def test_stale_parent_and_deletions(quiet: HubServer, client: HubClient) -> None:
     first = quiet.store.add_files("bob/par", {"a.txt": b"1", "d/b.txt": b"2"})
     quiet.store.add_files("bob/par", {"c.txt": b"3"})

@@ -1,4 +1,4 @@
-"""spafit push: an adapter folder (or a fully fine-tuned model) to the Hub, in one commit, and into a Collection."""
+"""spafit push: an adapter folder (or a fully fine-tuned model) to the Hub, in one commit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--pull-request", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     parser.add_argument("--also", metavar="FILE", nargs="+", default=[], help="further files in the folder to push")
-    parser.add_argument("--collection", metavar="TITLE", help="put the repository into the Collection of this title")
     parser.add_argument(
         "--keep-card", action="store_true", help="push README.md as it is, and do not write it for this repository"
     )
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from spafit_hf.card import CardError, facts_of_folder, write_card
-    from spafit_hf.hub import collect_adapters, full_repo_id, parcel, push_adapter
+    from spafit_hf.hub import full_repo_id, parcel, push_adapter
 
     parcel(args.folder, also=args.also)
     repo = args.repo
@@ -59,7 +58,4 @@ def run(args: argparse.Namespace) -> int:
     )
     what = f"{len(done.files)} files" if done.changed else "nothing new; it is all there"
     print(f"{done.url}\n  {what}, commit {done.commit}")
-    if args.collection:
-        kept = collect_adapters(args.collection, [done.repo_id])
-        print(f"{kept.url}\n  {len(kept.items)} in the Collection")
     return 0

@@ -1,6 +1,6 @@
 """A Hub on loopback: enough of the protocol that the real clients cannot tell, and faults on demand.
 
-    client --HF_ENDPOINT--> http://127.0.0.1:PORT   the Hub: accounts, repos, commits, branches, PRs, collections
+    client --HF_ENDPOINT--> http://127.0.0.1:PORT   the Hub: accounts, repos, commits, branches, PRs
                        \\--> http://localhost:PORT2   its storage: another origin, which must never see a token
 
     wire.py      requests and replies            accounts.py  who may do what

@@ -56,7 +56,6 @@ class HubServer:
         self.store = Store(folder)
         self.accounts = Accounts()
         self.faults = Faults()
-        self.collections: dict[str, dict[str, Any]] = {}
         self.xet = xet.XetStore()
         self.parts: dict[tuple[str, int], bytes] = {}
         self.part_bytes = 50_000_000
