@@ -61,7 +61,6 @@ def test_tsv_with_stray_quotes_loses_no_line(tmp_path: Path) -> None:
     assert read_table(file)["a"][:] == ['"open', "middle", 'close"']
     quoted = write(tmp_path / "quoted.tsv", 'a\tb\n"two\nlines"\t1\n"say ""x"""\t2\n')
     assert read_table(quoted)["a"][:] == ["two\nlines", 'say "x"']
-    assert read_table(file, quoting=False).num_rows == 3
 
 
 @pytest.mark.parametrize(
@@ -78,9 +77,9 @@ def test_tsv_with_stray_quotes_loses_no_line(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', "'text' .* mixes types"),
         ("a.json", f'[{{"n": {"1" * 5000}}}]', "not valid JSON.*4300 digits"),
         ("a.jsonl", f'{{"n": 1}}\n{{"n": {"1" * 5000}}}\n', "Line 2 .*4300 digits"),
-        ("a.jsonl", f'{{"n": 1}}\n{{"n": {2**70}}}\n', "Row 2, column 'n' .* 64 bits"),
-        ("a.json", f'[{{"n": {{}}}}, {{"n": {{"m": [{2**70}]}}}}]', "Row 2, column 'n' .* 64 bits"),
-        ("a.jsonl", '{"t": "a"}\n{"t": "\\ud800"}\n', "Row 2, column 't' .* surrogate"),
+        ("a.jsonl", f'{{"n": 1}}\n{{"n": {2**70}}}\n', "Column 'n' .* 64 bits"),
+        ("a.json", f'[{{"n": {{}}}}, {{"n": {{"m": [{2**70}]}}}}]', "Column 'n' .* 64 bits"),
+        ("a.jsonl", '{"t": "a"}\n{"t": "\\ud800"}\n', "Column 't' .* surrogate"),
         ("a.jsonl", '{"\\ud800": "a"}\n', r"Column '\\ud800' .* surrogate"),
         ("a.parquet", "nothing", "not a readable parquet"),
         ("a.txt", "x", r"\.csv, \.tsv"),
@@ -102,22 +101,14 @@ def test_a_field_may_be_long(tmp_path: Path, suffix: str, mark: str) -> None:
     assert csv.field_size_limit() == limit  # the limit is the whole process's
 
 
-def test_parquet_columns_of_unknown_types_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parquet_columns_of_unknown_types_are_refused(tmp_path: Path) -> None:
     pairs = pyarrow.array([[("k", "v")]] * 10, pyarrow.map_(pyarrow.string(), pyarrow.string()))
-    table = pyarrow.table({"tags": pairs, "text": [f"t{i}" for i in range(10)], "label": [i % 2 for i in range(10)]})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    said = "Column 'tags' .* holds map<string, string.*left out"
-    with caplog.at_level("WARNING"):
-        assert read_table(tmp_path / "a.parquet").column_names == ["text", "label"]
-    assert re.search(said, caplog.text)
-    assert any(re.search(said, note) for note in load_text_data(tmp_path / "a.parquet").notes)
-    pyarrow.parquet.write_table(table.select(["tags"]), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="no column that can be used"):
-        read_table(tmp_path / "b.parquet")
+    table = pyarrow.table({"tags": pairs, "text": [f"t{i}" for i in range(10)]})
     unknown = {"huggingface": json.dumps({"info": {"features": {"text": {"_type": "Hologram"}}}})}
-    pyarrow.parquet.write_table(table.select(["text"]).replace_schema_metadata(unknown), tmp_path / "c.parquet")
-    with pytest.raises(DataError, match="cannot be used as a dataset"):
-        read_table(tmp_path / "c.parquet")
+    for odd, kind in ((table, "map<"), (table.select(["text"]).replace_schema_metadata(unknown), "Hologram")):
+        pyarrow.parquet.write_table(odd, tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=f"not a readable parquet file of plain columns .*{kind}"):
+            read_table(tmp_path / "a.parquet")
 
 
 def test_missing_file_and_other_encoding(tmp_path: Path) -> None:

@@ -5,43 +5,34 @@
     reviews.parquet                   .parquet       typed; ClassLabel names written by `datasets` survive
 
 Nothing is guessed and no row is dropped here: a row that does not fit the header is an error that names its line.
-A parquet column of a type that `datasets` does not know is left out, and that is said.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import logging
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-logger = logging.getLogger(__name__)
-
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 LONGEST_FIELD = 2**31 - 1  # the csv module keeps its limit in a C long, which has 32 bits on Windows
-_field_limit_lock = threading.Lock()
 
 
 class DataError(ValueError):
     """Data that cannot be used as it is: the message says what was found, what is allowed and what to change."""
 
 
-def read_table(path: str | Path, *, quoting: bool | None = None, notes: list[str] | None = None) -> Dataset:
+def read_table(path: str | Path) -> Dataset:
     """Read one local file of rows.
 
     Args:
-        path: a `.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` file; text is UTF-8 (a byte order mark is skipped).
-        quoting: how `"` is read in CSV and TSV. True: as RFC 4180 quotes. False: as a plain character, one row per
-            line (GLUE's own TSV files). None: as quotes, except in a TSV that only makes sense without them.
-        notes: receives a sentence for each parquet column of a type that a `Dataset` cannot hold (a map), which is
-            left out. None: they go to the log as warnings.
+        path: a `.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` file; text is UTF-8 (a byte order mark is skipped). In
+            CSV `"` quotes as in RFC 4180; in a TSV that only makes sense without quotes it is a plain character, one
+            row per line (GLUE's own files).
 
     Returns:
         The rows, in file order. CSV and TSV columns are all strings; columns of JSON and parquet keep their types.
@@ -55,13 +46,13 @@ def read_table(path: str | Path, *, quoting: bool | None = None, notes: list[str
     suffix = file.suffix.lower()
     try:
         if suffix == ".csv":
-            columns = _delimited(file, ",", True if quoting is None else quoting)
+            columns = _delimited(file, ",")
         elif suffix == ".tsv":
-            columns = _tabbed(file, quoting)
+            columns = _tabbed(file)
         elif suffix in (".json", ".jsonl"):
             columns = _json(file)
         elif suffix == ".parquet":
-            return _parquet(file, notes)
+            return _parquet(file)
         else:
             raise DataError(
                 f"'{path}' ends in '{file.suffix}'; files of rows end in {', '.join(SUFFIXES)}. Convert or rename it."
@@ -88,147 +79,95 @@ def _dataset(file: Path, columns: dict[str, list[Any]]) -> Dataset:
     import pyarrow
     from datasets import Dataset
 
-    if not columns or not next(iter(columns.values())):
+    if not any(columns.values()):
         raise DataError(f"'{file}' holds no rows. Give a file with a header and at least one row.")
+    arrays = {}
     for name, values in columns.items():
         try:
             pyarrow.array([name])
-            pyarrow.array(values)
-        except (OverflowError, UnicodeEncodeError) as error:
-            row = next((number for number, value in enumerate(values, start=1) if not _storable(value)), None)
-            where = f"Row {row}, column" if row else "Column"
+            arrays[name] = pyarrow.array(values)
+        except (OverflowError, UnicodeEncodeError, pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
             raise DataError(
-                f"{where} {name!r} of '{file}' cannot be stored ({error}). Integers of 64 bits and text that is valid "
-                f"UTF-8 are allowed: write longer numbers as strings, and leave out halves of surrogate pairs."
+                f"Column {name!r} of '{file}' mixes types or cannot be stored ({error}). Give all its rows one type; "
+                f"integers of 64 bits and text that is valid UTF-8 are allowed."
             ) from error
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-            raise DataError(
-                f"Column '{name}' of '{file}' mixes types ({error}). Give all its rows one type."
-            ) from error
-    return Dataset.from_dict(columns)
+    return Dataset(pyarrow.table(arrays))
 
 
-def _storable(value: Any) -> bool:
-    import pyarrow
-
-    try:
-        pyarrow.array([value])
-    except (OverflowError, UnicodeEncodeError):
-        return False
-    return True
-
-
-def _parquet(file: Path, notes: list[str] | None) -> Dataset:
-    import pyarrow
+def _parquet(file: Path) -> Dataset:
     import pyarrow.parquet
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
     try:
-        table = pyarrow.parquet.read_table(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"'{file}' is not a readable parquet file ({error}). Fetch or write it again.") from error
-    if not table.num_rows:
-        raise DataError(f"'{file}' holds no rows. Give a file with at least one row.")
-    usable = []
-    for index, field in enumerate(table.schema):
-        try:
-            Features.from_arrow_schema(pyarrow.schema([field]))
-            usable.append(index)
-        except ValueError:
-            note = f"Column '{field.name}' of '{file}' holds {field.type}, which cannot be used, and is left out."
-            if notes is None:
-                logger.warning(note)
-            else:
-                notes.append(note)
-    if not usable:
-        raise DataError(f"'{file}' has no column that can be used. Give columns of text, numbers or lists of them.")
-    try:
-        return Dataset(table.select(usable))
-    except ValueError as error:
+        dataset = Dataset(pyarrow.parquet.read_table(file))
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"'{file}' cannot be used as a dataset ({error}). Write it again with plain columns."
+            f"'{file}' is not a readable parquet file of plain columns ({error}). Write it again with columns of text, "
+            f"numbers or lists of them."
         ) from error
+    if not dataset.num_rows:
+        raise DataError(f"'{file}' holds no rows. Give a file with at least one row.")
+    return dataset
 
 
-def _tabbed(file: Path, quoting: bool | None) -> dict[str, list[Any]]:
+def _tabbed(file: Path) -> dict[str, list[Any]]:
     """TSV comes in two dialects; a stray `"` read as a quote would silently swallow lines, so look before choosing."""
-    if quoting is not None:
-        return _delimited(file, "\t", quoting)
     try:
-        quoted = _delimited(file, "\t", True)
+        plain = _delimited(file, "\t", quoted=False)
     except DataError:
-        return _delimited(file, "\t", False)
+        return _delimited(file, "\t")
+    try:
+        quoted = _delimited(file, "\t")
+    except DataError:
+        return plain
+    # Some quoted field spans lines where the counts differ; here each of these lines fits the header by itself.
+    counts = {len(next(iter(columns.values()), ())) for columns in (plain, quoted)}
+    return quoted if len(counts) == 1 else plain
+
+
+def _delimited(file: Path, delimiter: str, *, quoted: bool = True) -> dict[str, list[Any]]:
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        line_count = sum(bool(line.strip("\r\n")) for line in lines)
-    if line_count - 1 == len(next(iter(quoted.values()), [])):
-        return quoted
-    try:  # some quoted field spans lines: meant so only if the lines do not fit the header one by one
-        return _delimited(file, "\t", False)
-    except DataError:
-        return quoted
-
-
-def _delimited(file: Path, delimiter: str, quoting: bool) -> dict[str, list[Any]]:
-    dialect: dict[str, Any] = {"delimiter": delimiter, "strict": quoting}
-    dialect["quoting"] = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
-    with file.open(encoding="utf-8-sig", newline="") as lines, _long_fields():
-        reader = csv.reader(lines, **dialect)
+        reader = csv.reader(lines, delimiter=delimiter, strict=quoted, quoting=quoting)
+        limit = csv.field_size_limit(LONGEST_FIELD)  # the whole process's: 131072 characters by default
         try:
-            header = next(reader, [])
-            if len(set(header)) != len(header):
-                raise DataError(f"The header of '{file}' repeats a column: {', '.join(header)}. Rename one of them.")
-            rows = []
-            for row in reader:
-                if not row:  # a blank line, as at the end of many files
-                    continue
-                if len(row) != len(header):
-                    raise DataError(
-                        f"Line {reader.line_num} of '{file}' has {len(row)} fields, its header has {len(header)} "
-                        f"({', '.join(header)}). Quote fields that hold the separator, or mend the line."
-                    )
-                rows.append(row)
+            rows = [(reader.line_num, row) for row in reader if row]  # no blank lines, as at the end of many files
         except csv.Error as error:
             raise DataError(
-                f"'{file}' cannot be read near line {reader.line_num} ({error}). If its quotes are plain characters, "
-                f"pass quoting=False; otherwise close the quote."
+                f"'{file}' cannot be read near line {reader.line_num} ({error}). Close the quote, or double each quote "
+                f"that is a plain character."
             ) from error
-    return {name: [row[index] for row in rows] for index, name in enumerate(header)}
-
-
-@contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-    """Lift the csv module's limit of 131072 characters per field, which holds for the whole process, for a while."""
-    with _field_limit_lock:
-        before = csv.field_size_limit(LONGEST_FIELD)
-        try:
-            yield
         finally:
-            csv.field_size_limit(before)
+            csv.field_size_limit(limit)
+    header = rows[0][1] if rows else []
+    if len(set(header)) != len(header):
+        raise DataError(f"The header of '{file}' repeats a column: {', '.join(header)}. Rename one of them.")
+    for number, row in rows:
+        if len(row) != len(header):
+            raise DataError(
+                f"Line {number} of '{file}' has {len(row)} fields, its header has {len(header)} "
+                f"({', '.join(header)}). Quote fields that hold the separator, or mend the line."
+            )
+    return {name: [row[index] for _, row in rows[1:]] for index, name in enumerate(header)}
 
 
 def _json(file: Path) -> dict[str, list[Any]]:
     text = file.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except ValueError as error:  # not only JSONDecodeError: an integer of thousands of digits too
-            raise DataError(f"'{file}' is not valid JSON: {error}.") from error
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise DataError(
-                        f"Line {number} of '{file}' is not a JSON object ({getattr(error, 'msg', error)}). Allowed: "
-                        f"one object per line, or one list of objects."
-                    ) from error
+    one_list = text.lstrip().startswith("[")
+    allowed = "Allowed: one object per line, or one list of objects."
+    rows: list[Any] = []
+    for number, part in enumerate([text] if one_list else text.split("\n"), start=1):
+        if part.strip():
+            try:
+                found = json.loads(part)
+            except ValueError as error:  # not only JSONDecodeError: an integer of thousands of digits too
+                where = f"'{file}' is not valid JSON" if one_list else f"Line {number} of '{file}' is not a JSON object"
+                raise DataError(f"{where} ({getattr(error, 'msg', error)}). {allowed}") from error
+            rows += found if one_list else [found]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataError(
-                f"Row {number} of '{file}' is a {type(row).__name__}, not an object with columns. Allowed: one object "
-                f"per line, or one list of objects."
+                f"Row {number} of '{file}' is a {type(row).__name__}, not an object with columns. {allowed}"
             )
     names = dict.fromkeys(name for row in rows for name in row)  # every key of every row, in order of appearance
     return {name: [row.get(name) for row in rows] for name in names}

@@ -202,7 +202,7 @@ def _read_splits(
                 raise DataError(f"'{source}' has the splits {', '.join(loaded)}; one of them must be called train.")
             return splits, f"'{source}'", notes
     origin = f"'{source}'" if source is not None else ", ".join(f"'{path}'" for path in given.values())
-    read = {split: read_table(path, quoting=quoting, notes=notes) for split, path in given.items()}
+    read = {split: read_table(path) for split, path in given.items()}
     return read, origin, notes
 
 
