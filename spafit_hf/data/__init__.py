@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from spafit_hf.data.figures import compute_figures, default_figures, jsonable
 from spafit_hf.data.holdout import carve_validation
-from spafit_hf.data.hub_dataset import hub_reachable, load_hub_dataset, offline_variable
+from spafit_hf.data.hub_dataset import load_hub_dataset, no_hub
 from spafit_hf.data.labels import LABEL
 from spafit_hf.data.table import SUFFIXES, DataError, read_table, require_columns
 from spafit_hf.data.text_data import TextData, load_text_data
@@ -22,6 +22,5 @@ from spafit_hf.data.tokens import tokenize
 
 __all__ = [
     "LABEL", "SUFFIXES", "DataError", "TextData", "carve_validation", "compute_figures", "default_figures",
-    "hub_reachable", "jsonable", "load_hub_dataset", "load_text_data", "offline_variable", "read_table",
-    "require_columns", "tokenize",
+    "jsonable", "load_hub_dataset", "load_text_data", "no_hub", "read_table", "require_columns", "tokenize",
 ]  # fmt: skip

@@ -22,85 +22,44 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CLASSES = ("accuracy", "f1", "f1_macro", "matthews_correlation")
 REGRESSION = ("pearson", "spearmanr", "mse")
 
 
-def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Share of equal ids."""
-    return float((predictions == references).mean())
-
-
-def f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    """F1 of class 1 against class 0."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(y_true=references, y_pred=predictions))
-
-
-def f1_macro(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Mean over classes of each one's F1."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(y_true=references, y_pred=predictions, average="macro"))
-
-
-def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Matthews' correlation coefficient; 0 when either side is constant."""
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(references, predictions))
-
-
-def pearson(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Pearson's correlation; NaN when either side is constant."""
-    from scipy.stats import pearsonr
-
-    return float(pearsonr(predictions, references)[0])
-
-
-def spearmanr(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Spearman's rank correlation; NaN when either side is constant."""
+def compute(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """The named figures of `CLASSES` or `REGRESSION` for predictions [n] against labels [n]."""
     from scipy import stats
+    from sklearn import metrics
 
-    return float(stats.spearmanr(predictions, references)[0])
-
-
-def mse(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Mean squared error."""
-    return float(np.mean((predictions - references) ** 2))
-
-
-FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "f1_macro": f1_macro,
-    "matthews_correlation": matthews_correlation,
-    "pearson": pearson,
-    "spearmanr": spearmanr,
-    "mse": mse,
-}
-"""Every figure by the name it has in results."""
+    definitions: dict[str, Callable[[], float]] = {
+        "accuracy": lambda: metrics.accuracy_score(references, predictions),
+        "f1": lambda: metrics.f1_score(references, predictions),  # of class 1 against class 0
+        "f1_macro": lambda: metrics.f1_score(references, predictions, average="macro"),
+        "matthews_correlation": lambda: metrics.matthews_corrcoef(references, predictions),
+        "pearson": lambda: stats.pearsonr(predictions, references)[0],
+        "spearmanr": lambda: stats.spearmanr(predictions, references)[0],
+        "mse": lambda: np.mean((predictions - references) ** 2),
+    }
+    return {name: float(definitions[name]()) for name in names}
 
 
 def compute_figures(names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics` for any text task.
 
     Args:
-        names: of `FIGURES`; all of them of classes, or all of regression. See `default_figures`.
+        names: of `CLASSES`, or of `REGRESSION`; the first is the main one. See `default_figures`.
 
     Raises:
         ValueError: an unknown name, none, or classes and regression mixed.
     """
-    unknown = [name for name in names if name not in FIGURES]
-    if unknown or not names or len({name in REGRESSION for name in names}) > 1:
+    if not names or not (set(names) <= set(CLASSES) or set(names) <= set(REGRESSION)):
         raise ValueError(
-            f"Cannot compute {', '.join(names) or 'nothing'}. Allowed: some of "
-            f"{', '.join(name for name in FIGURES if name not in REGRESSION)}; or some of {', '.join(REGRESSION)}."
+            f"Cannot compute {', '.join(names) or 'nothing'}. Allowed: some of {', '.join(CLASSES)}; or some of "
+            f"{', '.join(REGRESSION)}."
         )
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        predictions, references = reduce_prediction(prediction, names[0] in REGRESSION)
-        return {name: FIGURES[name](predictions, references) for name in names}
+        return compute(names, *reduce_prediction(prediction, names[0] in REGRESSION))
 
     return compute_metrics
 

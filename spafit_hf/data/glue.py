@@ -37,8 +37,7 @@ class GlueTask(Labelled):
         license: of the data as GLUE or the data's own paper states it; "not stated" where neither does.
         columns: the text column, or the two of a pair.
         labels: names in id order; empty for regression.
-        validation: names of the validation splits, the one to select on first.
-        rows: official number of rows of train and of each validation split.
+        rows: official number of rows of train and of each validation split, the one to select on first.
         metrics: the figures evaluate's GLUE metric gives, the main one first.
         symmetric: whether the label of a pair is the same with its texts swapped.
     """
@@ -52,7 +51,6 @@ class GlueTask(Labelled):
     labels: tuple[str, ...]
     rows: Mapping[str, int]
     metrics: tuple[str, ...]
-    validation: tuple[str, ...] = ("validation",)
     symmetric: bool = False
 
     @property
@@ -63,7 +61,12 @@ class GlueTask(Labelled):
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits with labels: train and validation."""
-        return ("train", *self.validation)
+        return tuple(self.rows)
+
+    @property
+    def validation(self) -> tuple[str, ...]:
+        """The validation splits, the one to select on first."""
+        return self.splits[1:]
 
 
 TASKS: dict[str, GlueTask] = {
@@ -137,7 +140,6 @@ TASKS: dict[str, GlueTask] = {
             labels=("entailment", "neutral", "contradiction"),
             rows={"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
             metrics=("accuracy",),
-            validation=("validation_matched", "validation_mismatched"),
         ),
         GlueTask(
             name="qnli",

@@ -10,8 +10,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from spafit_hf.data import hub_reachable, offline_variable
-from spafit_hf.data.figures import FIGURES, reduce_prediction
+from spafit_hf.data import no_hub
+from spafit_hf.data.figures import compute, reduce_prediction
 from spafit_hf.data.glue import TASKS, GlueTask, get_task
 from spafit_hf.words import first_line
 
@@ -49,48 +49,32 @@ class GlueMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        return {name: FIGURES[name](predictions, references) for name in TASKS[self.config_name].metrics}
+        return compute(TASKS[self.config_name].metrics, predictions, references)
 
 
-def load_glue_metric(task: str | GlueTask, *, hub: bool | None = None) -> evaluate.EvaluationModule:
-    """evaluate's GLUE metric from the Hub, or `GlueMetric` where the Hub cannot be reached.
-
-    Args:
-        task: one of the nine tasks.
-        hub: True: from the Hub or raise. False: ours, without a look at the network. None: from the Hub if it answers
-            within seconds and no offline variable (`HF_HUB_OFFLINE` and the like) is set; which it was is logged.
+def load_glue_metric(task: str | GlueTask) -> evaluate.EvaluationModule:
+    """evaluate's GLUE metric from the Hub, or `GlueMetric` where that cannot be had, which is logged with the reason.
 
     Raises:
-        ValueError: unknown task; `hub=True` and the metric could not be loaded.
+        ValueError: unknown task.
     """
     name = get_task(task).name
-    if hub is False:
-        return GlueMetric(name)
-    variable = offline_variable()
-    if hub and variable:
-        raise ValueError(f"evaluate's GLUE metric is on the Hub, and {variable} is set. Unset it or leave hub=None.")
-    if hub is None and not hub_reachable():
-        reason = f"{variable} is set" if variable else "the Hub cannot be reached"
-    else:
+    reason = no_hub()
+    if not reason:
         try:
             # With the full id, so that a folder named glue in the working directory is not taken for the metric.
             return evaluate.load("evaluate-metric/glue", name, module_type="metric", keep_in_memory=True)
         except (OSError, ImportError, ValueError, TypeError, RuntimeError) as error:
             reason = f"evaluate's metric did not load: {first_line(error)}"
-            if hub:
-                raise ValueError(f"GLUE metric of {name}: {reason}. Leave hub=None to compute it locally.") from error
     logger.info("GLUE metric of %s: computed locally with scikit-learn and scipy (%s).", name, reason)
     return GlueMetric(name)
 
 
-def compute_metrics_for(
-    task: str | GlueTask, *, hub: bool | None = None
-) -> Callable[[EvalPrediction], dict[str, float]]:
+def compute_metrics_for(task: str | GlueTask) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics` for a GLUE task.
 
     Args:
         task: one of the nine tasks.
-        hub: see `load_glue_metric`.
 
     Returns:
         A function of an `EvalPrediction` (logits [n, k], or a tuple that starts with them; labels [n]) to the task's
@@ -100,7 +84,7 @@ def compute_metrics_for(
         ValueError: unknown task. The function itself raises it for labels that are hidden (-1) and for no rows.
     """
     found = get_task(task)
-    metric = load_glue_metric(found, hub=hub)
+    metric = load_glue_metric(found)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predictions, references = reduce_prediction(prediction, found.regression)

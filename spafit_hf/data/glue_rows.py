@@ -7,7 +7,6 @@ data_dir/mnli/train.parquet  validation_matched.parquet  (validation_mismatched.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load_task(
-    task: str | GlueTask,
-    data_dir: str | Path | None = None,
-    *,
-    splits: Sequence[str] | None = None,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-) -> DatasetDict:
+def load_task(task: str | GlueTask, data_dir: str | Path | None = None) -> DatasetDict:
     """Load a task from the Hub or from a folder.
 
     Args:
@@ -35,13 +27,11 @@ def load_task(
         data_dir: a folder with `<task>/train.parquet` and `<task>/validation.parquet` (mnli: `validation_matched`,
             and `validation_mismatched` where there is one); file names of the Hub's own repository
             (`train-00000-of-00001.parquet`) are taken too. None: `nyu-mll/glue` on the Hub, or its cached copy.
-        splits: the splits to load; train and every validation split if None. Test splits have no labels (all are -1)
-            and are loaded only when named.
-        revision, cache_dir: of the Hub dataset.
 
     Returns:
-        The splits, with the task's columns, `label` (a `ClassLabel` with the names of `GlueTask.labels`; stsb:
-        float32) and whatever else the source has (`idx`).
+        Train and the validation splits, with the task's columns, `label` (a `ClassLabel` with the names of
+        `GlueTask.labels`; stsb: float32) and whatever else the source has (`idx`). The Hub's test splits have no
+        labels and are left out.
 
     Raises:
         DataError (a ValueError): no Hub and no cache, a missing folder or file, other columns, other labels.
@@ -51,30 +41,19 @@ def load_task(
 
     found = get_task(task)
     if data_dir is None:
-        loaded = load_hub_dataset(
-            DATASET_ID,
-            found.name,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_hint=f"Give a data folder with {found.name}/train.parquet and so on.",
-        )
-        missing = [name for name in splits or found.splits if name not in loaded]
-        if missing:
-            raise DataError(f"{found.title} has no split {', '.join(missing)}; it has {', '.join(loaded)}.")
-        parts: dict[str, Dataset] = {name: loaded[name] for name in splits or found.splits}
+        hint = f"Give a data folder with {found.name}/train.parquet and so on."
+        loaded = load_hub_dataset(DATASET_ID, found.name, local_hint=hint)
+        parts: dict[str, Dataset] = {name: loaded[name] for name in found.splits}
     else:
-        parts = _read_folder(found, Path(data_dir).expanduser(), splits)
-    checked = {name: _checked(found, name, split) for name, split in parts.items()}
-    for name, split in checked.items():
-        official = found.rows.get(name)
-        logger.info(
-            "%s %s: %d rows%s.", found.name, name, split.num_rows,
-            "" if official in (None, split.num_rows) else f" (the official split has {official})",
-        )  # fmt: skip
-    return DatasetDict(checked)
+        parts = _read_folder(found, Path(data_dir).expanduser())
+    for name, split in parts.items():
+        logger.info("%s %s: %d rows (the official split has %d).", found.name, name, split.num_rows, found.rows[name])
+    return DatasetDict(
+        {name: _checked(found, split, f"The {name} split of {found.name}") for name, split in parts.items()}
+    )
 
 
-def _read_folder(task: GlueTask, folder: Path, splits: Sequence[str] | None) -> dict[str, Dataset]:
+def _read_folder(task: GlueTask, folder: Path) -> dict[str, Dataset]:
     import datasets
 
     place = folder / task.name
@@ -84,21 +63,20 @@ def _read_folder(task: GlueTask, folder: Path, splits: Sequence[str] | None) -> 
             f"and {task.name}/{task.validation[0]}.parquet."
         )
     parts: dict[str, Dataset] = {}
-    for name in splits or task.splits:
+    for name in task.splits:
         files = sorted(place.glob(f"{name}.parquet")) or sorted(place.glob(f"{name}-*-of-*.parquet"))
         if files:
             parts[name] = datasets.concatenate_datasets([read_table(file) for file in files])
-        elif splits is not None or name not in task.validation[1:]:
+        elif name not in task.validation[1:]:
             there = ", ".join(sorted(path.name for path in place.iterdir())) or "nothing"
             raise DataError(f"There is no '{place / name}.parquet'; the folder holds {there}. Add the file.")
     return parts
 
 
-def _checked(task: GlueTask, name: str, split: Dataset) -> Dataset:
+def _checked(task: GlueTask, split: Dataset, whose: str) -> Dataset:
     """The split with the task's columns and label ids, or an error: a swapped label order must never pass."""
     from datasets import ClassLabel, Value
 
-    whose = f"The {name} split of {task.name}"
     require_columns(split, (*task.columns, LABEL), whose)
     for column in (*task.columns, LABEL):
         nulls = split.data.column(column).null_count
@@ -119,12 +97,10 @@ def _checked(task: GlueTask, name: str, split: Dataset) -> Dataset:
             )
     elif not str(feature.dtype).startswith("int"):
         raise DataError(f"{whose} must have class ids in '{LABEL}', found {feature}. Map the labels to ids first.")
-    ids = set(split.unique(LABEL))
-    allowed = {-1} if name.startswith("test") else set()
-    allowed |= set(range(task.num_labels))
-    if not ids <= allowed:
+    odd = sorted(set(split.unique(LABEL)) - set(range(task.num_labels)))
+    if odd:
         raise DataError(
-            f"{whose} has the label ids {', '.join(map(str, sorted(ids - allowed)))}; allowed are 0 to "
-            f"{task.num_labels - 1} ({', '.join(task.labels)}). Load the original data."
+            f"{whose} has the label ids {', '.join(map(str, odd))}; allowed are 0 to {task.num_labels - 1} "
+            f"({', '.join(task.labels)}). Load the original data."
         )
-    return split if isinstance(feature, ClassLabel) else split.cast_column(LABEL, ClassLabel(names=list(task.labels)))
+    return split.cast_column(LABEL, ClassLabel(names=list(task.labels)))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from spafit_hf.data.labels import LABEL
@@ -15,15 +15,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def _key(texts: Sequence[str]) -> str:
-    """What counts as the same text: the same words, whatever their case and punctuation."""
-    return "\x1f".join(" ".join(re.findall(r"\w+", text.lower())) or text.strip() for text in texts)
-
-
 def _keys(dataset: Dataset, columns: Sequence[str]) -> list[str]:
-    """The key of each row."""
+    """Of each row what makes it the same text as another: the same words, whatever their case and punctuation."""
     # [:] reads a column at once; iterating over it takes thirty times as long.
-    return [_key(texts) for texts in zip(*(dataset[column][:] for column in columns), strict=True)]
+    rows = zip(*(dataset[column][:] for column in columns), strict=True)
+    return ["\x1f".join(" ".join(re.findall(r"\w+", text.lower())) or text.strip() for text in row) for row in rows]
 
 
 def shared_texts(splits: Mapping[str, Dataset], columns: Sequence[str]) -> dict[str, int]:
@@ -80,7 +76,7 @@ def carve_validation(
     groups: dict[str, list[int]] = {}
     for row, key in enumerate(_keys(dataset, columns)):
         groups.setdefault(key, []).append(row)
-    ordered = [groups[key] for key in sorted(groups, key=lambda key: _rank(seed, key))]
+    ordered = [groups[key] for key in sorted(groups, key=lambda key: sha256(f"{seed}\x1e{key}".encode()).digest())]
     quota = _apportion(Counter(classes), rows)
     left = Counter(classes[group[0]] for group in ordered)  # groups of a class that are still in train
     held: set[int] = set()
@@ -98,10 +94,6 @@ def carve_validation(
         "train": dataset.select([row for row in range(total) if row not in held]),
         "validation": dataset.select(sorted(held)),
     }
-
-
-def _rank(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"{seed}\x1e{key}".encode()).digest()
 
 
 def _apportion(counts: Counter[Any], rows: int) -> dict[Any, int]:

@@ -21,27 +21,20 @@ logger = logging.getLogger(__name__)
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 
 
-def offline_variable() -> str | None:
-    """The environment variable that forbids the network (`HF_HUB_OFFLINE` and the like), or None."""
-    for name in OFFLINE_VARIABLES:
-        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
-            return name
-    return None
-
-
-def hub_reachable(timeout: float = 3.0) -> bool:
-    """Whether the Hub answers, asked once per process; never asked when an offline variable is set.
+def no_hub(timeout: float = 3.0) -> str:
+    """Why the Hub cannot be asked, such as "HF_HUB_OFFLINE is set"; empty where it answers, which is asked once.
 
     The clients of the Hub retry for about 20 seconds before they give up. This asks once, through the same proxies.
 
     Args:
         timeout: seconds to wait, name resolution included.
     """
-    if offline_variable():
-        return False
+    for name in OFFLINE_VARIABLES:
+        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return f"{name} is set"
     from huggingface_hub import constants
 
-    return _answers(constants.ENDPOINT, timeout)
+    return "" if _answers(constants.ENDPOINT, timeout) else "the Hugging Face Hub cannot be reached"
 
 
 @functools.cache
@@ -86,18 +79,14 @@ def load_hub_dataset(
     """
     import datasets
 
-    reachable = hub_reachable()
+    reason = no_hub()
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
-    if not reachable and not any(cache.glob(dataset_id.split("/")[0] + "*")):
-        variable = offline_variable()
-        reason = f"{variable} is set" if variable else "the Hugging Face Hub cannot be reached"
+    if reason and not any(cache.glob(dataset_id.split("/")[0] + "*")):
         raise DataError(f"The dataset '{dataset_id}' is not in the cache ({cache}) and {reason}. {local_hint}")
-    if not reachable:
-        logger.info("The Hub cannot be reached: looking for '%s' in the cache %s.", dataset_id, cache)
+    if reason:
+        logger.info("%s: looking for '%s' in the cache %s.", reason, dataset_id, cache)
     try:
-        loaded = datasets.load_dataset(
-            dataset_id, config_name, revision=revision, cache_dir=None if cache_dir is None else str(cache)
-        )
+        loaded = datasets.load_dataset(dataset_id, config_name, revision=revision, cache_dir=str(cache))
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"There is no dataset '{dataset_id}' on the Hub that this login may read. Check the name, accept its "

