@@ -134,6 +134,79 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+@dataclass(frozen=True)
+class Composed:
+    """A model of several towers, or one that the table of known types does not have."""
+
+    kind: type[hf.PreTrainedModel]
+    sizes: dict[str, Any]
+    #: Names of its lists of layers.
+    stacks: list[str]
+
+
+_SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
+_DECODER = _SIZES | {"vocab_size": VOCAB, "num_key_value_heads": 2}
+_PAIR = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in (("layers", 2), ("ffn_dim", 48))}
+_PAIR |= {"d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": VOCAB}
+_OPT = _SIZES | {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "vocab_size": VOCAB}
+_QWEN_VISION = {"hidden_size": 32, "depth": 2, "num_heads": 4, "intermediate_size": 48, "out_hidden_size": 32}
+_SPEECH = {"conv_dim": [8, 8], "conv_kernel": [8, 4], "conv_stride": [4, 2], "num_feat_extract_layers": 2}
+_SPEECH |= {"num_conv_pos_embedding_groups": 2, "num_conv_pos_embeddings": 4}
+
+COMPOSED: dict[str, Composed] = {
+    "led": Composed(hf.LEDModel, _PAIR | {"attention_window": [4, 4]}, ["encoder.layers", "decoder.layers"]),
+    "bigbird_pegasus": Composed(hf.BigBirdPegasusModel, _PAIR, ["encoder.layers", "decoder.layers"]),
+    "lxmert": Composed(
+        hf.LxmertModel,
+        _SIZES | {"l_layers": 2, "x_layers": 2, "r_layers": 2, "vocab_size": VOCAB},
+        ["encoder.layer", "encoder.x_layers", "encoder.r_layers"],
+    ),
+    "blip": Composed(
+        hf.BlipForConditionalGeneration,
+        {"vision_config": _SIZES, "text_config": _SIZES},
+        ["vision_model.encoder.layers", "text_decoder.bert.encoder.layer"],
+    ),
+    "blip-2": Composed(
+        hf.Blip2ForConditionalGeneration,
+        {"vision_config": _SIZES, "qformer_config": _SIZES, "text_config": _OPT},
+        ["vision_model.encoder.layers", "qformer.encoder.layer", "language_model.model.decoder.layers"],
+    ),
+    "internvl": Composed(
+        hf.InternVLForConditionalGeneration,
+        {"vision_config": _SIZES, "text_config": _DECODER | {"model_type": "qwen2"}},
+        ["model.vision_tower.encoder.layer", "model.language_model.layers"],
+    ),
+    "qwen3_vl": Composed(
+        hf.Qwen3VLForConditionalGeneration,
+        {
+            "vision_config": _QWEN_VISION | {"deepstack_visual_indexes": [0]},
+            "text_config": _DECODER | {"head_dim": 8},
+        },
+        ["model.visual.blocks", "model.language_model.layers"],
+    ),
+    "mobilebert": Composed(
+        hf.MobileBertForSequenceClassification,
+        _SIZES | {"embedding_size": 16, "intra_bottleneck_size": 16, "vocab_size": VOCAB},
+        ["mobilebert.encoder.layer"],
+    ),
+    "conformer": Composed(
+        hf.Wav2Vec2ConformerForSequenceClassification, _SIZES | _SPEECH, ["wav2vec2_conformer.encoder.layers"]
+    ),
+    "qwen2_moe": Composed(
+        hf.Qwen2MoeForCausalLM,
+        _DECODER | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+        ["model.layers"],
+    ),
+}
+
+
+def composed(name: str, device: str = "meta") -> Any:
+    """A composed model in eval mode."""
+    with torch.device(device):
+        kind = COMPOSED[name].kind
+        return kind(kind.config_class(**COMPOSED[name].sizes)).eval()
+
+
 def tiny(name: str, num_labels: int = 2, *, seed: int = 0, **config: Any) -> Any:
     """A classifier of a family, in eval mode. Equal seeds give equal bases, whatever the number of labels."""
     family = FAMILIES[name]

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
+from models import COMPOSED, composed
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -340,6 +342,112 @@ def test_others_are_found_by_structure(model_type: str) -> None:
     assert all(name in names for name in names_in(architecture))
     layer = architecture.stacks[0].layers[0]
     assert set(layer.modules["attention_norm"]).isdisjoint(layer.modules["output_norm"])
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_every_tower_is_a_stack(name: str) -> None:
+    architecture = find_architecture(composed(name))
+    assert [stack.path for stack in architecture.stacks] == COMPOSED[name].stacks
+    if len(architecture.stacks) > 1:
+        assert architecture.head == ()
+        for layer in (layer for stack in architecture.stacks for layer in stack.layers):
+            assert all(layer.modules[role] for role in ROLES)
+            assert {other.rpartition(".")[2] for other in layer.others} <= {"q_norm", "k_norm"}
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+ATTENTION = ("query", "key", "value", "attention_output")
+ROLES_BY_STRUCTURE: dict[str, tuple[dict[str, Any], dict[str, tuple[str, ...]], set[str]]] = {
+    "mobilebert": (
+        COMMON | {"embedding_size": 16, "intra_bottleneck_size": 16},
+        {
+            "attention_output": ("attention.output.dense",),
+            "attention_norm": ("attention.output.LayerNorm",),
+            "output_norm": ("output.LayerNorm", *(f"ffn.{index}.output.LayerNorm" for index in range(3))),
+        },
+        {"output.bottleneck.dense", "bottleneck.input.dense", "bottleneck.attention.dense"},
+    ),
+    "timesformer": (
+        SIZES,
+        {"attention_norm": ("layernorm_before", "temporal_layernorm"), "output_norm": ("layernorm_after",)},
+        {"temporal_dense"},
+    ),
+    "longformer": (
+        COMMON | {"attention_window": [4, 4, 4]},
+        {role: (f"attention.self.{role}", f"attention.self.{role}_global") for role in ATTENTION[:3]},
+        set(),
+    ),
+    "lilt": (
+        COMMON,
+        {role: (f"attention.self.{role}", f"attention.self.layout_{role}") for role in ATTENTION[:3]},
+        set(),
+    ),
+    "deberta": (
+        COMMON | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+        {
+            "query": ("attention.self.in_proj", "attention.self.pos_q_proj"),
+            "key": ("attention.self.in_proj", "attention.self.pos_proj"),
+        },
+        set(),
+    ),
+    "deepseek_v2": (  # multi-head latent attention: what a query, and a key with its value, are compressed to
+        GROUPED | {"q_lora_rank": 8, "kv_lora_rank": 8, "first_k_dense_replace": 3},
+        {
+            "query": ("self_attn.q_a_proj", "self_attn.q_b_proj"),
+            "key": ("self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj"),
+            "value": ("self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj"),
+            "attention_norm": ("input_layernorm",),
+        },
+        set(),
+    ),
+    "wav2vec2-conformer": (
+        SIZES,
+        {
+            "key": ("self_attn.linear_k", "self_attn.linear_pos"),
+            "attention_norm": ("self_attn_layer_norm",),
+            "output_norm": ("ffn1_layer_norm", "ffn2_layer_norm", "final_layer_norm"),
+        },
+        set(),
+    ),
+    "ctrl": (  # its feed-forward is a Sequential without names: told by the shapes
+        {"n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "vocab_size": 64},
+        {"intermediate": ("ffn.0",), "output": ("ffn.2",)},
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("model_type", ROLES_BY_STRUCTURE)
+def test_roles_by_structure(model_type: str) -> None:
+    sizes, expected, without = ROLES_BY_STRUCTURE[model_type]
+    model = meta(AutoModel, AutoConfig.for_model(model_type, **sizes))
+    layer = find_architecture(model).stacks[0].layers[-1]
+    found = {role: tuple(name.removeprefix(f"{layer.path}.") for name in layer.modules[role]) for role in ROLES}
+    assert found | expected == found
+    matrices = {name.removeprefix(f"{layer.path}.") for name in layer.others if is_linear(model.get_submodule(name))}
+    assert matrices == without
+
+
+def test_lists_of_modules_are_no_head() -> None:
+    """PEFT copies the modules of a head, and cannot copy a list of them."""
+    config = hf.WavLMConfig(**SIZES, tdnn_dim=[8, 8], tdnn_kernel=[2, 2], tdnn_dilation=[1, 1])
+    with torch.device("meta"):
+        head = find_architecture(hf.WavLMForXVector(config)).head
+    assert head == ("projector", "tdnn.0", "tdnn.1", "feature_extractor", "classifier", "objective")
+
+
+def test_layers_of_a_head_are_no_stack() -> None:
+    sizes = {"pred_hidden_size": 32, "pred_num_hidden_layers": 2, "pred_num_attention_heads": 4}
+    model = meta(hf.AutoModelForVideoClassification, hf.VJEPA2Config(**SIZES, **sizes, num_pooler_layers=1))
+    architecture = find_architecture(model)
+    assert architecture.head == ("pooler", "classifier")
+    assert [stack.path for stack in architecture.stacks] == ["vjepa2.encoder.layer", "vjepa2.predictor.layer"]
+
+
+def test_a_bare_model_has_no_head() -> None:
+    architecture = find_architecture(meta(AutoModel, AutoConfig.for_model("dinov3_vit", **SIZES)))
+    assert architecture.head == ()
+    assert (architecture.embeddings, architecture.outer_norms) == ("embeddings", ("norm",))
 
 
 # -- what cannot be found ---------------------------------------------------------------------------------------------

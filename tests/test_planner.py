@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import COMPOSED, composed, tiny
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import (
@@ -18,7 +20,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from spafit_hf.architecture import describe_architecture, find_architecture
+from spafit_hf.architecture import describe_architecture, find_architecture, is_linear
 from spafit_hf.planner import LoraSettings, Plan, build_model, comparison_table, plan, plan_each
 from spafit_hf.strategy import METHODS, ROLES, Strategy, Stratum
 
@@ -91,7 +93,8 @@ def test_plan_is_the_public_function() -> None:
 
 
 def test_bitfit_says_why_the_paper_has_another_figure(paper_plans: dict[str, Plan]) -> None:
-    (note,) = paper_plans["bitfit"].notes
+    outside, note = paper_plans["bitfit"].notes
+    assert outside == "frozen weights outside the layers: bert.pooler.dense."
     assert "31.52 M" in note
     assert note in str(paper_plans["bitfit"])
     model = build_model(BERT_LARGE_CASED, 3)
@@ -350,6 +353,7 @@ def test_two_stacks_get_strata_each() -> None:
     assert "T5ForConditionalGeneration has no new task head." in each.notes
     assert any(name.startswith("decoder.block.1.layer.1.EncDecAttention") for name in each.lora)
     assert each.scaling[1].startswith("decoder: 24 -> 3 layers")
+    config.architectures = ["T5ForSequenceClassification"]
     assert plan(config, Strategy((Stratum((0.99, 1.0), biases=ROLES),))).prefix_lengths == {"encoder": 6, "decoder": 3}
 
 
@@ -370,18 +374,63 @@ def test_bitfit_trains_every_bias_and_nothing_else() -> None:
         assert ("convolutions" in str(each)) == (model_type == "vit")
 
 
+@pytest.mark.parametrize("name", [*COMPOSED, "bert", "gpt2", "modernbert", "t5"])
+def test_no_matrix_is_left_out_in_silence(name: str) -> None:
+    """Each is in a role of a layer, in the head, in the embeddings, or in a note."""
+    model = composed(name) if name in COMPOSED else tiny(name)
+    each = plan(model, "spafit-4-9-II")
+    layers = [layer for stack in each.architecture.stacks for layer in stack.layers]
+    roles = {module for layer in layers for module in layer.names(ROLES)}
+    parts = tuple(f"{part}." for part in (*each.head, each.architecture.embeddings) if part)
+    for module, kind in model.named_modules():
+        if is_linear(kind) and module not in roles and not f"{module}.".startswith(parts):
+            inside = next((f"{layer.path}." for layer in layers if module.startswith(f"{layer.path}.")), "")
+            place = re.split(r"\.\d+\.", module.removeprefix(inside))[0]
+            assert any(note.startswith("frozen weights") and place in note for note in each.notes), module
+
+
+def test_experts_without_matrices_of_their_own_are_noted() -> None:
+    note = (
+        "in the layers that are no matrix of their own (experts, kernels): mlp.gate.weight, mlp.experts.gate_up_proj"
+    )
+    assert any(note in each for each in plan(composed("qwen2_moe"), "bitfit").notes)
+
+
+def test_every_bias_is_that_of_modules_without_a_role_too() -> None:
+    biases = plan(composed("mobilebert"), "bitfit").biases
+    assert "mobilebert.encoder.layer.0.bottleneck.attention.dense" in biases
+    some = Strategy((Stratum((0, 1), biases=ROLES[:-1]),))
+    assert not any(".bottleneck." in name for name in plan(composed("mobilebert"), some).biases)
+
+
 def test_no_head() -> None:
-    each = plan(small("gpt2", architectures=["GPT2LMHeadModel"]), "linear-probe")
+    model = small("gpt2", architectures=["GPT2LMHeadModel"])
+    for call in (plan, lambda model, strategy: plan_each(model, [strategy])):
+        with pytest.raises(ValueError, match="linear-probe trains nothing in GPT2LMHeadModel, which has no new task"):
+            call(model, "linear-probe")
+    *_, each = plan_each(model)
     assert (each.head, each.num_labels, each.trainable_parameters) == ((), None, 0)
-    assert each.notes == ("GPT2LMHeadModel has no new task head, so that nothing trains.",)
+    assert "GPT2LMHeadModel has no new task head, so that nothing trains." in each.notes
     headless = Strategy((Stratum((0, 0), biases=ROLES),), head=False)
     assert plan(small("bert"), headless).head == ()
     assert plan(small("bert"), headless).num_labels == 2
 
 
+def test_a_head_whose_name_ends_another_is_refused() -> None:
+    """PEFT would wrap both."""
+    model = tiny("bert")
+    model.bert.encoder.layer[0].add_module("old_classifier", nn.Linear(2, 2))
+    with pytest.raises(
+        ValueError, match=r"'classifier' .* 'bert\.encoder\.layer\.0\.old_classifier' ends with as well"
+    ):
+        plan(model, "lora-I")
+    assert plan(model, "full").full
+    assert plan(model, Strategy((Stratum((0, 0), biases=ROLES),), head=False)).head == ()
+
+
 def test_a_rank_that_saves_nothing_is_noted() -> None:
     notes = plan(small("bert"), "lora-I").notes
-    assert notes == ("LoRA has at least as many parameters as the matrix it adapts in 12 modules; lower r.",)
+    assert notes[-1] == "LoRA has at least as many parameters as the matrix it adapts in 12 modules; lower r."
 
 
 def test_language_models_count_their_output_matrix() -> None:
@@ -518,7 +567,8 @@ def test_the_table(paper_plans: dict[str, Plan]) -> None:
         "file       29.97 MB adapter (fp32)\n"
         "memory     optimizer 59.88 MB, gradients 29.94 MB, activations 1.74 GB for 16 x 128 tokens "
         "(0.540 of full fine-tuning)\n"
-        "step       2.36 TFLOP (0.623 of full fine-tuning, 0.554 with the frozen prefix cached)"
+        "step       2.36 TFLOP (0.623 of full fine-tuning, 0.554 with the frozen prefix cached)\n"
+        "note       frozen weights outside the layers: bert.pooler.dense."
     )
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 from models import (
+    COMPOSED,
     FAMILIES,
-    LAYERS,
-    VOCAB,
     WIDTH,
     assert_equal,
     base_tensors,
+    composed,
     inputs,
     logits,
     stir,
@@ -27,6 +26,7 @@ from models import (
     transformers_takes_adapters,
 )
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 from transformers.models.mobilebert.modeling_mobilebert import NoNorm
@@ -97,27 +97,34 @@ def bert_with_norms_of_its_own() -> nn.Module:
     return model
 
 
-def mobilebert() -> nn.Module:
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
-    widths = {"intermediate_size": 32, "embedding_size": 16, "intra_bottleneck_size": 16}
-    return hf.MobileBertForSequenceClassification(hf.MobileBertConfig(**sizes, **widths)).eval()
+def modules_with(part: str, model: PeftModel) -> set[str]:
+    """Names of the modules in which the adapter has a part: "lora_A" or "lora_delta"."""
+    return {name for name, layer in model.get_base_model().named_modules() if "default" in getattr(layer, part, ())}
 
 
-def conformer() -> nn.Module:
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 32}
-    features = {"conv_dim": [8, 8], "conv_kernel": [8, 4], "conv_stride": [4, 2], "num_feat_extract_layers": 2}
-    config = hf.Wav2Vec2ConformerConfig(**sizes, **features, num_conv_pos_embedding_groups=2)
-    return hf.Wav2Vec2ConformerForSequenceClassification(config).eval()
+@pytest.mark.parametrize("strategy", ["spafit-8-12-II", "bitfit"])
+@pytest.mark.parametrize("name", COMPOSED)
+def test_what_a_plan_names_is_what_gets_wrapped(name, strategy):
+    the_plan = plan(composed(name), strategy)
+    model = get_spafit_model(composed(name), strategy)
+    assert modules_with("lora_delta", model) == set(the_plan.biases)
+    assert modules_with("lora_A", model) == set(the_plan.lora)
+    heads = {key for key, part in model.get_base_model().named_modules() if isinstance(part, ModulesToSaveWrapper)}
+    assert heads == set(the_plan.head)
 
 
 @pytest.mark.parametrize("strategy", ["spafit-4-9-II", "bitfit"])
 @pytest.mark.parametrize(
     ("make", "kind", "takes"),
-    [(bert_with_norms_of_its_own, ScaleNorm, True), (mobilebert, NoNorm, True), (conformer, nn.BatchNorm1d, False)],
+    [
+        (bert_with_norms_of_its_own, ScaleNorm, True),
+        (lambda: composed("mobilebert", "cpu"), NoNorm, True),
+        (lambda: composed("conformer", "cpu"), nn.BatchNorm1d, False),
+    ],
 )
 def test_a_norm_gets_a_delta_or_a_note(make, kind, takes, strategy):
     base = make()
-    batch = {"input_values": torch.randn(2, 320)} if make is conformer else inputs("bert")
+    batch = inputs("bert") if takes else {"input_values": torch.randn(2, 320)}
     expected, the_plan = logits(base, batch), plan(base, strategy)
     of_kind = {name for name, module in base.named_modules() if isinstance(module, kind)}
     assert bool(of_kind & set(the_plan.biases)) == takes
@@ -125,10 +132,7 @@ def test_a_norm_gets_a_delta_or_a_note(make, kind, takes, strategy):
 
     model = get_spafit_model(base, strategy)
     assert torch.equal(logits(model, batch), expected)
-    found = {
-        name for name, layer in model.get_base_model().named_modules() if "default" in getattr(layer, "lora_delta", ())
-    }
-    assert found == set(the_plan.biases)
+    assert modules_with("lora_delta", model) == set(the_plan.biases)
     stir(model)
     changed = logits(model, batch)
     assert not torch.equal(changed, expected)

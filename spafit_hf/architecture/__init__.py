@@ -32,7 +32,7 @@ How a role is meant where a layer is not BERT's:
 """
 
 from spafit_hf.architecture.find import describe_architecture, find_architecture
-from spafit_hf.architecture.kinds import is_linear, is_norm, takes_delta
+from spafit_hf.architecture.kinds import in_out, is_linear, is_norm, takes_delta
 from spafit_hf.architecture.parts import Architecture, Layer, Stack
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Stack",
     "describe_architecture",
     "find_architecture",
+    "in_out",
     "is_linear",
     "is_norm",
     "takes_delta",

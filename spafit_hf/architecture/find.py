@@ -113,12 +113,18 @@ def model_type_of(model: nn.Module) -> str:
 
 def _base(model: nn.Module) -> tuple[str, nn.Module]:
     """The base of a model without its head, and its name; ("", model) where the class is its own base."""
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel) and not _is_bare(model):
         base = model.base_model
         for name, module in model.named_modules():
             if module is base:
                 return name, module
     return "", model
+
+
+def _is_bare(model: PreTrainedModel) -> bool:
+    """Whether a class of transformers is a model without a task. Some of these call their inner encoder their base."""
+    kind = type(model)
+    return kind.__module__.startswith("transformers.") and not re.search("For[A-Z]|Head", kind.__name__)
 
 
 def _stacks_by_table(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
@@ -150,6 +156,8 @@ def complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     elif model_type in NEW_POOLER and "pooler" in dict(base.named_children()):
         head = (join(base_name, "pooler"), *head)
         new = tuple(name for name in new if not f"{name}.".startswith(_below(head)))
+    # A head may have layers of its own (V-JEPA 2's attentive pooler): they train whole, with the head.
+    stacks = tuple(stack for stack in stacks if not f"{stack.path}.".startswith(tuple(f"{name}." for name in head)))
     in_layers = tuple(f"{stack.path}." for stack in stacks)
     in_body = tuple(f"{name}." for name in (base_name, *kept)) if base_name else ("",)
     in_head = _below((*head, *new))
@@ -191,7 +199,17 @@ def _head(model: nn.Module, base: nn.Module, kept: tuple[str, ...]) -> tuple[str
     children = [(name, child) for name, child in model.named_children() if any(True for _ in child.parameters())]
     if base is model:
         return tuple(name for name, _ in children if name in _HEAD_NAMES)
-    return tuple(name for name, child in children if child is not base and name not in kept)
+    return tuple(
+        name
+        for child_name, child in children
+        if child is not base and child_name not in kept
+        # PEFT copies the modules of a head, and a list of modules is none (the TDNN of x-vectors).
+        for name in ([f"{child_name}.{key}" for key in child._modules] if _is_list(child) else [child_name])
+    )
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
 def _embeddings(model: nn.Module, base_name: str, base: nn.Module) -> str | None:

@@ -29,6 +29,14 @@ def takes_delta(module: nn.Module) -> bool:
     return is_norm(module) and bias is not None and bias.dim() == 1 and not _channels_first(module)
 
 
+def in_out(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a matrix."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features  # a quantized weight has another shape, these are always true
+    rows, columns = module.get_parameter("weight").shape
+    return rows, columns  # the Conv1D of GPT-2 is transposed
+
+
 def has_weight(module: nn.Module) -> bool:
     """Whether a module has a weight of its own; the Identity that stands for a missing norm has none."""
     return "weight" in module._parameters and module._parameters["weight"] is not None

@@ -1,37 +1,32 @@
-"""Stacks of model types that the table does not know, by structure and by the names that linear layers go by."""
+"""Stacks of model types that the table does not know: by structure, and by the names that matrices go by.
+
+a list of blocks, each with attention and feed-forward                       a Stack
+├── a name with attention in it (self_attn.q_proj, attention.output.dense)   query, key, value, attention_output
+├── any other matrix, by its name, else by its shape                         intermediate, output
+└── a norm, by the matrices beside it, else by its name, else by its place   attention_norm, output_norm
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from spafit_hf.architecture.kinds import is_linear, is_norm
+from spafit_hf.architecture.kinds import in_out, is_linear, is_norm
 from spafit_hf.architecture.layouts import Roles
 from spafit_hf.architecture.parts import Stack
 from spafit_hf.architecture.stacks import by_hand, make_stack
 from spafit_hf.strategy import NORM_ROLES, ROLES
 
-_ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
-_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward", re.IGNORECASE)
-_LAST_NAME = {  # role -> last parts of names, lower case
-    "query": {"q", "query", "q_proj", "q_lin", "query_proj", "pos_query_proj", "to_q", "wq", "q_attn", "linear_q"},
-    "key": {"k", "key", "k_proj", "k_lin", "key_proj", "pos_key_proj", "to_k", "wk", "linear_k"},
+_ATTENTION = re.compile(r"att(n|ention)s?|(?<![a-z])att(?![a-z])", re.IGNORECASE)
+_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|(?<![a-z])ff(?![a-z])", re.IGNORECASE)
+_PROJECTIONS = ("query", "key", "value")
+_LAST_NAME = {  # role -> last parts of names, lower case, wherever they stand
+    "query": {"q", "query", "q_proj", "q_lin", "query_proj", "to_q", "wq", "q_attn", "linear_q"},
+    "key": {"k", "key", "k_proj", "k_lin", "key_proj", "to_k", "wk", "linear_k"},
     "value": {"v", "value", "v_proj", "v_lin", "value_proj", "to_v", "wv", "linear_v"},
-    "fused": {"qkv", "qkv_proj", "query_key_value", "c_attn", "wqkv", "in_proj", "w_pack", "qkv_linear"},
-    "attention_output": {
-        "o",
-        "o_proj",
-        "out_proj",
-        "out_lin",
-        "dense",
-        "c_proj",
-        "wo",
-        "proj",
-        "to_out",
-        "linear_out",
-    },
     "intermediate": {
         *("fc1", "lin1", "linear1", "c_fc", "fc_in", "dense_h_to_4h", "intermediate_dense"),
         *("wi", "wi_0", "wi_1", "w1", "w3", "gate_proj", "up_proj", "gate_up_proj"),
@@ -40,6 +35,24 @@ _LAST_NAME = {  # role -> last parts of names, lower case
         *("fc2", "lin2", "linear2", "c_proj", "fc_out", "dense_4h_to_h", "output_dense", "wo", "w2", "down_proj"),
     },
 }
+# Inside the attention, where the words of a name say enough: query_global, layout_key, kv_b_proj, in_proj_qkv.
+_WORDS: dict[str, tuple[str, ...]] = {
+    **{word: ("query",) for word in ("q", "query")},
+    **{word: ("key",) for word in ("k", "key")},
+    **{word: ("value",) for word in ("v", "value")},
+    "kv": ("key", "value"),
+    **{word: _PROJECTIONS for word in ("qkv", "wqkv")},
+}
+_FUSED = {"c_attn", "in_proj", "w_pack", "query_key_value"}
+_POSITIONS = {"pos_proj", "linear_pos"}  # what a key is for relative positions
+_ATTENTION_OUTPUT = re.compile(
+    r"(attn_|linear_|to_)?(o|out|output|dense|proj|projection|wo)(_(proj|lin|linear|layer))?|c_proj"
+)
+_INTERMEDIATE = re.compile(r"(^|[._])inter(mediate)?(_[a-z]+)?\.dense$")
+_OUTPUT = re.compile(r"(^|[._])output(_[a-z]+)?\.dense$")
+_ROUTER = re.compile(r"router|(^|\.)gate\.")  # what chooses the experts of a token, which may be a network of its own
+# Norms of single heads, or of what a query or key is compressed to: they play no role.
+_HEAD_NORM = re.compile(r"(q|k|kv|query|key)(_a)?_?(layer_?)?norm")
 
 
 def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
@@ -56,7 +69,7 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
     for path, blocks in outer:
         # A stage of several layers (Swin) is no layer: its parts would all be taken for one.
         if all(_is_layer(block) and not _is_stage(block) for block in blocks):
-            found.append((path, [_roles_by_name(block) for block in blocks]))
+            found.append((path, [_roles_of(block) for block in blocks]))
     if not found:
         longest = max(outer, key=lambda item: len(item[1]), default=None)
         seen = (
@@ -70,7 +83,7 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
         )
     words = [[word for word in ("encoder", "decoder") if word in path.split(".")] for path, _ in found]
     names = [word[0] if word else "layers" for word in words]
-    if len(set(names)) < len(names):
+    if len(found) > 1 and (len(set(names)) < len(names) or "layers" in names):
         names = [path for path, _ in found]
     stacks = tuple(
         make_stack(model, name, path, roles, model_type) for name, (path, roles) in zip(names, found, strict=True)
@@ -87,7 +100,7 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
 
 
 def _is_layer(block: nn.Module) -> bool:
-    roles = _roles_by_name(block)
+    roles = _roles_of(block)
     return all(roles[role] for role in ROLES if role not in NORM_ROLES)
 
 
@@ -99,40 +112,93 @@ def _has_depth(model: PreTrainedModel) -> bool:
     return "num_hidden_layers" in model.config.to_dict() or "num_hidden_layers" in type(model.config).attribute_map
 
 
-def _roles_by_name(block: nn.Module) -> Roles:
+def _roles_of(block: nn.Module) -> Roles:
+    """The roles of the matrices and norms of one block; names relative to it."""
+    linear = {name: module for name, module in block.named_modules() if is_linear(module)}
     roles: dict[str, list[str]] = {role: [] for role in ROLES}
-    norms: list[str] = []
-    for name, module in block.named_modules():
-        last = name.rpartition(".")[2].lower()
-        attention = bool(_ATTENTION.search(name))
-        if is_norm(module):
-            # A norm inside the attention beside the projections normalizes single heads, unless it follows the output.
-            if not re.fullmatch(r"(q|k|query|key)_?(layer_?)?norm", last):
-                norms.append(name)
-        elif is_linear(module):
-            for role in _role_of(name, last, attention):
-                roles[role].append(name)
-    feed_forward = [name for name in norms if _FEED_FORWARD.search(name)]
-    if not feed_forward:
-        # In reading order the later half belongs to the feed-forward: one of two, two of four, one of three (with
-        # cross attention).
-        feed_forward = norms[len(norms) - len(norms) // 2 :]
-    return {role: tuple(names) for role, names in roles.items()} | {
-        "attention_norm": tuple(name for name in norms if name not in feed_forward),
-        "output_norm": tuple(feed_forward),
-    }
+    for name in linear:
+        for role in _role_by_name(name):
+            roles[role].append(name)
+    # What comes out of an attention stands with its projections: MobileBERT's bottleneck.attention.dense does not.
+    attentions = tuple(f"{_attention_of(name)}." for role in _PROJECTIONS for name in roles[role])
+    roles["attention_output"] = [name for name in roles["attention_output"] if name.startswith(attentions)]
+    if roles["attention_output"] and not (roles["intermediate"] and roles["output"]):
+        width = in_out(linear[roles["attention_output"][0]])[1]
+        free = {name: in_out(module) for name, module in linear.items() if not _in_attention(name)}
+        roles["intermediate"], roles["output"] = _feed_forward_by_shape(free, width)
+    return {role: tuple(names) for role, names in (roles | _norm_roles(block, roles)).items()}
 
 
-def _role_of(name: str, last: str, attention: bool) -> tuple[str, ...]:
-    if last in _LAST_NAME["fused"]:
-        return ("query", "key", "value")
-    for role in ("query", "key", "value"):
+def _role_by_name(name: str) -> tuple[str, ...]:
+    if _ROUTER.search(name):
+        return ()
+    last, attention = name.rpartition(".")[2].lower(), _in_attention(name)
+    if attention:
+        if last in _FUSED:
+            return _PROJECTIONS
+        if last in _POSITIONS:
+            return ("key",)
+        played = tuple(dict.fromkeys(role for word in last.split("_") for role in _WORDS.get(word, ())))
+        if played:
+            return played
+    for role in _PROJECTIONS:
         if last in _LAST_NAME[role]:
             return (role,)
     if attention:
-        return ("attention_output",) if last in _LAST_NAME["attention_output"] else ()
-    if last in _LAST_NAME["intermediate"] or name.endswith("intermediate.dense"):
+        return ("attention_output",) if _ATTENTION_OUTPUT.fullmatch(last) else ()
+    if last in _LAST_NAME["intermediate"] or _INTERMEDIATE.search(name):
         return ("intermediate",)
-    if last in _LAST_NAME["output"] or name.endswith("output.dense"):
+    if last in _LAST_NAME["output"] or _OUTPUT.search(name):
         return ("output",)
     return ()
+
+
+def _in_attention(name: str) -> bool:
+    """Whether the innermost part of a name that speaks of attention or feed-forward speaks of attention."""
+    ends = [max((match.end() for match in kind.finditer(name)), default=0) for kind in (_ATTENTION, _FEED_FORWARD)]
+    return ends[0] > ends[1]
+
+
+def _attention_of(name: str) -> str:
+    """The module that is the attention of one of its projections: "attention" of "attention.self.query"."""
+    parts = name.split(".")
+    first = next((index for index, part in enumerate(parts[:-1]) if _ATTENTION.search(part)), len(parts) - 2)
+    return ".".join(parts[: first + 1])
+
+
+def _feed_forward_by_shape(free: Mapping[str, tuple[int, int]], width: int) -> tuple[list[str], list[str]]:
+    """Intermediate and output by their shapes: from the layer's width to another, or to twice that one, and back."""
+    inner = {inputs for inputs, outputs in free.values() if outputs == width != inputs}
+    out_of = [name for name, (inputs, outputs) in free.items() if outputs == width and inputs in inner]
+    into = [name for name, (inputs, outputs) in free.items() if inputs == width and {outputs, outputs // 2} & inner]
+    return into, out_of
+
+
+def _norm_roles(block: nn.Module, roles: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The norms of the attention and of the feed-forward. Those beside a matrix without a role have none either."""
+    norms = [name for name, module in block.named_modules() if is_norm(module)]
+    attention = {name for role in (*_PROJECTIONS, "attention_output") for name in roles[role]}
+    feed_forward = {*roles["intermediate"], *roles["output"]}
+    found: dict[str, str] = {}
+    loose = []
+    for name in norms:
+        if _HEAD_NORM.fullmatch(name.rpartition(".")[2].lower()):
+            continue
+        home = name.rpartition(".")[0]
+        if not home:
+            loose.append(name)
+        elif any(each.startswith(f"{home}.") for each in feed_forward):
+            found[name] = "output_norm"
+        elif any(each.startswith(f"{home}.") for each in attention):
+            found[name] = "attention_norm"
+    late = [name for name in loose if _FEED_FORWARD.search(name) or re.search("^(final|out)|out$", name)]
+    early = [name for name in loose if name not in late and _ATTENTION.search(name) and not name.startswith("post")]
+    early += [name for name in loose if "temporal" in name]
+    rest = [name for name in loose if name not in (*late, *early)]
+    if not late:
+        # In reading order the later half belongs to the feed-forward: one of two, two of four, one of three (with
+        # cross attention); one alone is shared by both (Phi), unless the attention has another.
+        known = bool(early) or "attention_norm" in found.values()
+        late = rest[len(rest) - (len(rest) + known) // 2 :]
+    found |= {name: "output_norm" if name in late else "attention_norm" for name in loose}
+    return {role: [name for name in norms if found.get(name) == role] for role in NORM_ROLES}

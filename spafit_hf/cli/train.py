@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from spafit_hf.words import listing
 
 if TYPE_CHECKING:
-    from spafit_hf import SpafitTrainer
     from spafit_hf.run import RunData, RunResult
+    from spafit_hf.trainer import SpafitTrainer
 
 EPILOG = """\
 Data, base and every field of transformers' TrainingArguments are flags; `spafit train --help-all` lists them.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedModel
 
-from spafit_hf.architecture import Architecture, Stack, find_architecture, takes_delta
+from spafit_hf.architecture import Architecture, Layer, Stack, find_architecture, in_out, takes_delta
 from spafit_hf.planner import text
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.planner.facts import Group
@@ -55,11 +55,12 @@ def plan(
         architecture: where the parts of the model are, when they cannot be found (`describe_architecture`).
 
     Raises:
-        ValueError: when model or strategy cannot be read, they do not fit, or the model's parts cannot be found.
+        ValueError: when model or strategy cannot be read, they do not fit, the model's parts cannot be found, or
+            nothing would train (linear probing of a model without a task head).
     """
     strategy = Strategy.coerce(strategy)
     built = build_model(model, num_labels)
-    return _plan(built, strategy, architecture or find_architecture(built))
+    return _checked(_plan(built, strategy, architecture or find_architecture(built)))[0]
 
 
 def plan_each(
@@ -67,19 +68,28 @@ def plan_each(
 ) -> tuple[Plan, ...]:
     """The plan of each strategy on one model, read once; by default of every method of the paper's Table 1.
 
-    Args and errors: as for `plan`.
+    Of several, those that train nothing in this model are among them, with a note. Args and errors: as for `plan`.
     """
     wanted = [Strategy.coerce(strategy) for strategy in strategies]
     built = build_model(model, num_labels)
     architecture = find_architecture(built)
-    return tuple(_plan(built, strategy, architecture) for strategy in wanted)
+    return _checked(*(_plan(built, strategy, architecture) for strategy in wanted))
+
+
+def _checked(*plans: Plan) -> tuple[Plan, ...]:
+    if not any(each.trainable_parameters for each in plans):
+        raise ValueError(
+            f"{plans[0].strategy.name} trains nothing in {plans[0].model_class}, which has no new task head; take a "
+            "strategy with strata, such as spafit-4-9-II, or a class with a head (AutoModelForSequenceClassification)."
+        )
+    return plans
 
 
 def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> Plan:
     modules = dict(model.named_modules())
     names = _linear_names(architecture)
     output = _output_embeddings(model, modules)
-    linear = {name: _in_out(modules[name]) for name in (*names, *((output,) if output else ()))}
+    linear = {name: in_out(modules[name]) for name in (*names, *((output,) if output else ()))}
     parameters = dict(model.named_parameters())
     python_gelu = any(type(module).__name__ == "NewGELUActivation" for module in modules.values())
     base = Plan(
@@ -102,7 +112,23 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
         output_embeddings=output,
         activation_tensors=4 if python_gelu else 1,
     )
-    return _full_plan(base, model) if strategy.full else _strata_plan(base, modules)
+    if strategy.full:
+        return _full_plan(base, model)
+    _check_head_names(base, modules)
+    return _strata_plan(base, modules)
+
+
+def _check_head_names(base: Plan, modules: dict[str, nn.Module]) -> None:
+    """PEFT finds heads by the ends of names: one whose name another ends with would bring that one along."""
+    inside = tuple(f"{name}." for name in base.head)
+    for head in base.head:
+        also = [name for name in modules if name.endswith(head) and not f"{name}.".startswith(inside)]
+        if also:
+            raise ValueError(
+                f"the task head {head!r} of {base.model_class} has a name that {also[0]!r} ends with as well, and "
+                "PEFT would train and save both. Take a strategy without the head (head=False), full fine-tuning, or "
+                "another class of the model."
+            )
 
 
 def _full_plan(base: Plan, model: nn.Module) -> Plan:
@@ -142,8 +168,8 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
             if stratum is not None:
                 for index in layers:
                     layer = stack.layers[index]
-                    lora_modules += [name for name in layer.names(stratum.lora) if name not in base.head]
-                    for module in [name for name in layer.names(stratum.biases) if name not in base.head]:
+                    lora_modules += _without(layer.names(stratum.lora), base.head)
+                    for module in _without(_bias_names(layer, stratum.biases, modules), base.head):
                         (bias_modules if takes_delta(modules[module]) else passed_over).append(module)
                 settings = stratum.lora_settings
                 lora |= dict.fromkeys(lora_modules, settings)
@@ -157,11 +183,8 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
                 Group(name, stack.name, layers, what, tuple(lora_modules), tuple(bias_modules), trained, stratum)
             )
     if strategy.outer_biases:
-        biased = [
-            name
-            for name in (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
-            if modules[name]._parameters.get("bias") is not None
-        ]
+        outside = (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
+        biased = [name for name in outside if modules[name]._parameters.get("bias") is not None]
         outer = [name for name in biased if takes_delta(modules[name])]
         passed_over += [name for name in biased if name not in outer]
         before = _values(tensors)
@@ -190,6 +213,17 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
         tensors=tensors,
     )
     return replace(result, notes=notes(result, modules, passed_over))
+
+
+def _without(names: Iterable[str], head: tuple[str, ...]) -> list[str]:
+    """The names but for those that train whole, with the head."""
+    return [name for name in names if name not in head]
+
+
+def _bias_names(layer: Layer, roles: tuple[str, ...], modules: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Modules of a layer whose bias trains. "Every bias" means those of matrices and norms without a role as well."""
+    others = layer.others if roles == ROLES else ()
+    return (*layer.names(roles), *(name for name in others if modules[name]._parameters.get("bias") is not None))
 
 
 def _strata_of(strategy: Strategy, stack: Stack) -> list[tuple[Stratum | None, str, tuple[int, ...]]]:
@@ -238,18 +272,10 @@ def _linear_names(architecture: Architecture) -> tuple[str, ...]:
     return tuple(name for layer in layers for name in layer.names(roles))
 
 
-def _in_out(module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features  # a quantized weight has another shape, these are always true
-    weight = module.get_parameter("weight")
-    rows, columns = weight.shape
-    return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)  # GPT-2's Conv1D is transposed
-
-
 def _bias_width(module: nn.Module) -> int:
     """Length of the bias of a module that takes a delta, its own or the one it is given."""
     bias = module._parameters.get("bias")
-    return _in_out(module)[1] if bias is None else bias.numel()
+    return in_out(module)[1] if bias is None else bias.numel()
 
 
 def _output_embeddings(model: nn.Module, modules: dict[str, nn.Module]) -> str | None:

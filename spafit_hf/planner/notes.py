@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
+from collections.abc import Iterable
 
 from torch import nn
 
+from spafit_hf.architecture import is_linear, is_norm, takes_delta
 from spafit_hf.planner.facts import PlanFacts
 from spafit_hf.planner.text import some
 from spafit_hf.strategy import ROLES
@@ -27,6 +31,7 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
         if names:
             kinds = ", ".join(sorted({type(modules[name]).__name__ for name in names}))
             lines.append(f"{some(len(names), 'norm')} {what} ({kinds}): left alone.")
+    lines += _frozen_notes(result, modules)
     lines += _fused_notes(result)
     large = [
         name
@@ -62,6 +67,44 @@ def head_notes(result: PlanFacts) -> tuple[str, ...]:
         nothing = "" if result.trainable_parameters else ", so that nothing trains"
         return (f"{result.model_class} has no new task head{nothing}.",)
     return ()
+
+
+def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]:
+    """What no stratum can name: every matrix that is neither in a role, nor in the head or the embeddings."""
+    architecture = result.architecture
+    layers = [layer for stack in architecture.stacks for layer in stack.layers]
+    roleless: list[str] = []
+    bare: list[str] = []
+    for layer in layers:
+        for name in layer.others:
+            if is_linear(modules[name]) or takes_delta(modules[name]):
+                roleless.append(name.removeprefix(f"{layer.path}."))
+        for name, module in modules[layer.path].named_modules():
+            if not (is_linear(module) or is_norm(module) or isinstance(module, _OTHER_KINDS)):
+                bare += [
+                    f"{name}.{key}" for key, each in module._parameters.items() if each is not None and each.dim() > 1
+                ]
+    apart = (*(layer.path for layer in layers), *architecture.head, *filter(None, [architecture.embeddings]))
+    outside = [
+        name
+        for name, module in modules.items()
+        if is_linear(module) and not f"{name}.".startswith(tuple(f"{path}." for path in apart))
+    ]
+    found = (
+        ("without a role in the layers", roleless),
+        ("in the layers that are no matrix of their own (experts, kernels)", bare),
+        ("outside the layers", outside),
+    )
+    return [f"frozen weights {what}: {_places(dict.fromkeys(names))}." for what, names in found if names]
+
+
+_OTHER_KINDS = (nn.Embedding, nn.modules.conv._ConvNd)
+
+
+def _places(names: Iterable[str]) -> str:
+    """Names in short: what stands in a numbered list is that list, with how many there are."""
+    counts = Counter(re.split(r"\.\d+\.", name)[0] + ".*" * bool(re.search(r"\.\d+\.", name)) for name in names)
+    return ", ".join(f"{place} ({count} in it)" if place.endswith(".*") else place for place, count in counts.items())
 
 
 def _fused_notes(result: PlanFacts) -> list[str]:

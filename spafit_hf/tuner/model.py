@@ -64,6 +64,12 @@ class SpafitModel(LoraModel):
                 "beside others."
             )
 
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        try:
+            return super()._get_module_names_tied_with_embedding()
+        except NotImplementedError:  # a model without a table of input embeddings: speech, detection
+            return []
+
     @staticmethod
     def _check_target_module_exists(peft_config: SpafitConfig, key: str) -> Any:
         found = check_target_module_exists(peft_config, key)
