@@ -333,6 +333,27 @@ def test_a_model_is_plain_again_where_no_trainer_could_be_made(
     assert trainer(tmp_path, model).plan is not None
 
 
+def test_a_second_trainer_on_the_same_variable_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny.bert(dropout=0.0)
+    first = trainer(tmp_path, model, max_steps=2)
+    first.train()
+    loss = first.evaluate()["eval_loss"]
+    before = tiny.state(first.model)
+    del first
+    second = trainer(tmp_path, model, max_steps=2)
+    assert "going on with it" in caplog.text
+    assert tiny.differences(before, tiny.state(second.model)) == []
+    assert second.plan is not None
+    assert second.evaluate()["eval_loss"] == loss
+    second.train()
+    with pytest.raises(ValueError, match=r"bitfit.*load the model again"):
+        trainer(tmp_path, model, strategy="bitfit")
+    with pytest.raises(ValueError, match="the model has an adapter already"):
+        trainer(tmp_path, model, init_adapter="somewhere")
+    second.model.unload()
+    assert trainer(tmp_path, model, strategy="bitfit").plan.strategy.name == "bitfit"
+
+
 def test_an_optimizer_of_the_unwrapped_model_is_refused(tmp_path: Path) -> None:
     model = tiny.bert()
     with pytest.raises(ValueError, match=r"the optimizer holds 0 of the .* pass optimizer_cls_and_kwargs"):

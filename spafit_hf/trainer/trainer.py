@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
@@ -66,6 +67,9 @@ from spafit_hf.trainer.shortcuts import FirstTokenShortCut, PrefixShortCut
 from spafit_hf.tuner import SpafitConfig, get_spafit_model
 
 logger = logging.getLogger(__name__)
+
+WRAPPED = "_spafit_wrapped"
+"""Where a plain model notes what a trainer has made of it."""
 
 
 class StrataTrainer(Trainer):
@@ -169,11 +173,15 @@ class StrataTrainer(Trainer):
         """Wrap a plain model. One with an adapter is taken as it is, and full fine-tuning leaves it plain."""
         self.plan, self._pooler_is_untrained = None, False
         strategy = self.strategy
+        before = _wrapped_before(model)
+        there = before is not None or _has_adapter(model)
         start = self.args.init_adapter if isinstance(self.args, StrataArguments) else ""
-        if _has_adapter(model) or strategy.full:
-            if start:
-                found = "the model has an adapter already" if _has_adapter(model) else "full fine-tuning trains none"
-                raise ValueError(f"init_adapter={start!r} starts a new adapter, and {found}; leave it out.")
+        if start and (there or strategy.full):
+            found = "the model has an adapter already" if there else "full fine-tuning trains none"
+            raise ValueError(f"init_adapter={start!r} starts a new adapter, and {found}; leave it out.")
+        if before is not None:
+            return self._go_on_with(before, strategy)
+        if there or strategy.full:
             return model
         if isinstance(model, PreTrainedModel) and model.is_activation_checkpointing:
             # Switched on by hand before: PEFT would turn input gradients on for it, so let `train` do it our way.
@@ -189,10 +197,24 @@ class StrataTrainer(Trainer):
             initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
             how = {} if initial == "default" else {"init_lora_weights": initial}
             wrapped = get_spafit_model(model, strategy, **how)
+        # By the dictionary: as an attribute it would be a submodule of the model that it wraps.
+        vars(model)[WRAPPED] = (wrapped, self.plan, self._pooler_is_untrained)
         if self._wrapped is not None:
             self._wrapped.append((wrapped, trained))
         if start:
             start_from(wrapped, start, token=self.args.hub_token)
+        return wrapped
+
+    def _go_on_with(self, before: tuple[PeftModel, Plan, bool], strategy: Strategy) -> PeftModel:
+        """Take the adapter that a trainer before this one has put into the model: a cell of a notebook run twice."""
+        wrapped, the_plan, untrained = before
+        if the_plan.strategy != strategy:
+            raise ValueError(
+                f"the model holds the adapter of an earlier trainer, of {the_plan.strategy}, and this one is to train "
+                f"{strategy}; load the model again before making this trainer."
+            )
+        logger.warning("The model holds the adapter of an earlier trainer, of the same strategy: going on with it.")
+        self.plan, self._pooler_is_untrained = the_plan, untrained
         return wrapped
 
     # ---- the short cuts ----
@@ -670,9 +692,17 @@ def _has_adapter(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
+def _wrapped_before(model: nn.Module) -> tuple[PeftModel, Plan, bool] | None:
+    """What an earlier trainer has made of a plain model: PEFT's wrapper, the plan, whether its pooler is untrained."""
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        return vars(model).get(WRAPPED)
+    vars(model).pop(WRAPPED, None)  # merged or unloaded since
+    return None
+
+
 def _unwrap(model: PeftModel, trained: Iterable[nn.Parameter]) -> None:
     """Take the adapter out again, and let train what did before."""
-    model.unload()
+    vars(model.unload()).pop(WRAPPED, None)
     for parameter in trained:
         parameter.requires_grad_(True)
 
