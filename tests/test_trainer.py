@@ -641,6 +641,31 @@ def test_autocast(dtype: str, tmp_path: Path) -> None:
     assert {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "given"),
+    [
+        (torch.float16, {}),
+        (torch.bfloat16, {}),
+        (torch.float16, {"fp16": True}),
+        (torch.bfloat16, {"bf16": True}),
+        (torch.bfloat16, {"torch_compile": True, "torch_compile_backend": "eager"}),
+    ],
+)
+def test_a_base_stored_in_half_precision(dtype: torch.dtype, given: dict[str, Any], tmp_path: Path) -> None:
+    run = trainer(tmp_path, tiny.bert(dropout=0.0).to(dtype), learning_rate=1e-3, **given)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in before.values()} == {torch.float32}
+    run.train()
+    assert all(np.isfinite(losses(run)))
+    head = [name for name in before if "modules_to_save" in name]
+    assert all((run.model.get_parameter(name) != before[name]).all() for name in head)
+
+
+def test_full_fine_tuning_in_half_precision_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path, tiny.bert().to(torch.bfloat16), strategy="full")
+    assert "Full fine-tuning of weights in torch.bfloat16" in caplog.text
+
+
 def test_metrics_callbacks_and_smoothing(tmp_path: Path) -> None:
     steps: list[int] = []
 

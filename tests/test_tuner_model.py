@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,30 @@ def test_a_half_precision_base_keeps_its_dtype_and_deltas_stay_fp32(name):
     train(model, batch)
     assert_equal(base_tensors(model), before)
     assert not torch.equal(logits(model, batch), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_trains_whole_is_fp32_on_a_base_in_half_precision(dtype, tmp_path):
+    base = tiny("bert").to(dtype)
+    expected = logits(base, inputs("bert"))
+    model = get_spafit_model(base, "linear-probe")
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert torch.equal(logits(model, inputs("bert")), expected)
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(logits(copied, inputs("bert")), expected)
+    head = next(p for p in model.parameters() if p.requires_grad)
+    before = head.detach().clone()
+    optimizer = torch.optim.SGD([head], lr=1e-3)  # lost on half of the weights in their own type
+    model(**inputs("bert"), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    optimizer.step()
+    assert (head != before).all()
+    save_adapter(model, tmp_path)
+    again = load_adapter(tiny("bert").to(dtype), tmp_path)
+    assert torch.equal(logits(again, inputs("bert")), logits(model, inputs("bert")))
+    assert torch.equal(next(p for name, p in again.named_parameters() if "modules_to_save" in name), head)
+    theirs = PeftModel.from_pretrained(tiny("bert").to(dtype), tmp_path)
+    assert torch.equal(logits(theirs, inputs("bert")), logits(model, inputs("bert")))
+    assert logits(model.float(), inputs("bert")).dtype == torch.float32
 
 
 def test_without_autocast_deltas_have_the_dtype_of_the_base():

@@ -182,6 +182,13 @@ class StrataTrainer(Trainer):
         if before is not None:
             return self._go_on_with(before, strategy)
         if there or strategy.full:
+            halves = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
+            if halves and not there and not self.args.deepspeed:  # which keeps fp32 copies itself
+                logger.warning(
+                    "Full fine-tuning of weights in %s: small steps are lost. Load the model with "
+                    "dtype=torch.float32, and train with --bf16 for its speed.",
+                    halves.pop(),
+                )
             return model
         if isinstance(model, PreTrainedModel) and model.is_activation_checkpointing:
             # Switched on by hand before: PEFT would turn input gradients on for it, so let `train` do it our way.

@@ -55,7 +55,7 @@ def get_spafit_model(
     """Wrap a transformers model for training in strata.
 
     Before the first step the wrapped model computes exactly what `model` does (LoRA B and deltas are zero), and
-    the base's tensors are never written to.
+    the base's tensors are never written to. What trains is fp32, also on a base in half precision.
 
     Args:
         model: a plain transformers model of any task. It is modified in place, as by `peft.get_peft_model`.

@@ -23,6 +23,7 @@ from spafit_hf.tuner.combine import combine_deltas
 from spafit_hf.tuner.config import SpafitConfig
 from spafit_hf.tuner.labels import apply_labels, check_heads_stack, labels_of
 from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, wrap
+from spafit_hf.tuner.masters import make_masters
 from spafit_hf.tuner.mixed import BASE, mixed_batch
 from spafit_hf.tuner.plain import plain_view
 
@@ -139,6 +140,9 @@ class SpafitModel(LoraModel):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
+            for module in self.model.modules():
+                if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+                    make_masters(module.modules_to_save[adapter_name])
             return
         # Deltas are fp32 from the start. Who wants the base's dtype says so, and gets it for them, too.
         for layer in self._delta_layers():
