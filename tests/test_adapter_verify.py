@@ -207,7 +207,7 @@ QUERY = f"{PREFIX}.3.attention.self.query"
         (set_tensor("base_model.model.classifier.weight.x.lora_A.weight", torch.ones(2, 2)), "missing or unknown"),
         (set_tensor(f"{QUERY}.bias", torch.zeros(16)), "two biases of bert.encoder.layer.3.attention.self.query"),
         (set_tensor(f"{QUERY}.lora_delta", torch.zeros(16)), "mixes biases of the forms"),
-        (set_tensor(f"{QUERY}.lora_B.bias", torch.zeros(16)), "mixes biases of the forms"),
+        (set_tensor(f"{QUERY}.lora_B.bias", torch.zeros(16)), "says lora_bias=False, .* says otherwise"),
         (set_tensor(f"{QUERY}.lora_magnitude_vector", torch.ones(16)), "DoRA magnitude .* missing or unannounced"),
         (set_tensor(f"{PREFIX}.9.output.dense.bias", torch.zeros(16)), "missing or unannounced"),
         (set_tensor(f"{QUERY}.lora_A.weight", torch.zeros(3, 16)), "LoRA A is .* says rank 4"),

@@ -313,12 +313,21 @@ def opt_without_dense_biases() -> Any:
     return OPTForSequenceClassification(config).eval()
 
 
+def mixture() -> Any:
+    """A mixture of experts with a shared one and a dense layer, which plain PEFT takes for the fused experts."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1}
+    torch.manual_seed(0)
+    config = transformers.Glm4MoeConfig(vocab_size=50, intermediate_size=16, topk_group=1, **sizes, **experts)
+    return transformers.Glm4MoeForCausalLM(config).eval()
+
+
 @pytest.mark.parametrize(
     ("make", "strategy", "reason"),
     [
         (lambda: tiny("bert"), SOME_DORA, "some strata use DoRA and others do not"),
         (lambda: tiny("llama"), DORA_AND_BIAS, "DoRA and deltas on modules without a bias"),
-        (opt_without_dense_biases, EVERY_BIAS, "deltas on norms .* and on modules without a bias"),
+        (mixture, "spafit-4-9-II", r"PEFT takes model\..*_proj for experts"),
     ],
 )
 def test_what_plain_peft_cannot_hold_is_written_natively(make, strategy, reason, tmp_path):
@@ -329,7 +338,34 @@ def test_what_plain_peft_cannot_hold_is_written_natively(make, strategy, reason,
     assert not list(tmp_path.iterdir())
     assert save_adapter(model, tmp_path) == "native"
     again = load_adapter(make(), tmp_path)
-    assert torch.equal(logits(again, inputs("opt")), logits(model, inputs("opt")))
+    assert torch.equal(logits(again, inputs("bert")), logits(model, inputs("bert")))
+
+
+def stablelm() -> Any:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    return transformers.StableLmForSequenceClassification(
+        transformers.StableLmConfig(vocab_size=50, num_hidden_layers=4, pad_token_id=0, use_qkv_bias=True, **sizes)
+    ).eval()
+
+
+@pytest.mark.parametrize("make", [opt_without_dense_biases, stablelm])
+@pytest.mark.parametrize(
+    "strategy", [EVERY_BIAS, BOTH, "bitfit", "spafit-4-9-II"], ids=["all", "both", "bitfit", "spafit"]
+)
+def test_biases_of_norms_beside_modules_without_one(make, strategy, tmp_path):
+    model = get_spafit_model(make(), strategy)
+    stir(model, std=0.03)
+    expected = logits(model, inputs("opt"))
+    assert save_adapter(model, tmp_path) == "mixed"
+    plain, ours = PeftModel.from_pretrained(make(), tmp_path), load_adapter(make(), tmp_path)
+    assert type(plain.peft_config["default"]) is LoraConfig
+    for read in (plain, ours):
+        torch.testing.assert_close(logits(read, inputs("opt")), expected, atol=1e-6, rtol=0)
+    save_adapter(ours, tmp_path / "again")
+    torch.testing.assert_close(
+        logits(load_adapter(make(), tmp_path / "again"), inputs("opt")), expected, atol=1e-6, rtol=0
+    )
 
 
 def test_an_obstacle_is_none_where_there_is_none():

@@ -62,7 +62,7 @@ def export_adapter(
     Arguments as in `merge_adapter`; the forms as in `save_adapter`.
 
     Returns:
-        The form written: "absolute", "lora-bias" or "native".
+        The form written: "absolute", "lora-bias", "mixed" or "native".
 
     Raises:
         AdapterError: if the adapter cannot be loaded, or not be held by the form.

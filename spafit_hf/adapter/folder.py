@@ -4,10 +4,11 @@
     adapter_model.safetensors   LoRA, biases, head
     spafit_config.json          the sidecar: strategy, base, labels, task   read by this package alone
 
-Tensor names are PEFT's: `base_model.model.<module>.<part>`. A trained bias is stored in one of three forms:
+Tensor names are PEFT's: `base_model.model.<module>.<part>`. A trained bias is stored in one of four forms:
 
     absolute    `<module>.bias`            base bias + delta; plain PEFT sets it in place   every module has a bias
     lora-bias   `<module>.lora_B.bias`     delta / scaling; plain PEFT adds it after LoRA B   no norm has a delta
+    mixed       the first where the module has a bias, the second where it has none         some have, norms too
     native      `<module>.lora_delta`      the delta itself; only this package reads it     always possible
 """
 
@@ -41,7 +42,7 @@ PARTS = (
     "bias",
 )
 
-FORMS = ("absolute", "lora-bias", "native")
+FORMS = ("absolute", "lora-bias", "mixed", "native")
 
 
 class AdapterError(ValueError):

@@ -300,13 +300,14 @@ def native_tensors(
             tensors[key] = tensor
             continue
         if name.module not in biases or name.part in ("lora_A.weight", "lora_B.weight"):
-            continue  # the zero factors and biases that the lora-bias form is filled up with
+            continue  # the zero factors and biases that PEFT asks for beside those
         if name.part == "lora_B.bias":
             tensor = tensor * adapter.bias_scaling[name.module]
         elif name.part in ("bias", "base_layer.bias"):
             module = plain.get_submodule(name.module)
             tensor = tensor.float() - module.bias.detach().to("cpu").float()
-        tensors[f"{KEY_PREFIX}{name.module}.lora_delta"] = tensor.float()
+        delta = f"{KEY_PREFIX}{name.module}.lora_delta"
+        tensors[delta] = tensors[delta] + tensor.float() if delta in tensors else tensor.float()
     return tensors
 
 

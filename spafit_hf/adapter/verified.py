@@ -34,7 +34,7 @@ class VerifiedAdapter:
     #: tensor name -> (module, part); parts of heads have the module "" and their whole path as part
     tensors: dict[str, TensorName] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    #: lora-bias form: module -> the factor that plain PEFT applies to the bias of LoRA B
+    #: lora-bias and mixed form: module -> the factor that plain PEFT applies to the bias of LoRA B
     bias_scaling: dict[str, float] = field(default_factory=dict)
 
     #: names or name endings of modules, all of which must have LoRA; () where other facts say which

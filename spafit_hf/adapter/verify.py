@@ -31,6 +31,8 @@ from spafit_hf.tuner.plain import plain_view
 
 #: The part that holds a module's bias -> the form that a file of such biases has.
 FORM_OF_PART = {"bias": "absolute", "lora_B.bias": "lora-bias", "lora_delta": "native"}
+#: Forms in which PEFT adds biases after LoRA B.
+ADDED_FORMS = ("lora-bias", "mixed")
 
 
 def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None) -> VerifiedAdapter:
@@ -183,7 +185,7 @@ def _assemble(
         task=sidecar.task if sidecar is not None else {},
         tensors=tensors,
         shapes=shapes,
-        bias_scaling=scaling if form == "lora-bias" else {},
+        bias_scaling=scaling if form in ADDED_FORMS else {},
         targets=() if sidecar is not None or narrowed else _targets(config),
     )
 
@@ -203,6 +205,8 @@ def _by_part(tensors: dict[str, TensorName]) -> dict[str, dict[str, str]]:
 def _form(config: dict[str, Any], parts: dict[str, dict[str, str]]) -> str:
     """The form of the biases (see `folder`), which the configuration must have announced."""
     found = [form for part, form in FORM_OF_PART.items() if parts.get(part)]
+    if found == ["absolute", "lora-bias"]:
+        found = ["mixed"]
     if len(found) > 1:
         raise AdapterError(f"{WEIGHTS_FILE} mixes biases of the forms {found}; one file has one form.")
     native = config["peft_type"] == "SPAFIT"
@@ -212,9 +216,9 @@ def _form(config: dict[str, Any], parts: dict[str, dict[str, str]]) -> str:
             "has none of that form."
         )
     form = "native" if native else (*found, "absolute")[0]
-    if form == "absolute" and found and config.get("bias", "none") == "none":
+    if form in ("absolute", "mixed") and found and config.get("bias", "none") == "none":
         raise AdapterError(f"{WEIGHTS_FILE} holds biases, but {CONFIG_FILE} says bias='none'.")
-    if bool(config.get("lora_bias")) != (form == "lora-bias"):
+    if bool(config.get("lora_bias")) != (form in ADDED_FORMS):
         raise AdapterError(f"{CONFIG_FILE} says lora_bias={config.get('lora_bias')}, {WEIGHTS_FILE} says otherwise.")
     return form
 
@@ -226,7 +230,7 @@ def _as_announced(
     if sidecar.form != form:
         raise AdapterError(f"{SIDECAR_FILE} says form {sidecar.form!r}, {WEIGHTS_FILE} holds {form!r}.")
     announced, modules = set(sidecar.bias_modules), set(sidecar.lora_modules)
-    if form == "lora-bias":
+    if form in ADDED_FORMS:
         # PEFT asks for LoRA and a bias of its B wherever one of the two is; what the adapter lacks is zero there.
         _check_equal("", announced | modules, biases)
         biases = announced

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save_file
 from torch import nn
 
@@ -48,7 +49,7 @@ def save_adapter(
         task: facts for the sidecar, JSON types only; for GLUE {"name": "mrpc", ...}.
 
     Returns:
-        The form written: "absolute", "lora-bias" or "native" (`spafit_hf.adapter.folder`).
+        The form written: "absolute", "lora-bias", "mixed" or "native" (`spafit_hf.adapter.folder`).
 
     Raises:
         AdapterError: if an adapter is merged, the name is unknown, `form="peft"` cannot hold this adapter, or what was
@@ -57,8 +58,7 @@ def save_adapter(
     config = _config_of(model, adapter_name)
     layers = _delta_layers(model, adapter_name)
     if form == "auto":
-        obstacle = portable_obstacle(config, layers)
-        form = "native" if obstacle else "peft"
+        form = "native" if portable_obstacle(config, layers, model.get_base_model()) else "peft"
     if form not in ("peft", "native"):
         raise AdapterError(f"form is {form!r}; allowed are 'auto', 'peft' and 'native'.")
 
@@ -75,6 +75,9 @@ def save_adapter(
     if form == "native":
         written, peft_config = "native", config
     else:
+        obstacle = portable_obstacle(config, layers, base)
+        if obstacle:
+            raise AdapterError(f"plain PEFT cannot read this adapter: {obstacle}. Save it with form='native'.")
         written, peft_config, tensors = _portable(config, layers, tensors)
     sidecar = Sidecar(
         form=written,
@@ -90,23 +93,42 @@ def save_adapter(
     return written
 
 
-def portable_obstacle(config: SpafitConfig, layers: dict[str, DeltaLayer]) -> str | None:
-    """Why plain PEFT could not read this adapter with equal logits, as a clause; None if it can."""
+def portable_obstacle(
+    config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Module | None = None
+) -> str | None:
+    """Why plain PEFT could not read this adapter with equal logits, as a clause; None if it can.
+
+    Args:
+        config: of the adapter.
+        layers: name -> module with a delta.
+        base: the model inside the `PeftModel`, where it is known.
+    """
     if any("use_dora" in own and own["use_dora"] != config.use_dora for own in config.module_settings.values()):
         return "some strata use DoRA and others do not, which plain PEFT cannot mix"
     if config.target_parameters or config.trainable_token_indices:
         return "it has parts (target_parameters, trainable_token_indices) beside LoRA, deltas and head"
+    fused = _taken_for_experts(config, layers, base)
+    if fused:
+        return f"PEFT takes {fused} for experts of a release of transformers in which they were not fused"
     without_bias = [name for name, layer in layers.items() if layer.get_base_layer().bias is None]
     if not without_bias:
         return None
-    norms = [name for name, layer in layers.items() if isinstance(layer, Norm)]
-    if norms:
-        return (
-            f"it has deltas on norms (such as {norms[0]}) and on modules without a bias (such as {without_bias[0]}), "
-            "and plain PEFT takes one or the other"
-        )
     if config.use_dora:
         return f"it has DoRA and deltas on modules without a bias (such as {without_bias[0]})"
+    return None
+
+
+def _taken_for_experts(config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Module | None) -> str | None:
+    """A module that plain PEFT, on reading, would look for in the fused experts of a mixture: by its name alone."""
+    targets = {*layers, *(config.target_modules if isinstance(config.target_modules, (set, list)) else ())}
+    for name in sorted(targets) if base is not None else ():
+        alone = LoraConfig(target_modules=[name])
+        try:
+            convert_peft_config_for_transformers(alone, base, None)
+        except ValueError:
+            return name
+        if alone.target_parameters:
+            return name
     return None
 
 
@@ -199,9 +221,6 @@ def _portable(
     config: SpafitConfig, layers: dict[str, DeltaLayer], tensors: dict[str, torch.Tensor]
 ) -> tuple[str, LoraConfig, dict[str, torch.Tensor]]:
     """The adapter as a LORA one: its form, PEFT's configuration of it, its tensors."""
-    obstacle = portable_obstacle(config, layers)
-    if obstacle:
-        raise AdapterError(f"plain PEFT cannot read this adapter: {obstacle}. Save it with form='native'.")
     names = {key: TensorName.parse(key) for key in tensors}
     lora_modules = _lora_modules(tensors)
     deltas = {name.module: tensors[key] for key, name in names.items() if name and name.part == "lora_delta"}
@@ -217,14 +236,19 @@ def _portable(
     fields["alpha_pattern"] = _alphas(config, fields["rank_pattern"], lora_modules)
     if not deltas:
         return "absolute", LoraConfig(**fields), rest
-    if all(layer.get_base_layer().bias is not None for layer in layers.values()):
-        for module, delta in deltas.items():
-            part = "base_layer.bias" if module in lora_modules else "bias"
-            bias = layers[module].get_base_layer().bias.detach()
-            # fp32, whatever the base's dtype: a delta of 1e-3 is lost in a bfloat16 sum
-            rest[str(TensorName(module, part))] = bias.float() + delta.to(bias.device)
-        return "absolute", LoraConfig(**{**fields, "bias": "all"}), rest
-    return "lora-bias", *_as_lora_bias(fields, layers, deltas, rest)
+    biases = {module: layers[module].get_base_layer().bias for module in deltas}
+    added = {module: delta for module, delta in deltas.items() if biases[module] is None}
+    if added and not any(isinstance(layer, Norm) for layer in layers.values()):
+        return "lora-bias", *_as_lora_bias(fields, layers, deltas, rest)
+    for module in deltas.keys() - added.keys():
+        part = "base_layer.bias" if module in lora_modules else "bias"
+        bias = biases[module].detach()
+        # fp32, whatever the base's dtype: a delta of 1e-3 is lost in a bfloat16 sum
+        rest[str(TensorName(module, part))] = bias.float() + deltas[module].to(bias.device)
+    fields["bias"] = "all"
+    if added:
+        return "mixed", *_as_lora_bias(fields, layers, added, rest)
+    return "absolute", LoraConfig(**fields), rest
 
 
 def _as_lora_bias(
