@@ -29,7 +29,7 @@ _HOMES = {
     "Plan": "planner",
     "plan": "planner",
     "SpafitConfig": "tuner",
-    "get_spafit_model": "tuner",
+    "get_spafit_model": "adapter",  # which gives it a save_pretrained that plain PEFT reads
     "load_adapter": "adapter",
     "save_adapter": "adapter",
     "SpafitTrainingArguments": "trainer",

@@ -486,7 +486,7 @@ def test_settings_of_plain_lora(settings, tmp_path):
 def test_the_native_form_that_peft_wrote(tmp_path):
     model = get_spafit_model(tiny("bert", 3), BOTH)
     stir(model)
-    model.save_pretrained(tmp_path)
+    PeftModel.save_pretrained(model, tmp_path)
     again = load_adapter(tiny("bert", 2), tmp_path)
     assert torch.equal(logits(again, inputs("bert")), logits(model, inputs("bert")))
     assert again.peft_config["default"].strategy == BOTH.to_dict()

@@ -473,3 +473,37 @@ def test_a_head_with_the_name_of_a_pretrained_part(tmp_path: Path) -> None:
     expected = logits(model, inputs("modernbert"))
     save_adapter(model, tmp_path)
     assert torch.equal(logits(load_adapter(base, tmp_path), inputs("modernbert")), expected)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_scripts_for_peft_call_writes_what_plain_peft_reads(loaded: bool, tmp_path: Path) -> None:
+    """`trainer.model.save_pretrained(out)`, and `push_to_hub`, which calls it."""
+    model = get_spafit_model(tiny("bert"), "spafit-4-9-II", r=4)
+    stir(model)
+    if loaded:
+        save_adapter(model, tmp_path / "first")
+        model = load_adapter(tiny("bert"), tmp_path / "first")
+    expected = logits(model, inputs("bert"))
+    model.save_pretrained(tmp_path / "out", state_dict=model.state_dict())
+    assert (tmp_path / "out" / "README.md").exists()
+    plain = PeftModel.from_pretrained(tiny("bert"), tmp_path / "out")
+    assert type(plain.peft_config["default"]) is LoraConfig
+    assert torch.equal(logits(plain, inputs("bert")), expected)
+    model.add_adapter("other", model.peft_config["default"])
+    model.save_pretrained(tmp_path / "two", selected_adapters=["other"])
+    assert [path.name for path in (tmp_path / "two").iterdir() if path.is_dir()] == ["other"]
+    model.save_pretrained(tmp_path / "none", is_main_process=False)
+    assert not list((tmp_path / "none").glob("*"))
+
+
+def test_the_model_inside_refuses_to_save_itself_until_it_is_plain_again(tmp_path: Path) -> None:
+    base = tiny("bert")
+    model = get_spafit_model(base, "spafit-4-9-II", r=4)
+    stir(model)
+    with pytest.raises(ValueError, match=r"holds an adapter in its layers.*trainer\.save_model"):
+        base.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    expected = logits(model, inputs("bert"))
+    model.merge_and_unload().save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(again, inputs("bert")), expected, atol=1e-5, rtol=0)

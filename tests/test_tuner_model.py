@@ -562,7 +562,7 @@ def test_peft_saves_and_loads_the_method_by_itself(name, strategy, low_cpu_mem_u
     batch = inputs(name)
     model = get_spafit_model(tiny(name, 3), STRATEGIES[strategy])
     stir(model)
-    model.save_pretrained(tmp_path)
+    PeftModel.save_pretrained(model, tmp_path)
     again = PeftModel.from_pretrained(tiny(name, 3), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(logits(again, batch), logits(model, batch))
     assert again.peft_config["default"].labels == model.peft_config["default"].labels
@@ -595,7 +595,7 @@ def test_auto_model_opens_a_folder_of_the_method(tmp_path):
     tiny("bert").save_pretrained(tmp_path / "base")
     model = get_spafit_model(AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"), BOTH)
     stir(model)
-    model.save_pretrained(tmp_path / "adapter")
+    PeftModel.save_pretrained(model, tmp_path / "adapter")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
     assert torch.equal(logits(again, batch), logits(model, batch))
 

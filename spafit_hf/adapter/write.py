@@ -19,6 +19,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from safetensors.torch import save_file
 from torch import nn
 
+from spafit_hf import tuner
 from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, base_facts
 from spafit_hf.adapter.verify import check_written
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
@@ -91,6 +92,37 @@ def save_adapter(
     )
     _write(Path(folder), _config_json(peft_config, model, sidecar), tensors, sidecar, base)
     return written
+
+
+def save_pretrained(
+    model: PeftModel,
+    save_directory: str | os.PathLike[str],
+    safe_serialization: bool = True,
+    selected_adapters: list[str] | None = None,
+    is_main_process: bool = True,
+    **others: Any,
+) -> None:
+    """`PeftModel.save_pretrained` of a wrapped model: each adapter in the form that plain PEFT reads.
+
+    Whatever this package's form cannot be written from is left to PEFT's own: shards of tensors, pickles, an adapter
+    of another method, LoftQ.
+
+    Args: as in PEFT; a `state_dict` is of no use, since the model holds its tensors whole.
+    """
+    names = selected_adapters or list(model.peft_config)
+    configs = [model.peft_config.get(name) for name in names]
+    ours = all(isinstance(config, SpafitConfig) and config.init_lora_weights != "loftq" for config in configs)
+    whole = all(type(each.data) is torch.Tensor and each.numel() for each in model.parameters())
+    if not (ours and whole and safe_serialization) or others.get("path_initial_model_for_weight_conversion"):
+        arguments = {"selected_adapters": selected_adapters, "is_main_process": is_main_process, **others}
+        PeftModel.save_pretrained(model, save_directory, safe_serialization, **arguments)
+    elif is_main_process:
+        for name in names:
+            save_adapter(model, Path(save_directory) / ("" if name == "default" else name), name)
+        model.create_or_update_model_card(os.fspath(save_directory))
+
+
+tuner.save_pretrained = save_pretrained
 
 
 def portable_obstacle(
@@ -188,7 +220,7 @@ def _on_the_original_base(
     if config.init_lora_weights == "loftq":
         raise AdapterError(
             "init_lora_weights='loftq' has replaced the base's weights by quantized ones, on which alone this adapter "
-            "works. Save both with model.save_pretrained and model.get_base_model().save_pretrained."
+            "works. Save it with model.save_pretrained(folder), and then the base with model.unload().save_pretrained."
         )
     ranks, alphas = dict(config.rank_pattern or {}), dict(config.alpha_pattern or {})
     tensors = dict(tensors)

@@ -7,11 +7,13 @@ transformers' `load_adapter` take it like any of their own.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 from peft import PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
+from transformers import PreTrainedModel
 
 from spafit_hf.names import task_of_class
 from spafit_hf.planner import Plan, plan
@@ -41,6 +43,9 @@ PEFT_TYPE_TO_PREFIX_MAPPING[SpafitPeftType.SPAFIT] = "lora_"  # type: ignore[ind
 
 #: Tasks whose heads PEFT trains and saves by itself. A strategy that leaves the head alone names no task.
 HEAD_TASKS = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
+
+save_pretrained: Callable[..., None] | None = None
+"""What a wrapped model saves itself with instead of PEFT's own; `spafit_hf.adapter`, which knows how, puts it here."""
 
 
 def task_type_of(model: nn.Module) -> TaskType | None:
@@ -89,4 +94,25 @@ def _with_table(model: PeftModel, the_plan: Plan) -> PeftModel:
         print(the_plan)
 
     model.print_trainable_parameters = types.MethodType(print_trainable_parameters, model)
+    return with_saving(model)
+
+
+def with_saving(model: PeftModel) -> PeftModel:
+    """Have a model of one of our adapters saved so that it opens again, whichever of its two names a script uses.
+
+    `PeftModel.save_pretrained` writes what plain PEFT reads. The transformers model inside would write the names of
+    wrapped layers, which `from_pretrained` takes for missing ones: it refuses until it is unloaded.
+    """
+    if save_pretrained is not None:
+        model.save_pretrained = types.MethodType(save_pretrained, model)
+    if isinstance(model.get_base_model(), PreTrainedModel):
+        model.get_base_model().save_pretrained = _refuse_to_save
     return model
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise ValueError(
+        "this model holds an adapter in its layers, and what it would write could not be loaded again. Save the "
+        "adapter with trainer.save_model(folder) or the PeftModel's save_pretrained(folder), or merge it first "
+        "(model = trainer.model.merge_and_unload())."
+    )

@@ -251,6 +251,7 @@ class SpafitModel(LoraModel):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         apply_labels(self.model, self._base_labels if not merge else None)
+        self.model.__dict__.pop("save_pretrained", None)  # a plain model saves itself again
         if not merge:
             # A base from which nothing is to remain must not keep what an earlier merge wrote into it.
             for layer in self._delta_layers():
