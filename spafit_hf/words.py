@@ -35,10 +35,6 @@ def method_title(method: str) -> str:
     }.get(method, method)
 
 
-def count(value: int) -> str:
-    return f"{value:,}"
-
-
 def share(part: int, whole: int) -> str:
     """A percentage with three figures: 2.24 %, 0.0831 %, 100 %."""
     percent = 100 * part / whole

@@ -29,7 +29,7 @@ from spafit_hf.card import (
 from spafit_hf.card.render import OWN_BEGIN, OWN_END, template_text
 from spafit_hf.data.glue import TASKS
 from spafit_hf.strategy import METHODS, Strategy
-from spafit_hf.words import code, count, duration, figure, plain, share, size, spans
+from spafit_hf.words import code, duration, figure, plain, share, size, spans
 
 LARGE = Base(
     id="google-bert/bert-large-cased",
@@ -323,7 +323,6 @@ def test_words() -> None:
         "1e-05",
     ]
     assert spans([0, 1, 2, 5, 7, 8]) == "0 to 2, 5 and 7 to 8"
-    assert count(1234567) == "1,234,567"
     assert plain("a_b <c>") == "a\\_b &lt;c&gt;"
     assert code("a|b`c") == "`` a\\|b`c ``"
 

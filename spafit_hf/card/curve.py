@@ -10,7 +10,6 @@ from spafit_hf.card.facts import CardFacts
 from spafit_hf.words import figure_name
 
 CURVE_FILE = "training_curve.png"
-LEAST_POINTS = 2
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +25,12 @@ def draw_curve(facts: CardFacts, folder: Path) -> str | None:
         The file's name; None where there is nothing to draw, or no matplotlib to draw it with.
     """
     main = main_figure(facts)
-    panels = [
-        [series for series in (_losses(facts, "train_loss"), _losses(facts, "eval_loss")) if len(series[0]) > 0],
-        [series for series in (_figures(facts, main),) if len(series[0]) >= LEAST_POINTS],
-    ]
-    panels = [panel for panel in panels if any(len(series[0]) >= LEAST_POINTS for series in panel)]
+    train = [(step.step, step.train_loss) for step in facts.steps if step.train_loss is not None]
+    measured = [(step.step, step.eval_loss) for step in facts.steps if step.eval_loss is not None]
+    figures = [(step.step, step.figures[main]) for step in facts.steps if main in step.figures]
+    losses = [("Training loss", BLUE, train), ("Validation loss", ORANGE, measured)]
+    panels = [[line for line in losses if line[2]], [(figure_name(main or ""), ORANGE, figures)]]
+    panels = [panel for panel in panels if any(len(points) > 1 for *_, points in panel)]
     if not panels:
         return None
     try:
@@ -46,10 +46,10 @@ def draw_curve(facts: CardFacts, folder: Path) -> str | None:
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for number, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
-        for steps, values, label, color in panel:
-            marker = "o" if len(steps) <= 30 and color != BLUE else None
-            axis.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=4, label=label)
-        axis.set_ylabel(panel[0][2] if len(panel) == 1 else "Loss", fontsize=12)
+        for label, color, points in panel:
+            marker = "o" if len(points) <= 30 and color != BLUE else None
+            axis.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker=marker, markersize=4, label=label)
+        axis.set_ylabel(panel[0][0] if len(panel) == 1 else "Loss", fontsize=12)
         axis.tick_params(labelsize=11)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -71,16 +71,3 @@ def main_figure(facts: CardFacts) -> str | None:
     names = [name for score in facts.scores for name in score.figures]
     names += [name for step in facts.steps for name in step.figures]
     return next((name for name in names if name not in ("loss", "eval_loss")), None)
-
-
-def _losses(facts: CardFacts, field: str) -> tuple[list[int], list[float], str, str]:
-    train = field == "train_loss"
-    known = [(s.step, s.train_loss if train else s.eval_loss) for s in facts.steps]
-    points = [(step, loss) for step, loss in known if loss is not None]
-    label = "Training loss" if train else "Validation loss"
-    return [step for step, _ in points], [loss for _, loss in points], label, BLUE if train else ORANGE
-
-
-def _figures(facts: CardFacts, name: str | None) -> tuple[list[int], list[float], str, str]:
-    points = [(s.step, s.figures[name]) for s in facts.steps if name is not None and name in s.figures]
-    return [step for step, _ in points], [value for _, value in points], figure_name(name or ""), ORANGE

@@ -20,7 +20,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -197,13 +197,14 @@ class CardFacts:
         # What is on a pull request is for the default branch, and stays as it is when it is merged.
         if self.revision == "main" or (self.revision or "").startswith("refs/pr/"):
             object.__setattr__(self, "revision", None)
-        # The same order in every card, whether its facts come from a run or from a file.
-        for name in ("scores", "steps"):
-            ordered = tuple(
-                dataclasses.replace(item, figures=_main_first(item.figures, self.main_figure))
-                for item in getattr(self, name)
-            )
-            object.__setattr__(self, name, ordered)
+        if self.main_figure is not None:
+            # The same order in every card, whether its facts come from a run or from a file.
+            for name in ("scores", "steps"):
+                ordered = [replace(item, figures=self._main_first(item.figures)) for item in getattr(self, name)]
+                object.__setattr__(self, name, tuple(ordered))
+
+    def _main_first(self, figures: dict[str, float]) -> dict[str, float]:
+        return {name: figures[name] for name in sorted(figures, key=lambda name: (name != self.main_figure, name))}
 
     @property
     def regression(self) -> bool:
@@ -225,18 +226,10 @@ class CardFacts:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
             raise CardError(f"the facts are not valid JSON: {error}.") from error
-        if not isinstance(data, dict) or data.get("format") != FACTS_FORMAT:
-            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        found = data.pop("format", None) if isinstance(data, dict) else type(data).__name__
+        if found != FACTS_FORMAT:
             raise CardError(f"the facts have format {found!r}; this version reads format {FACTS_FORMAT}.")
-        facts = _built(cls, {key: value for key, value in data.items() if key != "format"}, "facts")
-        assert isinstance(facts, CardFacts)
-        return facts
-
-
-def _main_first(figures: dict[str, float], main: str | None) -> dict[str, float]:
-    if main is None:
-        return figures
-    return {name: figures[name] for name in sorted(figures, key=lambda name: (name != main, name))}
+        return _built(cls, data, "facts")
 
 
 # -- between dataclasses and JSON -------------------------------------------------------------------------------------
@@ -254,23 +247,20 @@ def _known(value: Any) -> Any:
     return value
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+_hints = cache(typing.get_type_hints)
 
 
-def _built(kind: type, data: Any, where: str) -> Any:
+def _built(kind: Any, data: Any, where: str) -> Any:
     """An instance of a dataclass from JSON types, each field checked against its annotation."""
     if not isinstance(data, dict):
         raise CardError(f"{where} is a {type(data).__name__}; expected is an object.")
     hints = _hints(kind)
-    fields = {item.name: item for item in dataclasses.fields(kind)}
     for name in data:
-        if name not in fields:
-            raise CardError(f"{where} has the unknown field {name!r}; allowed are {', '.join(sorted(fields))}.")
-    for name, item in fields.items():
-        if name not in data and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise CardError(f"{where} lacks {name!r}.")
+        if name not in hints:
+            raise CardError(f"{where} has the unknown field {name!r}; allowed are {', '.join(sorted(hints))}.")
+    for item in dataclasses.fields(kind):
+        if item.name not in data and item.default is item.default_factory is dataclasses.MISSING:
+            raise CardError(f"{where} lacks {item.name!r}.")
     return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
 

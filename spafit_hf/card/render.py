@@ -24,7 +24,6 @@ from spafit_hf.card.usage import usages
 from spafit_hf.names import is_hub_id
 from spafit_hf.words import (
     code,
-    count,
     duration,
     figure,
     figure_name,
@@ -48,13 +47,12 @@ PLACEHOLDERS = (
 SHOWN_LABELS = 20
 
 
-def render_card(facts: CardFacts, *, own: str = "", template: str | None = None) -> str:
+def render_card(facts: CardFacts, *, own: str = "") -> str:
     """The text of a card.
 
     Args:
         facts: what is known. What is unknown leaves no trace.
         own: what stands in the user's own section (`own_section` of the card before).
-        template: Jinja text in place of the one shipped.
 
     Returns:
         Markdown with YAML at its top, as `huggingface_hub.ModelCard` reads it.
@@ -62,11 +60,8 @@ def render_card(facts: CardFacts, *, own: str = "", template: str | None = None)
     Raises:
         CardError: if what comes out is no card that can be parsed.
     """
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
-    )
-    text = environment.from_string(template_text() if template is None else template).render(_context(facts, own))
-    text = text.rstrip() + "\n"
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
+    text = environment.from_string(template_text()).render(_context(facts, own)).rstrip() + "\n"
     try:
         ModelCard(text)
     except (ValueError, TypeError) as error:
@@ -76,12 +71,8 @@ def render_card(facts: CardFacts, *, own: str = "", template: str | None = None)
 
 def template_text() -> str:
     """The template: inside the package where it is installed, beside it in a checkout."""
-    here = Path(__file__)
-    for folder in (here.parents[1] / "model_cards", here.parents[2] / "model_cards"):
-        path = folder / "template.md"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    raise CardError("model_cards/template.md is missing; install spafit-hf again, or give a template.")
+    installed, checkout = (Path(__file__).parents[up] / "model_cards" / "template.md" for up in (1, 2))
+    return (installed if installed.is_file() else checkout).read_text(encoding="utf-8")
 
 
 def own_section(card: str) -> str:
@@ -99,14 +90,15 @@ def is_generated(card: str) -> bool:
 
 
 def _context(facts: CardFacts, own: str) -> dict[str, Any]:
-    name = (facts.repo_id or facts.title or _title(facts)).split("/")[-1]
+    title = facts.title or _title(facts)
+    name = (facts.repo_id or title).split("/")[-1]
     scores, compared = score_table(facts)
     main = main_figure(facts)
     known = [step for step in facts.steps if step.train_loss is not None or step.eval_loss is not None or step.figures]
     return {
         "metadata": card_data(facts, name).to_yaml(),
         "facts_file": FACTS_FILE,
-        "title": plain(facts.title or _title(facts)),
+        "title": plain(title),
         "summary": _summary(facts),
         "headline": _headline(facts),
         "own_begin": OWN_BEGIN,
@@ -137,19 +129,13 @@ def _title(facts: CardFacts) -> str:
     if facts.repo_id:
         return facts.repo_id.split("/")[-1]
     method = method_title(facts.method)
-    return (
-        f"{method[0].upper()}{method[1:]} for {facts.data.name}" if facts.data.name else method[0].upper() + method[1:]
-    )
-
-
-def _linked(hub_id: str, what: str = "") -> str:
-    return f"[{hub_id}](https://huggingface.co/{what}{hub_id})"
+    return f"{method[0].upper()}{method[1:]}{f' for {facts.data.name}' if facts.data.name else ''}"
 
 
 def _base_name(facts: CardFacts) -> str:
     if is_hub_id(facts.base.id):
-        return _linked(str(facts.base.id))
-    return plain(facts.base.name) if facts.base.name else ""
+        return f"[{facts.base.id}](https://huggingface.co/{facts.base.id})"
+    return plain(facts.base.name or "")
 
 
 def _data_name(facts: CardFacts) -> str:
@@ -158,7 +144,7 @@ def _data_name(facts: CardFacts) -> str:
         link = f"https://huggingface.co/datasets/{data.id}"
         config = f", {plain(data.config)}" if data.config and data.config != "default" else ""
         return f"[{plain(data.name)}]({link})" if data.name else f"[{data.id}]({link}){config}"
-    return plain(data.name) if data.name else ""
+    return plain(data.name or "")
 
 
 def _summary(facts: CardFacts) -> str:
@@ -167,10 +153,9 @@ def _summary(facts: CardFacts) -> str:
     if facts.kind == "model":
         opening = f"{base or 'A pretrained model'}, with every weight fine-tuned" + (f" on {data}" if data else "")
     else:
-        link = "[" + method + "](https://arxiv.org/abs/2405.00201)" if facts.method.startswith("spafit") else method
-        opening = (
-            f"An adapter{f' of {base}' if base else ''}{f', trained on {data}' if data else ', trained'} with {link}"
-        )
+        link = f"[{method}](https://arxiv.org/abs/2405.00201)" if facts.method.startswith("spafit") else method
+        of, on = (f"{word} {name}" if name else "" for word, name in ((" of", base), (" on", data)))
+        opening = f"An adapter{of}, trained{on} with {link}"
     sentences = [f"{opening}."]
     if job := _job(facts):
         sentences.append(job)
@@ -180,7 +165,7 @@ def _summary(facts: CardFacts) -> str:
         sentences.append(f"{words[0].upper()}{words[1:]}{head}.")
     if facts.kind == "adapter" and facts.trained_parameters and facts.total_parameters:
         part = share(facts.trained_parameters, facts.total_parameters)
-        trained = f"{count(facts.trained_parameters)} of {count(facts.total_parameters)} parameters ({part})"
+        trained = f"{facts.trained_parameters:,} of {facts.total_parameters:,} parameters ({part})"
         weights = f"; the file has {size(facts.file_bytes)}" if facts.file_bytes else ""
         sentences.append(f"That is {trained}{weights}.")
     if start := facts.all_hyperparameters.get("init_adapter"):  # whose data have a part in this one
@@ -191,8 +176,7 @@ def _summary(facts: CardFacts) -> str:
 def _job(facts: CardFacts) -> str:
     """What the model does with an input, in a sentence."""
     if facts.data.task:
-        verb = "It says" if facts.regression else "It decides"
-        return f"{verb} {plain(facts.data.task)}."
+        return f"It {'says' if facts.regression else 'decides'} {plain(facts.data.task)}."
     if facts.regression:
         return "It gives a number for a text."
     if facts.task_type == "SEQ_CLS" and facts.labels:
@@ -210,13 +194,13 @@ def _job(facts: CardFacts) -> str:
 
 def _headline(facts: CardFacts) -> str:
     """The figure that counts, in a sentence of its own."""
-    main = main_figure(facts)
+    main = main_figure(facts) or ""
     parts = [
         f"**{figure(score.figures[main])}** on {plain(score.split)}{row_count(score)}"
         for score in facts.scores
-        if main is not None and main in score.figures
+        if main in score.figures
     ]
-    return f"{figure_name(main)}: {listing(parts)}." if parts and main is not None else ""
+    return f"{figure_name(main)}: {listing(parts)}." if parts else ""
 
 
 def _labels(facts: CardFacts) -> str:
@@ -233,25 +217,25 @@ def _labels(facts: CardFacts) -> str:
 
 def _sizes(facts: CardFacts) -> str:
     trained, total = facts.trained_parameters, facts.total_parameters
-    if facts.kind == "model":
-        rows = [
-            *([["Trained parameters", count(total)]] if total else []),
-            *([["Weights", size(facts.file_bytes)]] if facts.file_bytes else []),
-        ]
-        return table(["", "This model"], rows, "lr") if rows else ""
     rows = []
+    if facts.kind == "model":
+        if total:
+            rows.append(["Trained parameters", f"{total:,}"])
+        if facts.file_bytes:
+            rows.append(["Weights", size(facts.file_bytes)])
+        return table(["", "This model"], rows, "lr") if rows else ""
     if trained and total:
-        rows.append(["Parameters", count(trained), count(total)])
+        rows.append(["Parameters", f"{trained:,}", f"{total:,}"])
     if facts.file_bytes and facts.full_file_bytes:
         rows.append(["File", size(facts.file_bytes), size(facts.full_file_bytes)])
     if trained and total:
         rows.append(["AdamW state", size(8 * trained), size(8 * total)])
-    text = table(["", "Adapter", "Full model"], rows, "lrr") if rows else ""
+    parts = [table(["", "Adapter", "Full model"], rows, "lrr")] if rows else []
     ranks = sorted({(band.r, band.lora_alpha) for band in facts.layers if band.lora and band.r is not None})
     if ranks:
         ranked = listing([f"r = {r}" + (f", alpha = {alpha:g}" if alpha is not None else "") for r, alpha in ranks])
-        text += f"\n\nLoRA: {ranked}." if text else f"LoRA: {ranked}."
-    return text
+        parts.append(f"LoRA: {ranked}.")
+    return "\n\n".join(parts)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -261,9 +245,10 @@ def _training(facts: CardFacts) -> str:
     data, cost, lines = facts.data, facts.cost, []
     if _data_name(facts):
         split = f", split {code(data.train_split)}" if data.train_split else ""
-        rows = f", {count(data.train_rows)} rows" if data.train_rows else ""
-        turned = "all" if data.turned_rows == data.train_rows else count(data.turned_rows or 0)
-        rows += f", {turned} of them in both orders of their texts" if data.turned_rows else ""
+        rows = f", {data.train_rows:,} rows" if data.train_rows else ""
+        if data.turned_rows:
+            swapped = "all" if data.turned_rows == data.train_rows else f"{data.turned_rows:,}"
+            rows += f", {swapped} of them in both orders of their texts"
         cut = f", texts cut after {data.max_length} tokens" if data.max_length else ""
         revision = f" (revision {code(data.revision[:12])})" if data.revision else ""
         lines.append(f"Data: {_data_name(facts)}{revision}{split}{rows}{cut}.")
@@ -282,11 +267,8 @@ def _training(facts: CardFacts) -> str:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    return (
-        table(["Hyperparameter", "Value"], [[code(key), code(_setting(value))] for key, value in settings.items()])
-        if settings
-        else ""
-    )
+    rows = [[code(key), code(_setting(value))] for key, value in settings.items()]
+    return table(["Hyperparameter", "Value"], rows) if rows else ""
 
 
 def _setting(value: Any) -> str:

@@ -62,16 +62,9 @@ def _clause(band: Layers) -> str:
         rank = f" of rank {band.r}" if band.r else ""
         parts.append(f"LoRA{rank} on {listing(_words(band.lora))}")
     if band.biases:
-        parts.append(_biases(band.biases))
+        named = {frozenset(ROLES): "every bias", frozenset(FEED_FORWARD): "the biases of the feed-forward"}
+        parts.append(named.get(frozenset(band.biases), f"the bias of {listing(_words(band.biases))}"))
     return f"{'trains' if one else 'train'} {' and '.join(parts)}"
-
-
-def _biases(roles: Sequence[str]) -> str:
-    if set(roles) == set(ROLES):
-        return "every bias"
-    if set(roles) == set(FEED_FORWARD):
-        return "the biases of the feed-forward"
-    return f"the bias of {listing(_words(roles))}"
 
 
 def _words(roles: Sequence[str]) -> list[str]:

@@ -18,6 +18,26 @@ PROMPT = "The museum opened"
 MOST_LABELS = 30
 #: More characters of label names than these get lines of their own.
 WIDEST_LABELS = 60
+#: Tasks whose head has an output per label.
+LABELLING = (
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForImageClassification",
+)
+
+GENERATED = [
+    "output = model.generate(**inputs, max_new_tokens=20)",
+    "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+]
+#: PEFT's task -> from `inputs` to something printed.
+PRINTED = {
+    "CAUSAL_LM": GENERATED,
+    "SEQ_2_SEQ_LM": GENERATED,
+    "TOKEN_CLS": [
+        "best = model(**inputs).logits.argmax(-1)[0]",
+        "print([model.config.id2label[int(label)] for label in best])",
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -31,83 +51,66 @@ class Usage:
 
 def usages(facts: CardFacts) -> list[Usage]:
     """Every way that works for these facts; [] where the base is not known by a name that another machine can load."""
-    auto = auto_class(facts)
+    auto = AUTO_CLASSES.get(facts.task_type or "")
+    if (facts.base.model_class or "").endswith("ForImageClassification"):
+        auto = "AutoModelForImageClassification"
     if auto is None:
         return []
     if facts.kind == "model":
-        return [usage for usage in (_model_pipeline(facts, auto), _model(facts, auto)) if usage]
-    if not is_hub_id(facts.base.id) or facts.form == "native":
-        return [_package(facts, auto)]
-    return [usage for usage in (_peft(facts, auto), _pipeline(facts), _package(facts, auto)) if usage]
-
-
-def auto_class(facts: CardFacts) -> str | None:
-    if (facts.base.model_class or "").endswith("ForImageClassification"):
-        return "AutoModelForImageClassification"
-    return AUTO_CLASSES.get(facts.task_type or "")
+        load = f"model = {auto}.from_pretrained({', '.join(_repo(facts))}).eval()"
+        ways = [_pipeline(facts, auto), Usage("With transformers", "", _code(facts, [], [auto], [load]))]
+    elif not is_hub_id(facts.base.id) or facts.form == "native":
+        ways = [_package(facts)]
+    else:
+        ways = [_peft(facts, auto), _pipeline(facts, auto), _package(facts)]
+    return [usage for usage in ways if usage]
 
 
 # -- the ways ---------------------------------------------------------------------------------------------------------
 
 
 def _peft(facts: CardFacts, auto: str) -> Usage:
-    arguments = [_quoted(facts.base.id or "")]
-    if facts.base.revision:
-        arguments.append(f"revision={_quoted(facts.base.revision)}")
-    arguments += _head_arguments(facts)
-    lines = [
-        *_imports(facts, ["from peft import PeftModel"], auto),
-        "",
-        *_label_lines(facts),
-        f"base = {_call(f'{auto}.from_pretrained', arguments)}",
+    imports, lines, arguments = _head(facts, auto)
+    revision = [f"revision={_quoted(facts.base.revision)}"] if facts.base.revision else []
+    load = [
+        *lines,
+        f"base = {_call(f'{auto}.from_pretrained', [_quoted(facts.base.id or ''), *revision, *arguments])}",
         f"model = PeftModel.from_pretrained(base, {', '.join(_repo(facts))}).eval()",
-        *_prediction(facts),
     ]
-    note = "`revision` is the version of the base that was trained on." if facts.base.revision else ""
-    return Usage("With plain PEFT", note, "\n".join(lines))
+    note = "`revision` is the version of the base that was trained on." if revision else ""
+    code = _code(facts, ["from peft import PeftModel"], [auto], load)
+    return Usage("With plain PEFT", note, "\n".join([*imports, code]))
 
 
-def _pipeline(facts: CardFacts) -> Usage | None:
-    tag = pipeline_tag(facts)
+def _pipeline(facts: CardFacts, auto: str) -> Usage | None:
+    tag, adapter = pipeline_tag(facts), facts.kind == "adapter"
+    if adapter and facts.revision:  # transformers would ask the base for the adapter's branch
+        return None
+    imports, lines, arguments = _head(facts, auto) if adapter else ([], [], [])
+    settings = [f"model_kwargs=dict({', '.join(arguments)})"] if arguments else []
+    make = _call("pipeline", [_quoted(tag or ""), *_repo(facts), *settings])
     if tag == "text-classification":
-        kwargs = _head_arguments(facts)
-        settings = [f"model_kwargs=dict({', '.join(kwargs)})"] if kwargs else []
-        extra = _function(facts)
-        code = [
-            *_label_imports(facts),
-            "from transformers import pipeline",
-            "",
-            *_label_lines(facts),
-            f"classify = {_call('pipeline', [_quoted(tag), _quoted(_where(facts)), *_revision(facts), *settings])}",
-            *_pipeline_input(facts),
-            f"print(classify({', '.join(['example', *extra])}))",
-        ]
-        note = (
-            "Without `model_kwargs`, transformers builds a head for two labels named LABEL_0 and LABEL_1."
-            if kwargs
-            else ""
-        )
+        text, *pair = map(_quoted, _example(facts))
+        example = [f"example = {text}"]
+        if pair:
+            example = ["example = {", f'    "text": {text},', f'    "text_pair": {pair[0]},', "}"]
+        every = [f"top_k={len(facts.labels)}"] if facts.labels else []
+        outputs = ['function_to_apply="none"'] if facts.regression else every
+        use = [f"classify = {make}", *example, f"print(classify({', '.join(['example', *outputs])}))"]
     elif tag == "text-generation":
-        code = [
-            "from transformers import pipeline",
-            "",
-            f"generate = {_call('pipeline', [_quoted(tag), _quoted(_where(facts)), *_revision(facts)])}",
-            f"print(generate({_quoted(_example(facts)[0])}, max_new_tokens=20))",
-        ]
-        note = ""
+        use = [f"generate = {make}", f"print(generate({_quoted(_example(facts)[0])}, max_new_tokens=20))"]
     else:
         return None
-    if facts.revision:  # transformers would ask the base for the adapter's branch
-        return None
-    if facts.base.revision:
-        note = (
-            f"{note} The pipeline takes the newest version of the base, whatever the adapter was trained on.".strip()
-        )
-    return Usage("With a pipeline", note, "\n".join(code))
+    notes = []
+    if settings:
+        notes.append("Without `model_kwargs`, transformers builds a head for two labels named LABEL_0 and LABEL_1.")
+    if adapter and facts.base.revision:
+        notes.append("The pipeline takes the newest version of the base, whatever the adapter was trained on.")
+    code = [*imports, "from transformers import pipeline", "", *lines, *use]
+    return Usage("With a pipeline", " ".join(notes), "\n".join(code))
 
 
-def _package(facts: CardFacts, auto: str) -> Usage:
-    base = _quoted("path/to/the/base" if facts.base.id is None else facts.base.id)
+def _package(facts: CardFacts) -> Usage:
     does = ["checks every file of the repository before it loads"]
     if facts.labels:
         does.append("restores the label names")
@@ -120,119 +123,42 @@ def _package(facts: CardFacts, auto: str) -> Usage:
         note = f"Plain PEFT has no place for these biases, so this adapter needs spafit-hf. {note}"
     if facts.base.id is None:
         note = f"The base is not on the Hub: give your copy of it. {note}"
-    lines = [
-        *_imports(facts, ["from spafit_hf import load_adapter"], None),
-        "",
-        f"model = load_adapter({', '.join([base, *_repo(facts)])})",
-        *_prediction(facts),
-    ]
-    return Usage("With spafit-hf", note, "\n".join(lines))
-
-
-def _model(facts: CardFacts, auto: str) -> Usage:
-    lines = [
-        *_imports(facts, [], auto),
-        "",
-        f"model = {auto}.from_pretrained({', '.join(_repo(facts))}).eval()",
-        *_prediction(facts),
-    ]
-    return Usage("With transformers", "", "\n".join(lines))
-
-
-def _model_pipeline(facts: CardFacts, auto: str) -> Usage | None:
-    tag = pipeline_tag(facts)
-    names = {"text-classification": "classify", "text-generation": "generate"}
-    if tag not in names:
-        return None
-    last = (
-        [*_pipeline_input(facts), f"print(classify({', '.join(['example', *_function(facts)])}))"]
-        if tag == "text-classification"
-        else [f"print(generate({_quoted(_example(facts)[0])}, max_new_tokens=20))"]
-    )
-    made = _call("pipeline", [_quoted(tag), _quoted(_where(facts)), *_revision(facts)])
-    code = ["from transformers import pipeline", "", f"{names[tag]} = {made}", *last]
-    return Usage("With a pipeline", "", "\n".join(code))
+    base = _quoted("path/to/the/base" if facts.base.id is None else facts.base.id)
+    load = f"model = load_adapter({', '.join([base, *_repo(facts)])})"
+    return Usage("With spafit-hf", note, _code(facts, ["from spafit_hf import load_adapter"], [], [load]))
 
 
 # -- their parts ------------------------------------------------------------------------------------------------------
 
 
-def _where(facts: CardFacts) -> str:
-    """The repo; a card that is in no repo yet speaks of the folder it is in."""
-    return facts.repo_id or "."
+def _repo(facts: CardFacts, *more: str) -> list[str]:
+    """Arguments that name the repo; a card that is in no repo yet speaks of the folder it is in."""
+    revision = [f"revision={_quoted(facts.revision)}"] if facts.revision and facts.repo_id else []
+    return [_quoted(facts.repo_id or "."), *more, *revision]
 
 
-def _revision(facts: CardFacts) -> list[str]:
-    return [f"revision={_quoted(facts.revision)}"] if facts.revision and facts.repo_id else []
-
-
-def _repo(facts: CardFacts) -> list[str]:
-    return [_quoted(_where(facts)), *_revision(facts)]
-
-
-def _processor(facts: CardFacts) -> str:
-    return "AutoImageProcessor" if pipeline_tag(facts) == "image-classification" else "AutoTokenizer"
-
-
-def _imports(facts: CardFacts, first: list[str], auto: str | None) -> list[str]:
-    names = sorted([*([auto] if auto else []), _processor(facts)])
-    lines = [*first, f"from transformers import {', '.join(names)}"]
-    if pipeline_tag(facts) == "image-classification":
-        lines = sorted(["from PIL import Image", *lines])
-    return [*(_label_imports(facts) if auto and facts.kind == "adapter" else []), *lines]
-
-
-def _label_imports(facts: CardFacts) -> list[str]:
-    """What `_label_lines` needs, as formatters sort it: the standard library first."""
-    return ["import json", "", "from huggingface_hub import hf_hub_download"] if _long(facts) else []
-
-
-def _long(facts: CardFacts) -> bool:
-    return len(facts.labels) > MOST_LABELS and facts.repo_id is not None
-
-
-def _label_lines(facts: CardFacts) -> list[str]:
-    """What defines `id2label` before it is used, where the labels are too many for one line."""
-    if not _long(facts):
-        if len(_pairs(facts)) <= WIDEST_LABELS or "id2label=id2label" not in _head_arguments(facts):
-            return []
-        return ["id2label = {", *(f"    {i}: {_quoted(label)}," for i, label in enumerate(facts.labels)), "}"]
-    sidecar = _call("hf_hub_download", [_quoted(_where(facts)), _quoted(SIDECAR_FILE), *_revision(facts)])
-    return [
-        f"with open({sidecar}) as file:",
-        '    names = json.load(file)["labels"]["id2label"]',
-        "id2label = {int(index): name for index, name in names.items()}",
-    ]
-
-
-def _head_arguments(facts: CardFacts) -> list[str]:
-    """What a base must be told to get this adapter's head."""
-    if auto_class(facts) in (
-        "AutoModelForCausalLM",
-        "AutoModelForSeq2SeqLM",
-        "AutoModel",
-        "AutoModelForQuestionAnswering",
-    ):
-        return []
-    arguments = []
-    if facts.regression or facts.labels:
-        arguments.append(f"num_labels={1 if facts.regression else len(facts.labels)}")
-    if facts.problem_type in ("regression", "multi_label_classification"):
-        arguments.append(f"problem_type={_quoted(facts.problem_type)}")
-    if facts.labels and not facts.regression:
-        apart = _long(facts) or len(_pairs(facts)) > WIDEST_LABELS
-        arguments.append("id2label=id2label" if apart else f"id2label={{{_pairs(facts)}}}")
-    return arguments
-
-
-def _pairs(facts: CardFacts) -> str:
-    return ", ".join(f"{index}: {_quoted(label)}" for index, label in enumerate(facts.labels))
-
-
-def _function(facts: CardFacts) -> list[str]:
+def _head(facts: CardFacts, auto: str) -> tuple[list[str], list[str], list[str]]:
+    """What a base must be told to get this adapter's head: arguments, and the imports and lines that they need."""
+    if auto not in LABELLING:
+        return [], [], []
     if facts.regression:
-        return ['function_to_apply="none"']
-    return [f"top_k={len(facts.labels)}"] if facts.labels else []
+        return [], [], ["num_labels=1", 'problem_type="regression"']
+    arguments = [f"num_labels={len(facts.labels)}"] if facts.labels else []
+    if facts.problem_type == "multi_label_classification":
+        arguments.append(f"problem_type={_quoted(facts.problem_type)}")
+    pairs = [f"{index}: {_quoted(label)}" for index, label in enumerate(facts.labels)]
+    if len(pairs) > MOST_LABELS and facts.repo_id:
+        sidecar = _call("hf_hub_download", _repo(facts, _quoted(SIDECAR_FILE)))
+        imports = ["import json", "", "from huggingface_hub import hf_hub_download"]
+        lines = [
+            f"with open({sidecar}) as file:",
+            '    names = json.load(file)["labels"]["id2label"]',
+            "id2label = {int(index): name for index, name in names.items()}",
+        ]
+        return imports, lines, [*arguments, "id2label=id2label"]
+    if len(", ".join(pairs)) > WIDEST_LABELS:
+        return [], ["id2label = {", *(f"    {pair}," for pair in pairs), "}"], [*arguments, "id2label=id2label"]
+    return [], [], [*arguments, *([f"id2label={{{', '.join(pairs)}}}"] if pairs else [])]
 
 
 def _example(facts: CardFacts) -> tuple[str, ...]:
@@ -243,51 +169,35 @@ def _example(facts: CardFacts) -> tuple[str, ...]:
     return STOCK[: min(2, len(facts.data.columns) or 1)]
 
 
-def _pipeline_input(facts: CardFacts) -> list[str]:
-    """The lines that define `example`."""
-    example = _example(facts)
-    if len(example) == 1:
-        return [f"example = {_quoted(example[0])}"]
-    return ["example = {", f'    "text": {_quoted(example[0])},', f'    "text_pair": {_quoted(example[1])},', "}"]
-
-
-def _prediction(facts: CardFacts) -> list[str]:
-    """From `model` to something printed."""
-    if pipeline_tag(facts) == "image-classification":
-        source = _repo(facts) if facts.has_tokenizer else [_quoted(facts.base.id or _where(facts))]
-        return [
-            f"processor = AutoImageProcessor.from_pretrained({', '.join(source)})",
+def _code(facts: CardFacts, imports: list[str], names: list[str], load: list[str]) -> str:
+    """From imports over `load`, which makes `model`, to something printed; `names` are transformers'."""
+    image = pipeline_tag(facts) == "image-classification"
+    processor = "AutoImageProcessor" if image else "AutoTokenizer"
+    imports = [*imports, f"from transformers import {', '.join(sorted([*names, processor]))}"]
+    source = _repo(facts) if facts.has_tokenizer or not facts.base.id else [_quoted(facts.base.id)]
+    made = f"{processor}.from_pretrained({', '.join(source)})"
+    if image:
+        use = [
+            f"processor = {made}",
             'inputs = processor(Image.open("photo.jpg"), return_tensors="pt")',
             "best = model(**inputs).logits.argmax(-1).item()",
             "print(model.config.id2label[best])",
         ]
-    source = _repo(facts) if facts.has_tokenizer or not facts.base.id else [_quoted(facts.base.id)]
-    lines = [f"tokenizer = AutoTokenizer.from_pretrained({', '.join(source)})"]
-    example = _example(facts)
-    arguments = [*map(_quoted, example), 'return_tensors="pt"']
-    lines += ["", f"inputs = {_call('tokenizer', arguments)}"]
-    if facts.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
-        return [
-            *lines,
-            "output = model.generate(**inputs, max_new_tokens=20)",
-            "print(tokenizer.decode(output[0], skip_special_tokens=True))",
-        ]
-    if facts.task_type == "TOKEN_CLS":
-        return [
-            *lines,
-            "best = model(**inputs).logits.argmax(-1)[0]",
-            "print([model.config.id2label[int(label)] for label in best])",
-        ]
-    if facts.task_type == "SEQ_CLS" and facts.regression:
-        return [*lines, "print(model(**inputs).logits.item())"]
-    if facts.task_type == "SEQ_CLS":
-        squash = "sigmoid()" if facts.problem_type == "multi_label_classification" else "softmax(-1)"
-        return [
-            *lines,
-            f"scores = model(**inputs).logits[0].{squash}",
-            "print({model.config.id2label[i]: round(p, 4) for i, p in enumerate(scores.tolist())})",
-        ]
-    return [*lines, "print(model(**inputs))"]
+        return "\n".join([*sorted(["from PIL import Image", *imports]), "", *load, *use])
+    inputs = _call("tokenizer", [*map(_quoted, _example(facts)), 'return_tensors="pt"'])
+    return "\n".join([*imports, "", *load, f"tokenizer = {made}", "", f"inputs = {inputs}", *_printed(facts)])
+
+
+def _printed(facts: CardFacts) -> list[str]:
+    if facts.task_type != "SEQ_CLS":
+        return PRINTED.get(facts.task_type or "", ["print(model(**inputs))"])
+    if facts.regression:
+        return ["print(model(**inputs).logits.item())"]
+    squash = "sigmoid()" if facts.problem_type == "multi_label_classification" else "softmax(-1)"
+    return [
+        f"scores = model(**inputs).logits[0].{squash}",
+        "print({model.config.id2label[i]: round(p, 4) for i, p in enumerate(scores.tolist())})",
+    ]
 
 
 def _quoted(text: str) -> str:
@@ -295,9 +205,9 @@ def _quoted(text: str) -> str:
     return re.sub(r"`(?=`)", r"\\x60", json.dumps(text, ensure_ascii=False))
 
 
-def _call(function: str, arguments: list[str], width: int = 88) -> str:
+def _call(function: str, arguments: list[str]) -> str:
     """A call, one argument to a line where it would be too long."""
     line = f"{function}({', '.join(arguments)})"
-    if len(line) <= width - 10:
+    if len(line) <= 78:
         return line
     return "\n".join([f"{function}(", *(f"    {argument}," for argument in arguments), ")"])

@@ -44,18 +44,15 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not is_generated(before) and not force:
         raise CardError(f"{path} was not written by spafit-hf; to replace it, remove it or say --force (force=True).")
-    facts = replace(facts, curve=draw_curve(facts, place) or _old_curve(place, facts))
+    # A picture that was drawn before stays, unless there is nothing any more that it could show.
+    old = CURVE_FILE if facts.steps and (place / CURVE_FILE).is_file() else None
+    facts = replace(facts, curve=draw_curve(facts, place) or old)
     text = render_card(facts, own=own_section(before))
     for name, content in ((FACTS_FILE, facts.to_json()), (CARD_FILE, text)):
         partial = place / f".{name}.partial"
         partial.write_text(content, encoding="utf-8")
         partial.replace(place / name)
     return path
-
-
-def _old_curve(place: Path, facts: CardFacts) -> str | None:
-    """A picture that was drawn before stays, unless there is nothing any more that it could show."""
-    return CURVE_FILE if facts.steps and (place / CURVE_FILE).is_file() else None
 
 
 def facts_of_folder(folder: str | os.PathLike[str]) -> CardFacts:
@@ -67,66 +64,60 @@ def facts_of_folder(folder: str | os.PathLike[str]) -> CardFacts:
     place = Path(folder)
     adapter = _json(place / CONFIG_FILE)
     config = _json(place / "config.json")
-    if adapter is None and config is None:
+    if adapter is not None:
+        inferred, weights = _of_adapter(place, adapter), "adapter_model*.safetensors"
+    elif config is not None:
+        inferred, weights = _of_model(config), "model*.safetensors"
+    else:
         raise CardError(
             f"{place} holds neither adapter_config.json nor config.json; give the folder of an adapter or a model."
         )
-    inferred = _of_adapter(place, adapter) if adapter is not None else _of_model(place, config or {})
     stored = place / FACTS_FILE
-    if not stored.is_file():
-        return inferred
-    facts = CardFacts.from_json(_text(stored))
+    facts = CardFacts.from_json(_text(stored)) if stored.is_file() else inferred
     # What the facts file does not say is taken from the other files; sizes always are.
-    filled = {
+    known = {
         item.name: getattr(inferred, item.name)
         for item in dataclasses.fields(CardFacts)
         if getattr(facts, item.name) in (None, (), {}, Base(), Data())
     }
-    measured = {"file_bytes": inferred.file_bytes, "has_tokenizer": inferred.has_tokenizer}
-    return replace(facts, **{**filled, **measured})
+    known["file_bytes"] = sum(path.stat().st_size for path in place.glob(weights)) or None
+    processors = ("tokenizer_config.json", "preprocessor_config.json")
+    known["has_tokenizer"] = any((place / name).is_file() for name in processors)
+    return replace(facts, **known)
 
 
 def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
     sidecar = _json(place / SIDECAR_FILE) or {}
-    named, labels, task = (_mapping(sidecar, key) for key in ("base", "labels", "task"))
+    named, labels, task, chosen = (_mapping(sidecar, key) for key in ("base", "labels", "task", "strategy"))
     name = named.get("name_or_path") or config.get("base_model_name_or_path")
     known = is_hub_id(name) and not Path(str(name)).exists()
-    strategy = _strategy(_mapping(sidecar, "strategy"))
+    try:
+        strategy = Strategy.from_dict(chosen) if chosen else None
+    except ValueError as error:
+        raise CardError(f"{SIDECAR_FILE}: {error}") from error
     depth = named.get("num_hidden_layers")
     if not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
         depth = None  # a stranger's folder may say anything
-    base = Base(
-        id=name if known else None,
-        revision=_word(named.get("revision") or config.get("revision")) if known else None,
-        name=Path(str(name)).name if name and not known else None,
-        model_type=_word(named.get("model_type")),
-    )
     glue = task.get("name") if task.get("name") in TASKS else None
     problem = _word(labels.get("problem_type"))
     return CardFacts(
-        method=strategy.name if strategy else _method(config),
+        method=strategy.name if strategy else "lora" if config.get("peft_type") == "LORA" else "custom",
         task_type=_word(config.get("task_type")),
         problem_type=problem,
         labels=_label_names(labels) if problem != "regression" else (),
         form=_word(sidecar.get("form")),
-        has_tokenizer=_has_tokenizer(place),
-        base=base,
+        base=Base(
+            id=name if known else None,
+            revision=_word(named.get("revision") or config.get("revision")) if known else None,
+            name=Path(str(name)).name if name and not known else None,
+            model_type=_word(named.get("model_type")),
+        ),
         data=glue_data(glue) if glue else Data(),
         language=("en",) if glue else (),
         layers=layers_of(strategy, depth) if strategy and depth else (),
         outer_biases=strategy.outer_biases if strategy else False,
         head=tuple(name for name in config.get("modules_to_save") or () if isinstance(name, str)),
-        file_bytes=_bytes(place, "adapter_model*.safetensors"),
     )
-
-
-def _strategy(data: dict[str, Any]) -> Strategy | None:
-    if not data:
-        return None
-    try:
-        return Strategy.from_dict(data)
-    except ValueError as error:
-        raise CardError(f"{SIDECAR_FILE}: {error}") from error
 
 
 def _label_names(labels: dict[str, Any]) -> tuple[str, ...]:
@@ -147,9 +138,9 @@ def _word(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _of_model(place: Path, config: dict[str, Any]) -> CardFacts:
-    classes = [str(name) for name in config.get("architectures") or [""]]
-    task_type = task_of_class(classes[0])
+def _of_model(config: dict[str, Any]) -> CardFacts:
+    model_class = str((config.get("architectures") or [""])[0])
+    task_type = task_of_class(model_class)
     problem = _word(config.get("problem_type"))
     named = task_type in ("SEQ_CLS", "TOKEN_CLS") and problem != "regression"
     return CardFacts(
@@ -158,9 +149,7 @@ def _of_model(place: Path, config: dict[str, Any]) -> CardFacts:
         task_type=task_type,
         problem_type=problem,
         labels=_label_names(config) if named else (),
-        has_tokenizer=_has_tokenizer(place),
-        base=Base(model_type=_word(config.get("model_type")), model_class=classes[0] or None),
-        file_bytes=_bytes(place, "model*.safetensors"),
+        base=Base(model_type=_word(config.get("model_type")), model_class=model_class or None),
     )
 
 
@@ -207,24 +196,10 @@ def layers_of(strategy: Strategy, depth: int, stack: str = "layers") -> tuple[La
     return tuple(sorted(found, key=lambda band: band.layers))
 
 
-def _method(config: dict[str, Any]) -> str:
-    return "lora" if config.get("peft_type") == "LORA" else "custom"
-
-
-def _has_tokenizer(place: Path) -> bool:
-    return any((place / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
-
-
-def _bytes(place: Path, pattern: str) -> int | None:
-    return sum(path.stat().st_size for path in place.glob(pattern)) or None
-
-
 def _text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CardError(
-                f"{path} has {path.stat().st_size:,} bytes; more than {MAX_JSON_BYTES:,} cannot be right for it."
-            )
+        if (found := path.stat().st_size) > MAX_JSON_BYTES:
+            raise CardError(f"{path} has {found:,} bytes; more than {MAX_JSON_BYTES:,} cannot be right for it.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CardError(f"{path} cannot be read: {error}.") from error
