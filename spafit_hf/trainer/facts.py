@@ -6,23 +6,21 @@ machines or secrets can slip into a card.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
-from torch import nn
+from peft import PeftConfig, PeftModel
 from transformers import PretrainedConfig, Trainer
 
 from spafit_hf.card import Base, CardFacts, Cost, Data, Layers, Score, Step, glue_data
 from spafit_hf.data.glue import TASKS
-from spafit_hf.names import is_hub_id
+from spafit_hf.names import is_remote
 from spafit_hf.planner import Plan
 from spafit_hf.strategy import ROLES, Strategy
 from spafit_hf.trainer.machine import hardware, versions
@@ -30,46 +28,14 @@ from spafit_hf.tuner import SpafitConfig, task_type_of
 
 #: Arguments that shape the result, in the order of a card.
 TELLING = (
-    "n1",
-    "n2",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "use_rslora",
-    "use_dora",
-    "init_lora_weights",
-    "init_adapter",
-    "learning_rate",
-    "bias_learning_rate",
-    "head_learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "optim",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "neftune_noise_alpha",
-    "train_sampling_strategy",
-    "bf16",
-    "fp16",
-    "tf32",
-    "activation_checkpointing",
-    "torch_compile",
-    "first_token_only",
-    "prefix_cache",
-    "prefix_cache_dtype",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "seed",
-    "data_seed",
-)
+    "n1", "n2", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "init_adapter",
+    "learning_rate", "bias_learning_rate", "head_learning_rate", "lr_scheduler_type", "warmup_steps",
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "weight_decay", "max_grad_norm", "label_smoothing_factor", "optim", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "neftune_noise_alpha", "train_sampling_strategy", "bf16", "fp16", "tf32", "activation_checkpointing",
+    "torch_compile", "first_token_only", "prefix_cache", "prefix_cache_dtype",
+    "load_best_model_at_end", "metric_for_best_model", "seed", "data_seed",
+)  # fmt: skip
 #: Shown even where they have their default.
 ALWAYS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
 #: Of SpafitTrainingArguments: -1 says that a number is left open.
@@ -91,50 +57,59 @@ def facts_of_run(
         license: of the base.
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    adapter = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     config = plain.config if isinstance(plain.config, PretrainedConfig) else PretrainedConfig()
-    method = method_of(model)
-    task_type = _task_type(model, plain)
-    problem = _problem_type(config, task_type)
-    steps, seconds = _steps(trainer.state.log_history)
+    name = str(config._name_or_path or "")
+    remote = is_remote(name)
+    task_type = _value(getattr(adapter, "task_type", None) or task_type_of(plain))
+    problem = config.problem_type
+    if problem is None and task_type == "SEQ_CLS":
+        problem = "regression" if config.num_labels == 1 else "single_label_classification"
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-    settings = {name: value for name, value in _settings(trainer).items() if value is not None}
+    history = trainer.state.log_history
+    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
+    settings = {"strategy": _method(adapter), **_settings(trainer)}
     default = {item.name: item.default for item in dataclasses.fields(trainer.args)}
-    changed = {key: value for key, value in settings.items() if key in ALWAYS or (default.get(key) or False) != value}
-    parameters = list(model.parameters())
-    head = plan.head if plan is not None else _head(model)
+    shown = ("strategy", *ALWAYS)
+    data = data_of(trainer.train_dataset)
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     return CardFacts(
-        method=method,
-        kind="adapter" if isinstance(model, PeftModel) else "model",
+        method=settings["strategy"],
+        kind="model" if adapter is None else "adapter",
         task_type=task_type,
         problem_type=problem,
         labels=_labels(config, task_type, problem),
         has_tokenizer=trainer.processing_class is not None,
         base=Base(
-            **_named(str(config._name_or_path or "")),
+            id=name if remote else None,
+            name=None if remote else Path(name).name or None,  # of a local path the last part alone
             revision=revision,
             license=license,
             model_type=config.model_type or None,
             model_class=type(plain).__name__,
         ),
-        data=data_of(trainer.train_dataset),
+        data=data,
         layers=layers_of_plan(plan) if plan is not None else (),
         outer_biases=plan.strategy.outer_biases if plan is not None else False,
-        head=head,
+        head=plan.head if plan is not None else tuple(getattr(adapter, "modules_to_save", None) or ()),
         # From the plan where there is one: under ZeRO-3 a process holds no whole parameters to count.
-        trained_parameters=(
-            plan.trainable_parameters if plan else sum(p.numel() for p in parameters if p.requires_grad)
-        )
-        or None,
+        trained_parameters=(plan.trainable_parameters if plan is not None else sum(trained)) or None,
         total_parameters=plan.total_parameters if plan is not None else sum(p.numel() for p in plain.parameters()),
         full_file_bytes=plan.weight_bytes if plan is not None else None,
         scores=_scores(trainer, best),
-        main_figure=_main_figure(trainer),
-        steps=steps,
+        main_figure=_main_figure(trainer, data),
+        steps=_steps(history),
         best_step=best,
-        hyperparameters={"strategy": method, **changed},
-        all_hyperparameters={"strategy": method, **settings},
-        cost=_cost(trainer, seconds),
+        hyperparameters={
+            key: value for key, value in settings.items() if key in shown or (default.get(key) or False) != value
+        },
+        all_hyperparameters=settings,
+        cost=Cost(
+            seconds=seconds,
+            hardware=hardware(trainer.args.device) if seconds is not None else None,
+            processes=trainer.args.world_size,
+        ),
         versions=versions(PACKAGES),
     )
 
@@ -142,14 +117,17 @@ def facts_of_run(
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
-def method_of(model: nn.Module) -> str:
-    """Name of the strategy that a model trains with."""
-    if not isinstance(model, PeftModel):
+def _value(setting: Any) -> Any:
+    """A member of an enum as its name, anything else as it is."""
+    return getattr(setting, "value", setting)
+
+
+def _method(adapter: PeftConfig | None) -> str:
+    if adapter is None:
         return "full"
-    config = model.peft_config[model.active_adapter]
-    if isinstance(config, SpafitConfig) and config.strategy is not None:
-        return Strategy.coerce(config.strategy).name
-    return str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    if isinstance(adapter, SpafitConfig) and adapter.strategy is not None:
+        return Strategy.coerce(adapter.strategy).name
+    return str(_value(adapter.peft_type)).lower()
 
 
 def layers_of_plan(plan: Plan) -> tuple[Layers, ...]:
@@ -160,19 +138,17 @@ def layers_of_plan(plan: Plan) -> tuple[Layers, ...]:
         if not group.stack or not group.layers:
             continue
         layers = [stacks[group.stack].layers[index] for index in group.layers]
-
-        def acting(modules: Iterable[str], layers: list[Any] = layers) -> tuple[str, ...]:
-            names = set(modules)
-            return tuple(role for role in ROLES if any(names & set(layer.modules.get(role, ())) for layer in layers))
-
-        lora = acting(group.lora_modules)
+        lora, biases = (
+            tuple(role for role in ROLES if any(modules & {*layer.modules.get(role, ())} for layer in layers))
+            for modules in (set(group.lora_modules), set(group.bias_modules))
+        )
         found.append(
             Layers(
                 name=group.name,
                 stack=group.stack,
                 layers=tuple(group.layers),
                 lora=lora,
-                biases=acting(group.bias_modules),
+                biases=biases,
                 r=group.stratum.r if group.stratum and lora else None,
                 lora_alpha=float(group.stratum.lora_alpha) if group.stratum and lora else None,
                 trained=group.trainable_parameters,
@@ -181,43 +157,11 @@ def layers_of_plan(plan: Plan) -> tuple[Layers, ...]:
     return tuple(sorted(found, key=lambda band: (list(stacks).index(band.stack), band.layers)))
 
 
-def _named(name: str) -> dict[str, str | None]:
-    """A base's name: as an id where it is one, and of a local path the last part alone."""
-    if is_hub_id(name) and not os.path.exists(name):
-        return {"id": name}
-    return {"name": Path(name).name or None}
-
-
-def _task_type(model: nn.Module, plain: nn.Module) -> str | None:
-    if isinstance(model, PeftModel):
-        given = model.peft_config[model.active_adapter].task_type
-        if given is not None:
-            return str(getattr(given, "value", given))
-    inferred = task_type_of(plain)
-    return None if inferred is None else str(getattr(inferred, "value", inferred))
-
-
-def _problem_type(config: PretrainedConfig, task_type: str | None) -> str | None:
-    if config.problem_type is not None or task_type != "SEQ_CLS":
-        return config.problem_type
-    return "regression" if config.num_labels == 1 else "single_label_classification"
-
-
 def _labels(config: PretrainedConfig, task_type: str | None, problem: str | None) -> tuple[str, ...]:
-    names = config.id2label or {}
-    if problem == "regression" or not (task_type in ("SEQ_CLS", "TOKEN_CLS") or _sees(config)):
+    sees = any(name.endswith("ForImageClassification") for name in config.architectures or [])
+    if problem == "regression" or not (task_type in ("SEQ_CLS", "TOKEN_CLS") or sees):
         return ()
-    return tuple(str(name) for _, name in sorted(names.items()))
-
-
-def _sees(config: PretrainedConfig) -> bool:
-    return any(name.endswith("ForImageClassification") for name in config.architectures or [])
-
-
-def _head(model: nn.Module) -> tuple[str, ...]:
-    if not isinstance(model, PeftModel):
-        return ()
-    return tuple(getattr(model.peft_config[model.active_adapter], "modules_to_save", None) or ())
+    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
 
 
 # -- the data ---------------------------------------------------------------------------------------------------------
@@ -246,76 +190,68 @@ def data_of(dataset: Any) -> Data:
 # -- results ----------------------------------------------------------------------------------------------------------
 
 
-def _steps(history: list[dict[str, Any]]) -> tuple[tuple[Step, ...], float | None]:
-    """Trainer's log, one entry per step, and the seconds of training."""
+def _figures(entry: Mapping[str, Any], start: str = "eval_") -> dict[str, float]:
+    """The figures of an evaluation in an entry of Trainer's log, without those that Trainer adds."""
+    return {
+        name: float(value)
+        for key, value in entry.items()
+        if key.startswith(start)
+        and NOT_FIGURES.match(name := key.removeprefix(start)) is None
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }
+
+
+def _steps(history: list[dict[str, Any]]) -> tuple[Step, ...]:
+    """Trainer's log, one entry per step."""
     merged: dict[int, dict[str, Any]] = {}
-    seconds = None
     for entry in history:
-        seconds = entry.get("train_runtime", seconds)
         if "train_runtime" in entry or "step" not in entry:
             continue
-        known = merged.setdefault(int(entry["step"]), {"figures": {}})
-        known.setdefault("epoch", entry.get("epoch"))
-        for key, value in entry.items():
-            if key == "loss":
-                known["train_loss"] = value
-            elif key == "eval_loss":
-                known.setdefault("eval_loss", value)
-            elif key.startswith("eval_") and _is_figure(key, value):
-                known["figures"].setdefault(key.removeprefix("eval_"), float(value))
-    return tuple(Step(step=step, **known) for step, known in sorted(merged.items())), seconds
-
-
-def _is_figure(key: str, value: Any) -> bool:
-    name = key.removeprefix("eval_")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return number and NOT_FIGURES.match(name) is None
+        known = merged.setdefault(int(entry["step"]), {"epoch": entry.get("epoch"), "figures": {}})
+        if "loss" in entry:
+            known["train_loss"] = entry["loss"]
+        if "eval_loss" in entry:
+            known.setdefault("eval_loss", entry["eval_loss"])
+        for name, value in _figures(entry).items():
+            known["figures"].setdefault(name, value)
+    return tuple(Step(step=step, **known) for step, known in sorted(merged.items()))
 
 
 def _scores(trainer: Trainer, best: int | None) -> tuple[Score, ...]:
     """The last figures of each evaluation set; where the best weights were kept, the figures of these."""
     named = trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {"": trainer.eval_dataset}
     entries = [entry for entry in trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
-    if best is not None and any(entry.get("step") == best for entry in entries):
-        entries = [entry for entry in entries if entry.get("step") == best]
+    entries = [entry for entry in entries if best is not None and entry.get("step") == best] or entries
     scores = []
     for name, dataset in named.items():
-        start = f"eval_{name}_" if name else "eval_"
         figures: dict[str, float] = {}
         for entry in entries:
-            mine = {
-                key: float(value) for key, value in entry.items() if key.startswith(start) and _is_figure(key, value)
-            }
-            figures |= {
-                key.removeprefix(start): value for key, value in mine.items() if _is_figure(key[len(start) :], value)
-            }
-        if not figures:
-            continue
-        split = str(dataset.split) if isinstance(dataset, Dataset) and dataset.split is not None else ""
-        plain_name = re.fullmatch(r"[\w.-]+", split) is not None and split != "train"
-        rows = len(dataset) if isinstance(dataset, Dataset) else None
-        scores.append(Score(split if plain_name else (name or "validation"), figures, rows))
+            figures |= _figures(entry, f"eval_{name}_" if name else "eval_")
+        rows, split = (len(dataset), str(dataset.split or "")) if isinstance(dataset, Dataset) else (None, "")
+        is_name = re.fullmatch(r"[\w.-]+", split) is not None and split != "train"
+        if figures:
+            scores.append(Score(split if is_name else (name or "validation"), figures, rows))
     return tuple(scores)
 
 
-def _main_figure(trainer: Trainer) -> str | None:
+def _main_figure(trainer: Trainer, data: Data) -> str | None:
     chosen = (trainer.args.metric_for_best_model or "").removeprefix("eval_")
     if chosen and chosen != "loss":
         return chosen
-    data = data_of(trainer.train_dataset)
     return TASKS[data.glue].main_metric if data.glue else None
 
 
-# -- settings, cost -----------------------------------------------------------------------------------------
+# -- settings ---------------------------------------------------------------------------------------------------------
 
 
 def _settings(trainer: Trainer) -> dict[str, Any]:
-    args: Any = trainer.args
-    values = {
-        name: getattr(args, name) for name in TELLING if name in {item.name for item in dataclasses.fields(args)}
-    }
-    values = {name: getattr(value, "value", value) for name, value in values.items()}  # enums as their names
-    values = {name: None if name in OPEN and value == -1 else value for name, value in values.items()}
+    given = vars(trainer.args)
+    values = {name: _value(given[name]) for name in TELLING if name in given}
+    for name in OPEN:
+        if values.get(name) == -1:
+            values[name] = None
     if values.get("prefix_cache", "off") == "off":
         values["prefix_cache_dtype"] = None
     else:
@@ -326,37 +262,7 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
         values["num_train_epochs"] = None  # the steps end the run, not the epochs
     for group in trainer.optimizer.param_groups if trainer.optimizer is not None else ():
         # The trainer may have chosen the head's.
-        if group.get("kind") == "head" and group.get("initial_lr", args.learning_rate) != args.learning_rate:
-            values["head_learning_rate"] = float(group["initial_lr"])
+        rate = group.get("initial_lr", trainer.args.learning_rate)
+        if group.get("kind") == "head" and rate != trainer.args.learning_rate:
+            values["head_learning_rate"] = float(rate)
     return {name: value for name, value in values.items() if isinstance(value, (str, int, float, bool))}
-
-
-def _cost(trainer: Trainer, seconds: float | None) -> Cost:
-    measured = _emissions(Path(str(trainer.args.output_dir)) / "emissions.csv")
-    return Cost(
-        seconds=seconds,
-        hardware=hardware(trainer.args.device) if seconds is not None else None,
-        processes=trainer.args.world_size,
-        **measured,
-    )
-
-
-def _emissions(path: Path) -> dict[str, Any]:
-    """What codecarbon's callback measured, if it ran: its file's last row, kilograms made grams."""
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
-        return {}
-    try:
-        grams = 1000 * float(rows[-1]["emissions"])
-        energy = float(rows[-1].get("energy_consumed") or "nan")
-    except (KeyError, ValueError):
-        return {}
-    return {
-        "emissions_grams": grams,
-        "energy_kwh": energy if math.isfinite(energy) else None,
-        "emissions_source": "codecarbon",
-        "on_cloud": {"Y": True, "N": False}.get(rows[-1].get("on_cloud", "")),
-    }
