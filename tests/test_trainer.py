@@ -600,6 +600,18 @@ def test_accumulated_gradients_equal_a_larger_batch(strategy: str, causal: bool,
     assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-5
 
 
+def test_a_short_last_batch_weighs_what_its_rows_weigh(tmp_path: Path) -> None:
+    states = []
+    for size, steps in ((16, 1), (8, 2)):  # of 10 rows: one batch, or batches of 8 and 2
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_steps": 3}
+        run = trainer(tmp_path, tiny.bert(dropout=0.0), train_dataset=tiny.dataset(10), **sizes)
+        run.train()
+        states.append((tiny.state(run.model), losses(run)))
+    (first, first_losses), (second, second_losses) = states
+    assert first_losses == pytest.approx(second_losses, abs=1e-5)
+    assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-5
+
+
 class OwnLoss(SpafitTrainer):
     """A loss whose labels BERT's own cannot take, and what it is told of the number of items."""
 

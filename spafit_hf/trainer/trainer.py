@@ -35,7 +35,7 @@ from transformers import (
     set_seed,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.trainer_pt_utils import get_model_param_count
+from transformers.trainer_pt_utils import find_batch_size, get_model_param_count
 from transformers.trainer_utils import (
     BestRun,
     EvalLoopOutput,
@@ -81,6 +81,8 @@ class StrataTrainer(Trainer):
     task: dict[str, Any] | None = None
     """What a saved adapter says of its task, in JSON types: {"name": "rte", "columns": ["sentence1", "sentence2"]}."""
 
+    _window_rows: int | None = None
+    """Rows of the accumulation window, where its batches differ in size."""
     _watch: GradientWatch | None = None
     """Until the first optimizer step of a run."""
 
@@ -89,6 +91,7 @@ class StrataTrainer(Trainer):
 
     # Trainer's own, None only until they are made.
     model: Any
+    current_gradient_accumulation_steps: Any
     optimizer: Any
     hub_model_id: Any
     push_in_progress: Any
@@ -316,6 +319,13 @@ class StrataTrainer(Trainer):
             self._length_sampler.set_epoch(epoch)
         super()._run_epoch(model, epoch, *args, **kwargs)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor | int | None]:
+        """`Trainer.get_batch_samples`, with a look at the rows of a window: its batches may differ in size."""
+        samples, items = super().get_batch_samples(*args, **kwargs)
+        rows = [find_batch_size(batch) for batch in samples]
+        self._window_rows = sum(rows) if None not in rows and len(set(rows)) > 1 else None
+        return samples, items
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -335,6 +345,10 @@ class StrataTrainer(Trainer):
             found = self._loss_takes_items(model, inputs, num_items_in_batch)
             if found is not None:
                 self.model_accepts_loss_kwargs, self._loss_was_probed = found, True
+        if self._window_rows is not None:
+            # A loss that is the mean of its batch is divided by this. Trainer gives each batch of a window the same
+            # weight, also the two rows that are left at the end of an epoch.
+            self.current_gradient_accumulation_steps = self._window_rows / find_batch_size(inputs)
         self._first_token.look_at(inputs, training=True)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._watch is not None and self.accelerator.sync_gradients and self._watch.look():
