@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-quickstart: $(STAMP)  ## the main job on real sentences: three methods trained, an adapter saved and reloaded
+quickstart: $(STAMP)  ## the main job on real sentences: four methods trained and compared, an adapter reloaded
 	$(BIN)/spafit quickstart
 
 demo: $(STAMP)  ## the Space on this machine, with the adapters in space/adapters; prints its address

@@ -9,6 +9,8 @@ import pytest
 from transformers import BertConfig
 
 from spafit_hf import plan
+from spafit_hf.cli.quickstart import EPOCHS, METHODS, SENTENCES, TRAIN_ROWS, _opening
+from spafit_hf.data.reviews import VALIDATION_ROWS
 from spafit_hf.embedded import cached_movie_reviews
 from spafit_hf.names import EmbeddedError, embedded_base
 
@@ -49,3 +51,11 @@ def test_the_table_of_methods_is_true() -> None:
 
 def test_nothing_is_left_to_fill_in() -> None:
     assert "@" not in re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+
+
+def test_the_quick_start_opens_as_printed() -> None:
+    page = re.search(r"`make quickstart` prints\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    assert page.startswith(_opening(TRAIN_ROWS, VALIDATION_ROWS, EPOCHS))
+    table = re.search(r"^method .*?\n\n", page, re.DOTALL | re.MULTILINE)[0]
+    assert [row.split()[0] for row in table.strip().splitlines()[1:]] == [method.strategy for method in METHODS]
+    assert all(f"  {sentence}\n" in page for sentence in SENTENCES)

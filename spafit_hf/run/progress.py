@@ -71,15 +71,7 @@ class Progress(TrainerCallback):
         """Open the bar; a resumed run begins at its step."""
         self.on_train_end(args, state, control)  # of an attempt with a larger batch (auto_find_batch_size)
         if state.is_world_process_zero:
-            self._bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc=self.title,
-                unit="step",
-                leave=False,
-                dynamic_ncols=True,
-                disable=args.disable_tqdm,
-            )
+            self._bar = _bar(args, self.title, state.max_steps, "step", state.global_step)
             self._first, self._begin = state.global_step, time.monotonic()
             self._last_line = self._begin
 
@@ -97,9 +89,9 @@ class Progress(TrainerCallback):
             loss = "" if self._training_loss is None else f", loss {self._training_loss:.4f}"
             print(f"{self.title}: {steps}, {tqdm.format_interval(left)} left{loss}", file=sys.stderr, flush=True)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep the training loss, and show it beside the bar."""
-        if self._bar is not None and logs and "loss" in logs:
+        if self._bar is not None and "loss" in logs:
             self._training_loss = float(logs["loss"])
             self._bar.set_postfix(loss=f"{self._training_loss:.4f}")
 
@@ -107,25 +99,14 @@ class Progress(TrainerCallback):
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
         """Show how far an evaluation is."""
-        if not state.is_world_process_zero or not has_length(eval_dataloader):
-            return
-        if self._measuring is None:
-            self._measuring = tqdm(
-                total=len(eval_dataloader),
-                desc="measuring",
-                unit="batch",
-                leave=False,
-                dynamic_ncols=True,
-                disable=args.disable_tqdm,
-            )
-        self._measuring.update()
+        if state.is_world_process_zero and has_length(eval_dataloader):
+            self._measuring = self._measuring or _bar(args, "measuring", len(eval_dataloader), "batch")
+            self._measuring.update()
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Print the figures of an evaluation within the training; those after it are the caller's to show."""
         self._close_measuring()
-        if self._bar is None or metrics is None:
+        if self._bar is None:
             return
         figures = {name: metrics[f"eval_{name}"] for name in self.figures}
         if self._training_loss is not None:
@@ -141,12 +122,17 @@ class Progress(TrainerCallback):
         """Close the bar; it leaves no trace."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
+        self._bar = None
 
     def _close_measuring(self) -> None:
         if self._measuring is not None:
             self._measuring.close()
-            self._measuring = None
+        self._measuring = None
+
+
+def _bar(args: Any, title: str, total: int, unit: str, first: int = 0) -> tqdm:
+    hidden = args.disable_tqdm
+    return tqdm(desc=title, total=total, initial=first, unit=unit, leave=False, dynamic_ncols=True, disable=hidden)
 
 
 @contextmanager
