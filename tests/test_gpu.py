@@ -134,9 +134,7 @@ def test_the_readme_runs_there(
 def test_the_script_runs_whatever_there_is(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
     hidden = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [script, tmp_path], env=os.environ | hidden, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([script, tmp_path], env=os.environ | hidden, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary.pop("device") == "cpu"
