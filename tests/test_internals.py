@@ -29,6 +29,7 @@ PUBLIC = {"_replace", "_SubParsersAction"}
 PARAMETERS = {
     "peft.tuners.lora.LoraModel._prepare_adapter_config": "self peft_config model_config",
     "peft.tuners.lora.LoraModel._check_target_module_exists": "peft_config key",
+    "peft.tuners.lora.LoraModel._get_module_names_tied_with_embedding": "self",
     "peft.tuners.lora.LoraModel._create_and_replace": (
         "self lora_config adapter_name target target_name parent current_key parameter_name"
     ),
@@ -66,6 +67,7 @@ PARAMETERS = {
     "peft.utils.merge_utils.magnitude_prune": "task_tensors weights density",
     "peft.utils.merge_utils.task_arithmetic": "task_tensors weights",
     "peft.utils.merge_utils.ties": "task_tensors weights density majority_sign_method",
+    "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers": "peft_config model conversions",
     "peft.utils.other.get_pattern_key": "pattern_keys key_to_match",
     "transformers.Trainer._prepare_for_training": "self max_steps train_dataloader resume_from_checkpoint",
     "transformers.Trainer._run_epoch": (
