@@ -42,7 +42,13 @@ def base_version(
         return None
     api = HfApi(token=token)
     commit = cached_revision(name_or_path, revision) or _resolved(api, name_or_path, revision, cached=False)
-    return BaseVersion(name_or_path, commit, _license(api, name_or_path))
+    try:
+        tags = api.model_info(name_or_path, timeout=10).tags or []
+    except FAILURES as error:
+        logger.debug("The license of %s is not known: %s", name_or_path, error)
+        tags = []
+    licenses = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
+    return BaseVersion(name_or_path, commit, next(iter(licenses), None))
 
 
 def cached_revision(name_or_path: str, revision: str | None = None) -> str | None:
@@ -60,12 +66,3 @@ def _resolved(api: HfApi, name: str, revision: str | None, *, cached: bool) -> s
     except FAILURES as error:
         logger.debug("The revision of %s is not known: %s", name, error)
         return None
-
-
-def _license(api: HfApi, name: str) -> str | None:
-    try:
-        tags = api.model_info(name, timeout=10).tags or []
-    except FAILURES as error:
-        logger.debug("The license of %s is not known: %s", name, error)
-        return None
-    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)

@@ -27,6 +27,28 @@ PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: Everything that a call of huggingface_hub fails with; httpx2's transport errors are no OSError.
 FAILURES = (httpx2.HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError)
 
+NO_TOKEN = "no user is logged in; make a token with write permission at {tokens} and run `hf auth login`."
+#: What to do about an error of huggingface_hub; the first that fits.
+BY_KIND: dict[type[BaseException], str] = {
+    OfflineModeIsEnabled: "HF_HUB_OFFLINE is set; unset it to reach the Hub.",
+    HFValidationError: "{repo!r} cannot name a repository: use user/name with letters, digits, '-', '_' and '.'.",
+    GatedRepoError: "{repo} is gated; ask for access at {hub}/{repo}, then log in with `hf auth login`.",
+    RevisionNotFoundError: "{repo} has no revision {revision!r}; see its branches at {hub}/{repo}/tree/main.",
+    RepositoryNotFoundError: "there is no repository {repo} that this token can see; check the name, or log in with "
+    "`hf auth login` as a user who may see it.",
+    LocalTokenNotFoundError: NO_TOKEN,
+    LocalEntryNotFoundError: "{repo} is not in the cache and the Hub at {hub} cannot be reached; check the "
+    "connection.",
+}
+#: What to do about an answer of the Hub.
+BY_STATUS = {
+    401: "the Hub does not accept this token (401); make one at {tokens} and log in with `hf auth login`.",
+    403: "this token may not write to {repo} (403); make one with write permission for it at {tokens}.",
+    412: "another user keeps committing to {repo} (412); push again.",
+    413: "a file is too large for {hub} (413); push fewer or smaller files.",
+    429: "the Hub asks to slow down (429); push again in some minutes.",
+}
+
 
 class HubError(ValueError):
     """A push or pull that failed, or was refused before it began; the message says what to do about it."""
@@ -40,12 +62,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         at = at.__cause__
 
 
+def answer(error: BaseException) -> httpx2.Response | None:
+    """The Hub's answer that an error is about."""
+    return next((one.response for one in chain(error) if isinstance(one, HfHubHTTPError)), None)
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error is about."""
-    for one in chain(error):
-        if isinstance(one, HfHubHTTPError):
-            return one.response.status_code
-    return None
+    return None if (found := answer(error)) is None else found.status_code
 
 
 def is_passing(error: BaseException) -> bool:
@@ -61,15 +85,6 @@ def is_passing(error: BaseException) -> bool:
     return False
 
 
-def retry_after(error: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait."""
-    for one in chain(error):
-        if isinstance(one, HfHubHTTPError):
-            value = one.response.headers.get("Retry-After", "")
-            return float(value) if value.isdigit() else None
-    return None
-
-
 def explain(error: BaseException, repo_id: str, *, revision: str | None = None, anonymous: bool = False) -> str:
     """One sentence for a reader: what happened, and what to do.
 
@@ -78,41 +93,18 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None = None, 
         repo_id, revision: what it was about.
         anonymous: whether no token was sent.
     """
-    endpoint = constants.ENDPOINT
-    tokens = f"{endpoint}/settings/tokens"
+    hub = constants.ENDPOINT
     first = next((e for e in chain(error) if isinstance(e, (HfHubHTTPError, OfflineModeIsEnabled))), error)
     status = status_of(error)
-    if isinstance(first, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set; unset it to reach the Hub."
-    if isinstance(first, HFValidationError):
-        return f"{repo_id!r} cannot name a repository: use user/name with letters, digits, '-', '_' and '.'."
-    if isinstance(first, GatedRepoError):
-        return f"{repo_id} is gated; ask for access at {endpoint}/{repo_id}, then log in with `hf auth login`."
-    if isinstance(first, RevisionNotFoundError):
-        return f"{repo_id} has no revision {revision or 'main'!r}; see its branches at {endpoint}/{repo_id}/tree/main."
-    if isinstance(first, RepositoryNotFoundError):
-        return (
-            f"there is no repository {repo_id} that this token can see; check the name, or log in with "
-            "`hf auth login` as a user who may see it."
-        )
-    if isinstance(first, LocalTokenNotFoundError) or (status == 401 and anonymous):
-        return f"no user is logged in; make a token with write permission at {tokens} and run `hf auth login`."
-    if status == 401:
-        return f"the Hub does not accept this token (401); make one at {tokens} and log in with `hf auth login`."
-    if status == 403:
-        return f"this token may not write to {repo_id} (403); make one with write permission for it at {tokens}."
-    if status == 412:
-        return f"another user keeps committing to {repo_id} (412); push again."
-    if status == 413:
-        return f"a file is too large for {endpoint} (413); push fewer or smaller files."
-    if status == 429:
-        return "the Hub asks to slow down (429); push again in some minutes."
+    sentence = next((text for kind, text in BY_KIND.items() if isinstance(first, kind)), None)
+    if sentence is None:
+        sentence = NO_TOKEN if status == 401 and anonymous else BY_STATUS.get(status or 0)
+    if sentence is not None:
+        return sentence.format(repo=repo_id, revision=revision or "main", hub=hub, tokens=f"{hub}/settings/tokens")
     if status is not None and status >= 500:
         return f"the Hub keeps answering {status}; it may be down, so try again later (https://status.huggingface.co)."
     if isinstance(first, BadRequestError):
         return f"the Hub refused the request: {last_line(first)}"
-    if isinstance(first, LocalEntryNotFoundError):
-        return f"{repo_id} is not in the cache and the Hub at {endpoint} cannot be reached; check the connection."
     if is_passing(error):
-        return f"the Hub at {endpoint} cannot be reached ({type(error).__name__}); check the connection and try again."
+        return f"the Hub at {hub} cannot be reached ({type(error).__name__}); check the connection and try again."
     return last_line(error)

@@ -93,9 +93,11 @@ def parcel(folder: str | os.PathLike[str], *, also: Sequence[str] = (), tokens: 
         if name.lower().endswith(UNSAFE):
             raise HubError(f"{name} may run code or hold secrets when it is read, so it is not pushed; leave it out.")
     names = [*core, *(name for name in (*ABOUT_FILES, *PROCESSOR_FILES) if name in there), *also]
-    found = Parcel(place, kind, tuple(dict.fromkeys(names)))
-    _check_secrets(found, tokens)
-    return found
+    secrets = {token.encode() for token in (*tokens, get_token() or "") if token}
+    for name in names:
+        if _holds(place / name, secrets, look_alikes=not name.endswith((".safetensors", ".png", ".model"))):
+            raise HubError(f"{place / name} holds a token of the Hub; take it out before you push.")
+    return Parcel(place, kind, tuple(dict.fromkeys(names)))
 
 
 def sent(found: Parcel) -> dict[str, Path | bytes]:
@@ -120,7 +122,10 @@ def sent(found: Parcel) -> dict[str, Path | bytes]:
         for name in above:
             place = place.get(name) if isinstance(place, dict) else None
         base = place.get(key) if isinstance(place, dict) else None
-        if isinstance(base, str) and base and (public := _public(base)) != base:
+        if not isinstance(base, str) or not base or is_remote(base):
+            continue
+        public = f"{PureWindowsPath(base).name or 'base'}/"  # paths of Windows may come to any machine
+        if public != base:
             place[key] = local[base] = public
             contents[file] = (json.dumps(data, indent=2) + "\n").encode()
     for base, public in local.items():
@@ -131,19 +136,6 @@ def sent(found: Parcel) -> dict[str, Path | bytes]:
             public,
         )
     return contents
-
-
-def _public(base: str) -> str:
-    """A base's name without what it says of this machine; paths of Windows may come to any machine."""
-    return base if is_remote(base) else f"{PureWindowsPath(base).name or 'base'}/"
-
-
-def _check_secrets(found: Parcel, tokens: Iterable[str]) -> None:
-    secrets = {token.encode() for token in (*tokens, get_token() or "") if token}
-    for path in found.paths:
-        look_alikes = not path.name.endswith((".safetensors", ".png", ".model"))
-        if _holds(path, secrets, look_alikes):
-            raise HubError(f"{path} holds a token of the Hub; take it out before you push.")
 
 
 def _holds(path: Path, secrets: set[bytes], look_alikes: bool) -> bool:

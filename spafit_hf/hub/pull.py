@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, ResolvedRevision, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError, RevisionResolutionError
 
 from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing
@@ -66,25 +66,25 @@ def pull_adapter(
     Raises:
         HubError: if the repo, the revision or a file is missing, not accessible, or too large; with what to do.
     """
-    api = _api(token if isinstance(token, str) else None)
-    target = None if folder is None else _empty(Path(folder))
+    api = _api(token)
+    target = None if folder is None else Path(folder)
+    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise HubError(f"{target} exists and is not an empty folder; choose another, or empty it first.")
     try:
         resolved = api.resolve_revision(
-            repo_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            repo_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
         )
         if not COMMIT.fullmatch(resolved.resolved):
             raise HubError(f"the Hub names no commit for {repo_id}; it cannot be pulled safely.")
-        sizes = None if local_files_only else _sizes(api, repo_id, resolved, token)
+        sizes = None if local_files_only or constants.HF_HUB_OFFLINE else _sizes(api, repo_id, resolved.resolved)
         names = PULLED if sizes is None else _wanted(repo_id, sizes, max_bytes)
-        cached = Path(
-            snapshot_download(
-                repo_id,
-                revision=resolved,
-                allow_patterns=list(names),
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=sizes is None,
-            )
+        cached = snapshot_download(
+            repo_id,
+            revision=resolved,
+            allow_patterns=list(names),
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=sizes is None,
         )
     except HubError:
         raise
@@ -97,23 +97,23 @@ def pull_adapter(
         raise HubError(f"the cache holds only part of {repo_id}; pull it once with a connection.") from error
     except FAILURES as error:
         raise HubError(f"Pulling {repo_id} failed: {explain(error, repo_id, revision=revision)}") from error
-    there = tuple(name for name in PULLED if (cached / name).is_file())
+    there = tuple(name for name in PULLED if Path(cached, name).is_file())
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in there:
             raise HubError(f"the cache holds no {name} of {repo_id}; pull it once with a connection.")
     if target is not None:
-        _copy(cached, target, there)
-    done = Pulled(target or cached, repo_id, revision or constants.DEFAULT_REVISION, resolved.resolved, there)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in there:  # the cache holds links; a folder of its own holds files
+            shutil.copyfile(Path(cached, name), target / name)
+    done = Pulled(target or Path(cached), repo_id, revision or constants.DEFAULT_REVISION, resolved.resolved, there)
     logger.info("Pulled %s at %s into %s.", repo_id, done.commit, done.folder)
     return done
 
 
-def _sizes(api: HfApi, repo_id: str, resolved: ResolvedRevision, token: str | bool | None) -> dict[str, int] | None:
+def _sizes(api: HfApi, repo_id: str, commit: str) -> dict[str, int] | None:
     """Bytes of each file in the repo; None where the Hub is away and the cache is all there is."""
-    if constants.HF_HUB_OFFLINE:
-        return None
     try:
-        info = api.model_info(repo_id, revision=resolved.resolved, files_metadata=True, token=token)
+        info = api.model_info(repo_id, revision=commit, files_metadata=True)
     except FAILURES as error:
         if is_passing(error):
             logger.warning("The Hub cannot be reached; looking for %s in the cache.", repo_id)
@@ -137,15 +137,3 @@ def _wanted(repo_id: str, sizes: dict[str, int], max_bytes: int) -> tuple[str, .
             f"max_bytes={total}."
         )
     return names
-
-
-def _empty(folder: Path) -> Path:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HubError(f"{folder} exists and is not an empty folder; choose another, or empty it first.")
-    return folder
-
-
-def _copy(cached: Path, target: Path, names: tuple[str, ...]) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:  # the cache holds links; a folder of its own holds files
-        shutil.copyfile(cached / name, target / name)

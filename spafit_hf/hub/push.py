@@ -21,18 +21,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, constants, get_token
 
 from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing, status_of
-from spafit_hf.hub.files import Parcel, parcel, sent
+from spafit_hf.hub.files import parcel, sent
 from spafit_hf.hub.retry import Patience, patiently
 from spafit_hf.names import __version__
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-PULL_REF = "refs/pr/"
 
 #: Weights of the other kind in a repo: transformers would load these and not what is pushed.
 OTHER_KIND = {
@@ -103,21 +101,16 @@ def push_adapter(
     Raises:
         HubError: with one sentence on what to do. What is in the folder is untouched in any case.
     """
-    waiting = Patience() if patience is None else patience
     found = parcel(folder, also=also, tokens=[token] if token else ())
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise HubError(f"a pull request goes to the default branch; drop revision={revision!r} or create_pr.")
-    api = _api(token)
-    push = _Push(
-        api, found, sent(found), repo_id, revision or constants.DEFAULT_REVISION, path_in_repo.strip("/"), waiting
-    )
-    text = message or f"Upload {found.kind} with spafit-hf"
+    place = path_in_repo.strip("/")
+    files = {f"{place}/{name}" if place else name: content for name, content in sent(found).items()}
+    branch, foes = revision or constants.DEFAULT_REVISION, () if place else OTHER_KIND[found.kind]
+    push = _Push(_api(token), repo_id, branch, create_pr, files, foes, patience or Patience())
     try:
-        push.repo_id = _full_repo_id(api, repo_id, waiting)
-        push.make_repo(private, must_write=not create_pr)
-        if push.revision != constants.DEFAULT_REVISION and not push.revision.startswith(PULL_REF):
-            push.make_branch()
-        done = push.pull_request(text, description) if create_pr else push.commit(text, description)
+        push.make_place(private)
+        done = push.commit(message or f"Upload {found.kind} with spafit-hf", description)
     except HubError:
         raise
     except FAILURES as error:
@@ -142,7 +135,7 @@ def full_repo_id(repo_id: str, *, token: str | None = None, patience: Patience |
         HubError: if the Hub does not say whose token it is, or there is none; with what to do.
     """
     try:
-        return _full_repo_id(_api(token), repo_id, Patience() if patience is None else patience)
+        return _full_repo_id(_api(token), repo_id, patience or Patience())
     except FAILURES as error:
         raise HubError(f"Pushing to {repo_id} failed: {explain(error, repo_id)} Nothing was changed.") from error
 
@@ -155,158 +148,107 @@ def _full_repo_id(api: HfApi, repo_id: str, patience: Patience) -> str:
     return f"{user}/{repo_id}"
 
 
-def _api(token: str | None) -> HfApi:
+def _api(token: str | bool | None) -> HfApi:
     return HfApi(token=token, library_name="spafit-hf", library_version=__version__)
 
 
+@dataclass
 class _Push:
-    """One push on its way: the repo's full name and its head become known as it goes."""
+    """One push on its way: the repo's full name becomes known as it goes."""
 
-    def __init__(
-        self,
-        api: HfApi,
-        found: Parcel,
-        contents: dict[str, Path | bytes],
-        repo_id: str,
-        revision: str,
-        path: str,
-        patience: Patience,
-    ) -> None:
-        self.api = api
-        self.kind = found.kind
-        self.files = {f"{path}/{name}" if path else name: content for name, content in contents.items()}
-        self.repo_id = repo_id
-        self.revision = revision
-        self.path = path
-        self.patience = patience
+    api: HfApi
+    repo_id: str
+    revision: str
+    create_pr: bool
+    files: dict[str, Path | bytes]
+    """What is sent under each path in the repo."""
+    foes: Sequence[str]
+    """Files beside which what is pushed would not be loaded."""
+    patience: Patience
 
-    def _patiently(self, function: Callable[[], Result], doing: str) -> Result:
-        return patiently(function, doing, self.patience)
+    def _patiently(self, function: Callable[[], Result], doing: str = "") -> Result:
+        return patiently(function, doing or f"Looking up {self.repo_id}", self.patience)
 
-    # ---- repo and branch ----
-
-    def make_repo(self, private: bool | None, *, must_write: bool) -> None:
-        """The repo, made if it is not there. For a pull request it has to be: one proposes to what exists."""
-        if not must_write:
-            self._patiently(lambda: self.api.repo_info(self.repo_id), f"Looking up {self.repo_id}")
+    def make_place(self, private: bool | None) -> None:
+        """The repo and the branch, made where they are not there. A pull request proposes to a repo that is."""
+        self.repo_id = _full_repo_id(self.api, self.repo_id, self.patience)
+        if self.create_pr:
+            self._patiently(lambda: self.api.repo_info(self.repo_id))
             return
         url = self._patiently(
             lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True), f"Creating {self.repo_id}"
         )
         self.repo_id = url.repo_id
-
-    def make_branch(self) -> None:
-        def make() -> None:
-            self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
-
-        self._patiently(make, f"Creating branch {self.revision}")
-
-    def head(self, revision: str) -> str | None:
-        """The commit that a branch is at; refuses a repo that holds the other kind of weights."""
-        info = self._patiently(
-            lambda: self.api.model_info(self.repo_id, revision=revision), f"Looking up {self.repo_id}"
-        )
-        there = {file.rfilename for file in info.siblings or []}
-        if not self.path:
-            for name in OTHER_KIND[self.kind]:
-                if name in there:
-                    raise HubError(
-                        f"{self.repo_id} holds {name}, so transformers would not load the {self.kind} that is pushed; "
-                        "push it to a repository of its own."
-                    )
-        return info.sha
-
-    # ---- upload and commit ----
+        if self.revision != constants.DEFAULT_REVISION and not self.revision.startswith("refs/pr/"):
+            self._patiently(
+                lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True),
+                f"Creating branch {self.revision}",
+            )
 
     def commit(self, message: str, description: str) -> Pushed:
-        head = start = self.head(self.revision)
-        waits = self.patience.waits()
-        while True:
-            files = self._operations()
-            try:
-                info = self._send(files, message, description, head, create_pr=False)
-                return self._pushed(info.oid, self.revision, message, changed=info.oid != head)
-            except FAILURES as error:
-                moved = status_of(error) == 412  # another user committed in between, perhaps this very commit
-                planned = next(waits, None)
-                if planned is None or not (moved or _worth_another_try(error)):
-                    raise
-                self.patience.wait(planned, error, "The commit")
-            head = self.head(self.revision)
-            if head != start and head is not None and self._holds(head):
-                return self._pushed(head, self.revision, message, changed=True)
-
-    def pull_request(self, message: str, description: str) -> Pushed:
-        head = self.head(constants.DEFAULT_REVISION)
-        before = self._pull_refs()
+        """Send the files, again where the Hub did not take them or its answer was lost."""
+        head, before = self._refs()
         waits = self.patience.waits()
         while True:
             try:
-                info = self._send(self._operations(), message, description, head, create_pr=True)
-                if info.pr_url is None or info.pr_revision is None:  # the default branch holds these files already
-                    return self._pushed(info.oid, self.revision, message, changed=False)
-                return self._pushed(info.oid, info.pr_revision, message, changed=True, pr_url=info.pr_url)
+                info = self.api.create_commit(
+                    self.repo_id,
+                    [CommitOperationAdd(name, content) for name, content in self.files.items()],
+                    commit_message=message,
+                    commit_description=description,
+                    revision=None if self.create_pr else self.revision,
+                    create_pr=self.create_pr,
+                    parent_commit=head,
+                )
+                # No pull request is opened where the default branch holds these files already.
+                changed = info.pr_revision is not None if self.create_pr else info.oid != head
+                return self._pushed(info.oid, info.pr_revision or self.revision, message, changed=changed)
             except FAILURES as error:
-                planned = next(waits, None)
-                # Where the Hub does not list its pull requests, a second try might open a second one.
-                if not _worth_another_try(error) or planned is None or before is None:
+                # 412: another user committed in between, perhaps this very commit
+                again = _worth_another_try(error) or (status_of(error) == 412 and not self.create_pr)
+                planned = next(waits, None) if again else None
+                if planned is None:
                     raise
-                self.patience.wait(planned, error, "The pull request")
-            for ref, commit in (self._pull_refs() or {}).items():
-                if ref not in before and self._holds(commit):
-                    number = ref.rsplit("/", 1)[-1]
-                    url = f"{constants.ENDPOINT}/{self.repo_id}/discussions/{number}"
-                    return self._pushed(commit, ref, message, changed=True, pr_url=url)
+                self.patience.wait(planned, error, "The pull request" if self.create_pr else "The commit")
+            head, refs = self._refs()
+            for ref, commit in refs.items():
+                if commit != before.get(ref) and self._holds(commit):
+                    return self._pushed(commit, ref, message, changed=True)
 
-    def _send(
-        self, files: list[CommitOperationAdd], message: str, description: str, parent: str | None, *, create_pr: bool
-    ) -> CommitInfo:
-        revision = None if create_pr else self.revision
-        return self.api.create_commit(
-            self.repo_id,
-            files,
-            commit_message=message,
-            commit_description=description,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=parent,
-        )
+    def _refs(self) -> tuple[str, dict[str, str]]:
+        """The commit to build on, and every ref in which the files may arrive with the commit that it is at.
 
-    def _operations(self) -> list[CommitOperationAdd]:
-        return [CommitOperationAdd(name, content) for name, content in self.files.items()]
-
-    # ---- what has arrived ----
-
-    def _pull_refs(self) -> dict[str, str] | None:
-        """Pull requests and the commit each is at; None where the Hub does not list them."""
-        try:
-            refs = self._patiently(
-                lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True), f"Looking up {self.repo_id}"
-            )
-        except KeyError:
-            return None
-        return {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
+        Raises:
+            HubError: for a repo that holds the other kind of weights.
+        """
+        info = self._patiently(lambda: self.api.model_info(self.repo_id, revision=self.revision))
+        there = {file.rfilename for file in info.siblings or []}
+        for name in self.foes:
+            if name in there:
+                raise HubError(
+                    f"{self.repo_id} holds {name}, so transformers would not load what is pushed; push it to a "
+                    "repository of its own."
+                )
+        head = str(info.sha)
+        if not self.create_pr:
+            return head, {self.revision: head}
+        refs = self._patiently(lambda: self.api.list_repo_refs(self.repo_id, include_pull_requests=True))
+        return head, {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
 
     def _holds(self, commit: str) -> bool:
         """Whether a commit has every file as it is sent."""
-        infos = self._patiently(
-            lambda: self.api.get_paths_info(self.repo_id, list(self.files), revision=commit),
-            f"Looking up {self.repo_id}",
+        infos = self._patiently(lambda: self.api.get_paths_info(self.repo_id, list(self.files), revision=commit))
+        remote = {info.path: info for info in infos if isinstance(info, RepoFile)}
+        return remote.keys() == self.files.keys() and all(
+            info.lfs.sha256 == _sha256(self.files[name]) if info.lfs else info.blob_id == _git_oid(self.files[name])
+            for name, info in remote.items()
         )
-        remote = {info.path: info for info in infos}
-        for name, content in self.files.items():
-            info = remote.get(name)
-            lfs = getattr(info, "lfs", None)
-            if info is None or (
-                lfs.sha256 != _sha256(content) if lfs else getattr(info, "blob_id", None) != _git_oid(content)
-            ):
-                return False
-        return True
 
-    def _pushed(self, commit: str, revision: str, message: str, *, changed: bool, pr_url: str | None = None) -> Pushed:
+    def _pushed(self, commit: str, ref: str, message: str, *, changed: bool) -> Pushed:
         page = f"{constants.ENDPOINT}/{self.repo_id}"
-        place = page if revision == constants.DEFAULT_REVISION else f"{page}/tree/{revision}"
-        return Pushed(self.repo_id, commit, pr_url or place, tuple(self.files), revision, changed, message, pr_url)
+        place = page if ref == constants.DEFAULT_REVISION else f"{page}/tree/{ref}"
+        pull = f"{page}/discussions/{ref.rsplit('/', 1)[-1]}" if self.create_pr and changed else None
+        return Pushed(self.repo_id, commit, pull or place, tuple(self.files), ref, changed, message, pull)
 
 
 def _worth_another_try(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from spafit_hf.hub.errors import FAILURES, is_passing, retry_after
+from spafit_hf.hub.errors import FAILURES, answer, is_passing
 from spafit_hf.words import first_line
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ class Patience:
 
     def wait(self, planned: float, error: Exception, doing: str) -> None:
         """Sleep before another try, as long as planned or as the Hub asks."""
-        wished = retry_after(error)
-        seconds = planned if wished is None else min(max(wished, planned), self.longest_asked)
+        found = answer(error)
+        wished = "" if found is None else found.headers.get("Retry-After", "")
+        seconds = min(max(float(wished), planned), self.longest_asked) if wished.isdigit() else planned
         logger.warning("%s failed (%s); trying again in %g s.", doing, first_line(error)[:200], seconds)
         time.sleep(seconds)
 
