@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -12,15 +11,12 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, BertConfig
 
-from spafit_hf.cli import plan as command
+from spafit_hf.cli import main
 from spafit_hf.strategy import METHODS, Strategy, Stratum
 
 
 def spafit(*arguments: object) -> int:
-    parser = argparse.ArgumentParser(prog="spafit")
-    command.add_parser(parser.add_subparsers(required=True))
-    args = parser.parse_args(["plan", *map(str, arguments)])
-    return args.run(args)
+    return main(["plan", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +134,7 @@ def test_what_a_user_gets_wrong(
     assert spafit(small, *arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("spafit plan: ")
+    assert printed.err.startswith("spafit: ")
     assert printed.err.count("\n") == 1
     assert message in printed.err
 
@@ -151,6 +147,12 @@ def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
     err = capsys.readouterr().err
     assert "could not be fetched from the Hub" in err
     assert "pass a folder with a config.json" in err
+
+
+def test_where_an_error_comes_from(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPAFIT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="did you mean 'bitfit'"):
+        spafit(small, "bitft")
 
 
 def test_help_needs_no_torch() -> None:

@@ -1,6 +1,8 @@
-"""The command `spafit`: one module per subcommand, each with `add_parser(subparsers)` and `run(args) -> exit status`.
+"""The command `spafit`: one module per subcommand, each with `add_parser(subparsers)` and `run(args)`.
 
-User errors end with status 2 and a sentence on stderr; `SPAFIT_TRACEBACK=1` shows where they came from.
+User errors, which `run` raises as ValueError or OSError, end with status 2 and a sentence on stderr;
+`SPAFIT_TRACEBACK=1` shows where they came from. `argparse._SubParsersAction` is what add_subparsers returns; it has no
+public name.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     try:
-        status = args.run(args)
+        args.run(args)
         print(end="", flush=True)  # what is left to write can fail too
-        return status
+        return 0
     except BrokenPipeError:  # whoever reads the output has enough of it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return 141  # of a program that SIGPIPE ended, as a shell counts

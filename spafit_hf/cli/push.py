@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `push`; `run` carries it out."""
     parser = subparsers.add_parser(
         "push",
@@ -25,15 +24,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--keep-card", action="store_true", help="push README.md as it is, and do not write it for this repository"
     )
     parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Push and print where it is.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Push and print where it is."""
     from dataclasses import replace
 
     from spafit_hf.card import CardError, facts_of_folder, write_card
@@ -58,4 +52,3 @@ def run(args: argparse.Namespace) -> int:
     )
     what = f"{len(done.files)} files" if done.changed else "nothing new; it is all there"
     print(f"{done.url}\n  {what}, commit {done.commit}")
-    return 0
