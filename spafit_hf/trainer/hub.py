@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
-import os
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +35,6 @@ from spafit_hf.hub import (
     BaseVersion,
     HubError,
     Patience,
-    Pushed,
     base_version,
     cached_revision,
     full_repo_id,
@@ -44,7 +43,7 @@ from spafit_hf.hub import (
 )
 from spafit_hf.hub.errors import FAILURES, explain, is_passing
 from spafit_hf.hub.retry import patiently
-from spafit_hf.names import is_hub_id
+from spafit_hf.names import is_remote
 from spafit_hf.planner import Plan
 from spafit_hf.trainer.facts import facts_of_run
 
@@ -65,14 +64,24 @@ class HubPushMixin(Trainer):
     hub_patience: Patience = Patience()
     """How long a Hub that does not answer is tried."""
 
-    _described: dict[str, Any] | None = None
-    _base: BaseVersion | None = None
-    _base_was_asked = False
-    _pushes: ThreadPoolExecutor | None = None
-    _push_failures: dict[str, HubError] | None = None
     _push_was_skipped = False
     _push_branch: str | None = None
     """The branch that the last push was told to go to; None for that of the arguments."""
+
+    @functools.cached_property
+    def _described(self) -> dict[str, Any]:
+        """What `describe` was given."""
+        return {}
+
+    @functools.cached_property
+    def _pushes(self) -> ThreadPoolExecutor:
+        """Pushes follow each other in their order."""
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="spafit-push")
+
+    @functools.cached_property
+    def _last_pushes(self) -> dict[str, Future[CommitInfo]]:
+        """The last push of each place in the repo: where it succeeds, what failed before it is made good."""
+        return {}
 
     # ---- the card ----
 
@@ -90,20 +99,23 @@ class HubPushMixin(Trainer):
         for name in facts:
             if name not in fields:
                 raise CardError(f"a card has no fact {name!r}; it has {', '.join(fields)}.")
-        self._described = {**(self._described or {}), **facts}
+        self._described.update(facts)
 
     def card_facts(self) -> CardFacts:
         """What the card would say now."""
-        base = self._base_version()
+        base = self._base
         facts = facts_of_run(self, self.plan, base.revision if base else None, base.license if base else None)
-        facts = dataclasses.replace(facts, repo_id=self._full_repo_id(), revision=self._branch())
-        said = {
+        name = self.hub_model_id or self.args.hub_model_id
+        facts = dataclasses.replace(
+            facts, repo_id=name if name and "/" in name else None, revision=self._push_branch or self.args.hub_revision
+        )
+        described = {
             name: dataclasses.replace(getattr(facts, name), **value)
             if name in PARTS and isinstance(value, dict)
             else value
-            for name, value in (self._described or {}).items()
+            for name, value in self._described.items()
         }
-        return dataclasses.replace(facts, **said)
+        return dataclasses.replace(facts, **described)
 
     def create_model_card(
         self,
@@ -119,7 +131,7 @@ class HubPushMixin(Trainer):
     ) -> None:
         """Write the card into `args.output_dir`, with the facts it is from and the picture of the training curve.
 
-        A card that somebody wrote by hand stays as it is. The arguments are Trainer's; `describe` takes every other
+        A card that was written by hand stays as it is. The arguments are Trainer's; `describe` takes every other
         fact.
 
         Args:
@@ -136,20 +148,18 @@ class HubPushMixin(Trainer):
         if not self.is_world_process_zero():
             return
         facts = self.card_facts()
-        said: dict[str, Any] = {
+        given: dict[str, Any] = {
             "language": _listed(language),
             "license": license,
             "tags": tuple(dict.fromkeys([*facts.tags, *_listed(tags)])),
             "title": model_name,
             "pipeline_tag": _first(tasks),
         }
-        if finetuned_from is not None and is_hub_id(finetuned_from) and not os.path.exists(finetuned_from):
-            said["base"] = dataclasses.replace(facts.base, id=finetuned_from)
-        named = {"id": _first(dataset_tags), "name": _first(dataset), "config": _first(dataset_args)}
-        if any(named.values()):
-            known: dict[str, Any] = {key: value for key, value in named.items() if value}
-            said["data"] = dataclasses.replace(facts.data, **known)
-        facts = dataclasses.replace(facts, **{key: value for key, value in said.items() if value})
+        if finetuned_from is not None and is_remote(finetuned_from):
+            given["base"] = dataclasses.replace(facts.base, id=finetuned_from)
+        data: dict[str, Any] = {"id": _first(dataset_tags), "name": _first(dataset), "config": _first(dataset_args)}
+        given["data"] = dataclasses.replace(facts.data, **{key: value for key, value in data.items() if value})
+        facts = dataclasses.replace(facts, **{key: value for key, value in given.items() if value})
         folder = Path(str(self.args.output_dir))
         try:
             saved = parcel(folder)
@@ -173,26 +183,23 @@ class HubPushMixin(Trainer):
         self._note_base_revision()
         super().save_model(output_dir, _internal_call)
 
-    def _base_version(self) -> BaseVersion | None:
-        """Commit and license of the base, asked once."""
-        if not self._base_was_asked:
-            self._base_was_asked = True
-            said = (self._described or {}).get("base")
-            if not (said.get("id") if isinstance(said, dict) else said):
-                config = self._plain_model().config
-                self._base = base_version(getattr(config, "_name_or_path", None), token=self.args.hub_token)
-        return self._base
+    @functools.cached_property
+    def _base(self) -> BaseVersion | None:
+        """Commit and license of the base; not looked up where `describe` was given the base."""
+        described = self._described.get("base")
+        if described.get("id") if isinstance(described, dict) else described:
+            return None
+        config = self._plain_model().config
+        return base_version(getattr(config, "_name_or_path", None), token=self.args.hub_token)
 
     def _note_base_revision(self) -> None:
         """Let the folder that is saved name the commit of its base; transformers 5 no longer notes it by itself."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         config = getattr(self._plain_model(), "config", None)
         if not isinstance(config, PretrainedConfig) or getattr(config, "_commit_hash", None) is not None:
             return
         revision = cached_revision(str(config._name_or_path or ""))
-        if revision is None:
-            return
         config._commit_hash = revision  # in memory only: transformers does not write it
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PeftModel) and model.peft_config[model.active_adapter].revision is None:
             model.peft_config[model.active_adapter].revision = revision
 
@@ -228,10 +235,6 @@ class HubPushMixin(Trainer):
             )
             self.hub_model_id = name
 
-    def _full_repo_id(self) -> str | None:
-        known = self.hub_model_id or self.args.hub_model_id
-        return known if known and "/" in known else None
-
     def _learn_whose(self, token: str | None = None) -> None:
         """Learn the full name of a repository that could not be made at the start, so that the card can name it."""
         if self.hub_model_id and "/" not in self.hub_model_id:
@@ -239,9 +242,6 @@ class HubPushMixin(Trainer):
                 self.hub_model_id = full_repo_id(
                     self.hub_model_id, token=token or self.args.hub_token, patience=Patience(tries=1)
                 )
-
-    def _branch(self) -> str | None:
-        return self._push_branch or self.args.hub_revision
 
     def push_to_hub(  # type: ignore[override]  # Trainer says CommitInfo, and returns these too
         self,
@@ -281,21 +281,14 @@ class HubPushMixin(Trainer):
         self._push_branch = DEFAULT_REVISION if create_pr else revision
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        job = self._in_background(
-            str(self.args.output_dir),
-            commit_message or "End of training",
-            "",
-            token=token,
-            revision=revision,
-            private=private,
-            create_pr=create_pr,
-        )
+        message = commit_message or "End of training"
+        job = self._in_background(message, token=token, revision=revision, private=private, create_pr=create_pr)
         if not blocking:
             return job
         try:
             return job.result()
         finally:
-            self._failures().clear()  # what counts is the last push, and the caller hears of it
+            self._last_pushes.clear()  # the caller hears of this one, and it made good what failed before it
 
     # ---- pushing while training goes on ----
 
@@ -312,9 +305,10 @@ class HubPushMixin(Trainer):
             if self._push_was_skipped:  # the last save came while the push before it was on its way
                 self._push_saved(LAST_CHECKPOINT)
             self._finish_current_push()
-            failures, self._push_failures = self._failures(), {}
-            for error in failures.values():
-                raise error
+            jobs = list(self._last_pushes.values())
+            self._last_pushes.clear()
+            for job in jobs:
+                job.result()
         return output
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -341,63 +335,54 @@ class HubPushMixin(Trainer):
             message = f"Training in progress, step {self.state.global_step}"
         else:
             message = f"Training in progress, epoch {int(self.state.epoch or 0)}"
-        jobs = [self._in_background(str(self.args.output_dir), message, "")]
+        jobs = [self._in_background(message)]
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             # The adapter alone: optimizer and random states are pickles, and stay on the machine that trains.
             place = LAST_CHECKPOINT if self.args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint
-            jobs.append(self._in_background(str(self.args.output_dir), f"{message}, checkpoint", place))
-        if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
-        else:
-            self.push_in_progress.jobs.extend(jobs)  # type: ignore[union-attr]
+            jobs.append(self._in_background(f"{message}, checkpoint", place))
+        running: Any = self.push_in_progress
+        self.push_in_progress = PushInProgress([*(running.jobs if running else ()), *jobs])  # type: ignore[arg-type]
 
-    def _in_background(self, folder: str, message: str, place: str, **how: Any) -> Future[CommitInfo]:
-        """Push a copy of a folder, made now, from a thread; pushes follow each other in their order."""
-        if self._pushes is None:
-            self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spafit-push")
-        token = how.pop("token", None) or self.args.hub_token
-        revision = how.pop("revision", None) or (None if how.get("create_pr") else self.args.hub_revision)
-        private = how.pop("private", None)
-        failures = self._failures()
-        scratch = Path(tempfile.mkdtemp(prefix="spafit-push-"))
-        try:
-            for path in parcel(folder, tokens=[token] if token else ()).paths:
-                shutil.copyfile(path, scratch / path.name)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+    def _in_background(
+        self,
+        message: str,
+        place: str = "",
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        create_pr: bool = False,
+    ) -> Future[CommitInfo]:
+        """Push a copy of `output_dir`, made now, from a thread, to a place in the repo."""
+        folder = str(self.args.output_dir)
+        token = token or self.args.hub_token
+        scratch = tempfile.TemporaryDirectory(prefix="spafit-push-")
+        for path in parcel(folder, tokens=[token] if token else ()).paths:
+            shutil.copyfile(path, Path(scratch.name) / path.name)
 
         def push() -> CommitInfo:
             try:
-                done: Pushed = push_adapter(
-                    scratch,
+                done = push_adapter(
+                    scratch.name,
                     self.hub_model_id or Path(folder).absolute().name,
                     token=token,
                     private=private if private is not None else self.args.hub_private_repo,
-                    revision=revision,
+                    revision=revision or (None if create_pr else self.args.hub_revision),
                     message=message,
                     path_in_repo=place,
                     patience=self.hub_patience,
-                    **how,
+                    create_pr=create_pr,
                 )
             except HubError as error:
-                said = HubError(str(error).replace(str(scratch), folder))
-                failures[place] = said
-                logger.warning("A push failed: %s", said)
-                raise said from error
+                failure = HubError(str(error).replace(scratch.name, folder))
+                logger.warning("A push failed: %s", failure)
+                raise failure from error
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.cleanup()
             self.hub_model_id = done.repo_id
-            failures.pop(place, None)  # what this one pushed is newer than what failed
             return done.commit_info
 
-        return self._pushes.submit(push)
-
-    def _failures(self) -> dict[str, HubError]:
-        """What failed and has not been made good, by its place in the repo."""
-        if self._push_failures is None:
-            self._push_failures = {}
-        return self._push_failures
+        job = self._last_pushes[place] = self._pushes.submit(push)
+        return job
 
 
 def _listed(value: str | list[str] | None) -> tuple[str, ...]:
