@@ -13,6 +13,7 @@ import pytest
 import torch
 from models import transformers_takes_adapters
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from scripts import tiny
 from scripts.runs import losses
 from torch import nn
@@ -331,6 +332,31 @@ def test_a_model_is_plain_again_where_no_trainer_could_be_made(
     assert trained_names(model) == trained
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state(model).items())
     assert trainer(tmp_path, model).plan is not None
+
+
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_model_within_another_is_taken_out(
+    wrap: Any, adapted: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny.bert(dropout=0.0)
+    model.save_pretrained(tmp_path / "base")
+    run = trainer(tmp_path, wrap(get_spafit_model(model, "lora-I", r=2) if adapted else model), max_steps=1)
+    assert "--torch_compile" in caplog.text
+    run.train()
+    run.save_model(str(tmp_path / "saved"))
+    names = load_file(tmp_path / "saved" / "adapter_model.safetensors")
+    assert all(name.startswith("base_model.model.bert.") or ".classifier." in name for name in names)
+    again = PeftModel.from_pretrained(type(model).from_pretrained(tmp_path / "base"), tmp_path / "saved").eval()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    assert torch.equal(again(input_ids=ids).logits, run.model.eval()(input_ids=ids).logits)
+
+
+def test_a_probe_of_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
+    model = tiny.llama()
+    with pytest.raises(ValueError, match="linear-probe trains nothing in LlamaForCausalLM"):
+        trainer(tmp_path, model, strategy="linear-probe")
+    trainer(tmp_path, model)
 
 
 def test_a_second_trainer_on_the_same_variable_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -54,16 +54,16 @@ def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | No
     """
     if checkpoint is None or checkpoint is False:
         return None
-    asked = next(iter(checkpoints_of(Path(output_dir))), None) if checkpoint is True else Path(str(checkpoint))
-    if asked is None or not asked.is_dir() or is_whole(asked):
+    wanted = next(iter(checkpoints_of(Path(output_dir))), None) if checkpoint is True else Path(str(checkpoint))
+    if wanted is None or not wanted.is_dir() or is_whole(wanted):
         return checkpoint
-    siblings = checkpoints_of(asked.parent)
-    if asked not in siblings:
+    siblings = checkpoints_of(wanted.parent)
+    if wanted not in siblings:
         return checkpoint
-    before = next((path for path in siblings[siblings.index(asked) + 1 :] if is_whole(path)), None)
+    before = next((path for path in siblings[siblings.index(wanted) + 1 :] if is_whole(path)), None)
     logger.warning(
         "%s was cut short while it was written (no readable %s); %s.",
-        asked,
+        wanted,
         TRAINER_STATE_NAME,
         f"resuming from {before} instead" if before else "there is no other, so training starts from the beginning",
     )

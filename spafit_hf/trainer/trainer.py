@@ -18,7 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, extract_model_from_parallel
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -176,6 +176,14 @@ class StrataTrainer(Trainer):
         """Wrap a plain model. One with an adapter is taken as it is, and full fine-tuning leaves it plain."""
         self.plan, self._pooler_is_untrained = None, False
         strategy = self.strategy
+        plain = extract_model_from_parallel(model, keep_torch_compile=False)
+        if plain is not model and (_has_adapter(model) or not strategy.full):
+            logger.warning(
+                "The model was given within %s: training goes on without, so that what is saved has the names of the "
+                "model's own. To train it compiled: --torch_compile.",
+                type(model).__name__,
+            )
+            model = plain
         before = _wrapped_before(model)
         there = before is not None or _has_adapter(model)
         start = self.args.init_adapter if isinstance(self.args, StrataArguments) else ""
@@ -710,6 +718,7 @@ def _follow_log_level(args: TrainingArguments) -> None:
 
 def _has_adapter(model: nn.Module) -> bool:
     """Whether a model comes with an adapter: PEFT's wrapper, or one that transformers' `add_adapter` put in."""
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
     return isinstance(model, PeftModel) or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 

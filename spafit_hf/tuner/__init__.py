@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
@@ -77,6 +78,8 @@ def get_spafit_model(
         ValueError: for a strategy that does not fit the model, for "full", which has no adapter, and for a model of
             which no adapter could be read back (`check_entrance`).
     """
+    # Within torch.compile or DataParallel, names would begin with _orig_mod or module.
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
     chosen = Strategy.coerce(strategy).with_lora(**settings)
     the_plan = plan(model, chosen)
