@@ -400,6 +400,11 @@ ROLES_BY_STRUCTURE: dict[str, tuple[dict[str, Any], dict[str, tuple[str, ...]], 
         },
         set(),
     ),
+    "deepseek_v32": (  # what chooses the tokens that are attended to gets no gradient
+        GROUPED | {"q_lora_rank": 8, "kv_lora_rank": 8, "first_k_dense_replace": 3, "index_n_heads": 2},
+        {"key": ("self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj")},
+        {f"self_attn.indexer.{name}" for name in ("wk", "wq_b", "weights_proj")},
+    ),
     "wav2vec2-conformer": (
         SIZES,
         {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from models import (
     COMPOSED,
     FAMILIES,
@@ -139,6 +140,20 @@ def test_a_norm_gets_a_delta_or_a_note(make, kind, takes, strategy):
     assert not torch.equal(changed, expected)
     if takes:
         torch.testing.assert_close(logits(model.merge_and_unload(), batch), changed)
+
+
+def test_a_model_that_takes_no_tokens_is_wrapped_plainly():
+    """PEFT's class for sequence to sequence passes `input_ids` on, which Whisper does not take."""
+    sizes = {"d_model": WIDTH, "encoder_layers": 2, "decoder_layers": 2, "num_mel_bins": 4, "vocab_size": 40}
+    heads = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    base = hf.WhisperForConditionalGeneration(hf.WhisperConfig(**sizes, **heads, **tokens, max_source_positions=8))
+    batch = {"input_features": torch.randn(2, 4, 16), "labels": torch.randint(5, 40, (2, 3))}
+    expected = logits(base, batch)
+    model = get_spafit_model(base, "spafit-8-12-II", r=2)
+    assert model.peft_config["default"].task_type is None
+    assert torch.equal(logits(model, batch), expected)
+    assert model.generate(batch["input_features"], max_new_tokens=2, suppress_tokens=None).shape[0] == 2
 
 
 # ---- the base keeps every bit ----

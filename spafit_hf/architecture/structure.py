@@ -50,7 +50,7 @@ _ATTENTION_OUTPUT = re.compile(
 )
 _INTERMEDIATE = re.compile(r"(^|[._])inter(mediate)?(_[a-z]+)?\.dense$")
 _OUTPUT = re.compile(r"(^|[._])output(_[a-z]+)?\.dense$")
-_ROUTER = re.compile(r"router|(^|\.)gate\.")  # what chooses the experts of a token, which may be a network of its own
+_ROUTER = re.compile(r"router|indexer|(^|\.)gate\.")  # networks that choose a token's experts, or what it attends to
 # Norms of single heads, or of what a query or key is compressed to: they play no role.
 _HEAD_NORM = re.compile(r"(q|k|kv|query|key)(_a)?_?(layer_?)?norm")
 

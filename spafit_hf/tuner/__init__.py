@@ -6,6 +6,7 @@ transformers' `load_adapter` take it like any of their own.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -50,8 +51,16 @@ save_pretrained: Callable[..., None] | None = None
 
 
 def task_type_of(model: nn.Module) -> TaskType | None:
-    """PEFT's task type of a model, from the name of its class; None for classes that PEFT wraps plainly."""
+    """PEFT's task type of a model, from the name of its class; None for classes that PEFT wraps plainly.
+
+    PEFT's classes for text that is generated pass `input_ids` on. A model that takes something else (the features of
+    speech), or generates nothing (a robot's actions), has to be wrapped plainly.
+    """
     task = task_of_class(type(model).__name__)
+    if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not (
+        hasattr(model, "prepare_inputs_for_generation") and "input_ids" in inspect.signature(model.forward).parameters
+    ):
+        return None
     return None if task is None else TaskType(task)
 
 
