@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import sort_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +32,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, whole or not, the latest first."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.is_dir() and (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name))
-    ]
-    return [path for _, path in sorted(found, reverse=True)]
+    return [Path(path) for path in reversed(sort_checkpoints(str(folder)))]
 
 
 def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | None:
@@ -52,13 +46,11 @@ def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | No
         A whole checkpoint; None where the run was killed during its first save, so that it starts again; or
         `checkpoint` itself where there is nothing to correct.
     """
-    if checkpoint is None or checkpoint is False:
+    if not checkpoint:
         return None
     wanted = next(iter(checkpoints_of(Path(output_dir))), None) if checkpoint is True else Path(str(checkpoint))
-    if wanted is None or not wanted.is_dir() or is_whole(wanted):
-        return checkpoint
-    siblings = checkpoints_of(wanted.parent)
-    if wanted not in siblings:
+    siblings = [] if wanted is None else checkpoints_of(wanted.parent)
+    if wanted is None or wanted not in siblings or is_whole(wanted):
         return checkpoint
     before = next((path for path in siblings[siblings.index(wanted) + 1 :] if is_whole(path)), None)
     logger.warning(

@@ -50,8 +50,6 @@ from spafit_hf.trainer.facts import facts_of_run
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last-checkpoint"
-#: Facts that are made of facts.
-PARTS = ("base", "data", "cost")
 
 
 class HubPushMixin(Trainer):
@@ -109,13 +107,7 @@ class HubPushMixin(Trainer):
         facts = dataclasses.replace(
             facts, repo_id=name if name and "/" in name else None, revision=self._push_branch or self.args.hub_revision
         )
-        described = {
-            name: dataclasses.replace(getattr(facts, name), **value)
-            if name in PARTS and isinstance(value, dict)
-            else value
-            for name, value in self._described.items()
-        }
-        return dataclasses.replace(facts, **described)
+        return _with(facts, self._described)
 
     def create_model_card(
         self,
@@ -148,18 +140,17 @@ class HubPushMixin(Trainer):
         if not self.is_world_process_zero():
             return
         facts = self.card_facts()
+        data = {"id": _first(dataset_tags), "name": _first(dataset), "config": _first(dataset_args)}
         given: dict[str, Any] = {
             "language": _listed(language),
             "license": license,
             "tags": tuple(dict.fromkeys([*facts.tags, *_listed(tags)])),
             "title": model_name,
             "pipeline_tag": _first(tasks),
+            "base": {"id": finetuned_from} if is_remote(finetuned_from or "") else {},
+            "data": {key: value for key, value in data.items() if value},
         }
-        if finetuned_from is not None and is_remote(finetuned_from):
-            given["base"] = dataclasses.replace(facts.base, id=finetuned_from)
-        data: dict[str, Any] = {"id": _first(dataset_tags), "name": _first(dataset), "config": _first(dataset_args)}
-        given["data"] = dataclasses.replace(facts.data, **{key: value for key, value in data.items() if value})
-        facts = dataclasses.replace(facts, **{key: value for key, value in given.items() if value})
+        facts = _with(facts, {key: value for key, value in given.items() if value})
         folder = Path(str(self.args.output_dir))
         try:
             saved = parcel(folder)
@@ -383,6 +374,16 @@ class HubPushMixin(Trainer):
 
         job = self._last_pushes[place] = self._pushes.submit(push)
         return job
+
+
+def _with(facts: Any, changes: dict[str, Any]) -> Any:
+    """Facts with others in their place; a dict replaces what it names of a fact that is made of facts."""
+    for name, value in changes.items():
+        known = getattr(facts, name)
+        if isinstance(value, dict) and dataclasses.is_dataclass(known):
+            value = _with(known, value)
+        facts = dataclasses.replace(facts, **{name: value})
+    return facts
 
 
 def _listed(value: str | list[str] | None) -> tuple[str, ...]:

@@ -95,27 +95,22 @@ def example_lengths(dataset: Any, input_name: str, length_column: str) -> list[i
     if isinstance(dataset, datasets.Dataset):
         if length_column in dataset.column_names:
             return [int(length) for length in dataset[length_column]]
-        if input_name not in dataset.column_names:
-            return None
-        return _column_lengths(dataset, input_name)
+        if dataset.format["type"] is None and input_name in dataset.column_names:
+            return _arrow_lengths(dataset, input_name)
     if not _is_sequence(dataset[0], input_name):  # type: ignore[index]
         return None
     return [len(dataset[index][input_name]) for index in range(len(dataset))]  # type: ignore[index]
 
 
-def _column_lengths(dataset: datasets.Dataset, name: str) -> list[int] | None:
-    if dataset.format["type"] is None:
-        # Straight from Arrow: seconds instead of minutes on the large tasks, where each row would become Python lists.
-        lengths: list[int] = []
-        for start in range(0, len(dataset), 10_000):
-            rows = dataset.with_format("arrow")[start : start + 10_000].column(name)
-            if not pa.types.is_list(rows.type) or pa.types.is_nested(rows.type.value_type):
-                return None
-            lengths.extend(pc.list_value_length(rows).to_pylist())
-        return lengths
-    if not _is_sequence(dataset[0], name):
-        return None
-    return [len(dataset[index][name]) for index in range(len(dataset))]
+def _arrow_lengths(dataset: datasets.Dataset, name: str) -> list[int] | None:
+    """Straight from Arrow: seconds instead of minutes on the large tasks, where each row would become Python lists."""
+    lengths: list[int] = []
+    for table in dataset.with_format("arrow", columns=[name]).iter(10_000):
+        rows = table.column(name)
+        if not pa.types.is_list(rows.type) or pa.types.is_nested(rows.type.value_type):
+            return None
+        lengths.extend(pc.list_value_length(rows).to_pylist())
+    return lengths
 
 
 def _is_sequence(item: Any, name: str) -> bool:
