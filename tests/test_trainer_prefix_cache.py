@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 import torch
 from scripts import tiny
@@ -330,6 +331,55 @@ def test_two_ranks_build_and_read_together(tmp_path: Path) -> None:
     for _, counted in found:  # each computed its half, and read what the other one wrote
         # (and read the first batch twice more: the trainer asks the model whether its loss takes the number of items)
         assert counted == [3 * ROWS // 2 + 2 * 4, ROWS // 2, ROWS // 2]
+
+
+# -- rows without a mask --
+
+
+def images(count: int = ROWS) -> list[dict[str, Any]]:
+    draw = torch.Generator().manual_seed(0)
+    return [{"pixel_values": torch.randn(3, 8, 8, generator=draw), "labels": index % 2} for index in range(count)]
+
+
+def image_run(folder: Path, cache: Path | str, data: Any = None) -> SpafitTrainer:
+    model = models.tiny("vit", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return run(folder, cache, model, data=images() if data is None else data, collator=default_data_collator)
+
+
+def test_images_are_read_from_the_cache(tmp_path: Path) -> None:
+    live, found = image_run(tmp_path, "off"), image_run(tmp_path, tmp_path / "cache")
+    live.train()
+    found.train()
+    assert losses(found) == pytest.approx(losses(live), abs=1e-6)
+    assert use(found) == (3 * ROWS, ROWS, ROWS)
+
+
+def test_images_that_are_drawn_anew_are_not_kept(tmp_path: Path) -> None:
+    class Noisy(list):
+        def __getitem__(self, index: int) -> Any:
+            row = super().__getitem__(index)
+            return {**row, "pixel_values": row["pixel_values"] + torch.randn(3, 8, 8)}
+
+    live = image_run(tmp_path, "off", Noisy(images()))
+    live.train()
+    found = image_run(tmp_path, tmp_path / "cache", Noisy(images()))
+    found.train()
+    assert "other inputs each time" in found.prefix_cache_refused
+    assert not (tmp_path / "cache").exists()
+    assert losses(found) == losses(live)  # a look at the examples draws no number of the training's
+
+
+def test_rows_padded_without_a_mask_are_not_kept(tmp_path: Path) -> None:
+    padded = DataCollatorWithPadding(tiny.tokenizer())
+
+    def without_mask(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = padded(rows)
+        del batch["attention_mask"]
+        return dict(batch)
+
+    found = run(tmp_path, tmp_path / "cache", collator=without_mask)
+    found.train()
+    assert "padded to those beside them and come without an attention_mask" in found.prefix_cache_refused
 
 
 # -- what cannot go together --

@@ -29,6 +29,11 @@ class Rows:
     spans: tuple[slice, ...]
     """Where each row's tokens lie: from the first one that is no padding to the last."""
 
+    @property
+    def padded(self) -> bool:
+        """Whether a mask shows padding in a row."""
+        return any(span.stop - span.start < self.width for span in self.spans if self.width)
+
     def of(self, name: str, row: int) -> torch.Tensor:
         """A row's part of an input, without its padding."""
         value = self.tensors[name]

@@ -135,29 +135,37 @@ class PrefixShortCut:
         """A batch of a few examples, short and long ones, with padding in it where its rows have a mask.
 
         Raises:
-            NotCacheable: when examples cannot be chosen, or the collator changes them from call to call.
+            NotCacheable: when examples cannot be chosen, change from call to call, or depend on those beside them.
         """
         if isinstance(dataset, IterableDataset) or not has_length(dataset):
             self._refused_for = None  # another dataset may do
             raise NotCacheable("a look at a stream of examples would use it up; give a dataset with a length.")
         # The collator may draw random numbers, which must not shift those of the training.
         with torch.random.fork_rng(devices=[]):
-            examples = self._probe_examples(dataset)
-            batches = [self._collated(examples) for _ in range(2)]
-        batch = batches[0]
+            chosen = self._probe_examples(dataset)
+            # Read twice, for examples may be drawn anew as well: a crop of an image, say.
+            batch, again = (self._collated(dataset, chosen) for _ in range(2))
+            alone = self._collated(dataset, chosen[:1])
         if not isinstance(batch, Mapping):
             raise NotCacheable(f"the data collator returns {type(batch).__name__}; it must return a dict of tensors.")
-        if cache.keys(batch) != cache.keys(batches[1]):
-            raise NotCacheable("the data collator gives other inputs each time, so no state would be read again.")
+        if cache.keys(batch) != cache.keys(again):
+            raise NotCacheable(
+                "the dataset or collator gives other inputs each time, so no state would be read again."
+            )
         rows = cache.rows(batch)
-        if rows is None or any(span.stop - span.start < rows.width for span in rows.spans):
+        if rows is not None and not rows.width and cache.keys(alone) != cache.keys(batch)[:1]:
+            raise NotCacheable(
+                "examples are padded to those beside them and come without an attention_mask, so no state would be "
+                "read again; have the collator give one, or pad to one length."
+            )
+        if rows is None or not rows.width or rows.padded:
             return batch
         if rows.width == 1:
             raise NotCacheable("examples of one token do not show whether states depend on padding.")
-        return with_padding(batch, rows, *self._padding()) if rows.width else batch
+        return with_padding(batch, rows, *self._padding())
 
-    def _probe_examples(self, dataset: Any) -> list[Any]:
-        """A few examples, from the shortest to the longest."""
+    def _probe_examples(self, dataset: Any) -> list[int]:
+        """Places of a few examples, from the shortest to the longest."""
         known = None
         if isinstance(dataset, datasets.Dataset):
             known = example_lengths(dataset, self._main_input(), self.trainer.args.length_column_name)
@@ -171,9 +179,10 @@ class PrefixShortCut:
             raise NotCacheable("there are no examples to look at.")
         order = sorted(lengths, key=lengths.__getitem__)
         last = len(order) - 1
-        return [dataset[order[at]] for at in dict.fromkeys(last * part // (ROWS - 1) for part in range(ROWS))]
+        return [order[at] for at in dict.fromkeys(last * part // (ROWS - 1) for part in range(ROWS))]
 
-    def _collated(self, examples: list[Any]) -> Any:
+    def _collated(self, dataset: Any, places: list[int]) -> Any:
+        examples = [dataset[place] for place in places]
         collate = self.trainer._get_collator_with_removed_columns(self.trainer.data_collator)
         # In dicts of their own: a collator may take labels out of them.
         own = [dict(example) if isinstance(example, Mapping) else example for example in examples]
