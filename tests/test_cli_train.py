@@ -17,6 +17,7 @@ from datasets import Dataset
 from models import tiny
 from reviews_run import BAD, GOOD, train_flags
 from safetensors.torch import load_file
+from transformers import HfArgumentParser
 
 from spafit_hf import SpafitTrainer
 from spafit_hf.cli import main
@@ -55,6 +56,29 @@ def test_no_evaluation_is_made_twice(keep_best: bool, base_folder: Path, reviews
     args = SpafitTrainingArguments(str(tmp_path / "again"), use_cpu=True, disable_tqdm=True, report_to="none")
     again = evaluate(data, None, str(tmp_path / "out"), args)
     assert again["validation"]["loss"] == pytest.approx(best["eval_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels"),
+    [
+        ([], ("0", "1")),
+        (["--labels", "bad, good"], ("bad", "good")),
+        (["--regression", "true"], ()),
+        (["--regression", "false"], ("0", "1")),
+    ],
+)
+def test_labels_are_named_and_numbers_are_numbers_where_the_flags_say_so(
+    flags: list[str], labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = "".join(f"text {number},{number % 2}.0\n" for number in range(20))
+    (tmp_path / "a.csv").write_text(f"text,label\n{rows}")
+    parser = HfArgumentParser(DataArguments)
+    (arguments,) = parser.parse_args_into_dataclasses(["--train_file", str(tmp_path / "a.csv"), *flags])
+    assert load_data(arguments).text.labels == labels
+    if flags:
+        (arguments,) = parser.parse_args_into_dataclasses(["--task", "rte", *flags])
+        with pytest.raises(ValueError, match=r"the labels of rte are known; leave out"):
+            load_data(arguments)
 
 
 def test_what_is_pushed_at_the_end_has_its_scores(

@@ -223,6 +223,41 @@ def test_whole_numbers_are_classes_and_floats_are_regression(tmp_path: Path) -> 
     assert load_text_data(tmp_path / "f.csv", regression=False).labels[:3] == ("0.0", "0.5", "1.0")
 
 
+@pytest.mark.parametrize(("train", "validation"), [("0.0 1.0", ""), ("0 1", "0.0 1.0"), ("0.0 1.0", "0 1")])
+def test_whole_numbers_written_as_floats_are_classes(train: str, validation: str, tmp_path: Path) -> None:
+    """As pandas writes a column of ids in which one is missing."""
+    files = {}
+    for name, labels in (("train", train.split()), ("validation", validation.split())):
+        rows = [f"{name} text {number},{labels[number % 2]}\n" for number in range(40)] if labels else []
+        files[f"{name}_file"] = write(tmp_path / f"{name}.csv", "text,label\n" + "".join(rows)) if rows else None
+    data = load_text_data(**files)
+    assert data.labels == ("0", "1")
+    assert any("for regression, say regression=True (--regression true)" in note for note in data.notes)
+    assert load_text_data(**files, labels=["no", "yes"]).labels == ("no", "yes")
+    assert load_text_data(**files, regression=True).regression
+    rows = [{"text": f"text {number}", "label": float(number % 2)} for number in range(40)]
+    file = write(tmp_path / "rows.json", json.dumps(rows))
+    assert load_text_data(file).labels == ("0", "1")
+
+
+@pytest.mark.parametrize("header", ["Text,Label", "text, label", "Review,Sentiment", "Unnamed: 0,Text,Label"])
+def test_columns_are_known_whatever_their_case_and_blanks(header: str, tmp_path: Path) -> None:
+    row = [*(["7"] if "Unnamed" in header else []), "text {0}", "{1}"]
+    rows = [",".join(row).format(number, "ab"[number % 2]) for number in range(40)]
+    data = load_text_data(write(tmp_path / "a.csv", "\n".join([header, *rows])))
+    assert data.labels == ("a", "b")
+    assert (data.columns[0],) == tuple(name for name in header.split(",") if name.lower() in ("text", "review"))
+
+
+def test_other_ways_to_write_a_table_are_named(tmp_path: Path) -> None:
+    text = "text,label\n" + "".join(f"text {number},{number % 2}\n" for number in range(9))
+    with pytest.raises(DataError, match=r"columns are separated by semicolons\. Save it with commas"):
+        load_text_data(write(tmp_path / "a.csv", text.replace(",", ";")))
+    (tmp_path / "b.csv").write_bytes(text.encode("utf-16"))
+    with pytest.raises(DataError, match="iconv -f utf-16 -t utf-8"):
+        load_text_data(tmp_path / "b.csv")
+
+
 def test_regression_labels_must_be_numbers(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "text,label\nx,1.5\ny,few\n")
     with pytest.raises(DataError, match="finite"):

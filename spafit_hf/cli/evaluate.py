@@ -22,6 +22,7 @@ WORDS = {
     "validation_file": "CSV, TSV, JSON, JSONL or parquet file",
     "text_columns": "the text column, or two: premise,hypothesis",
     "label_column": "the label column",
+    "labels": "names of the classes in the order of their ids: negative,positive",
 }
 
 
@@ -40,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     for name, text in WORDS.items():
         parser.add_argument(f"--{name}", default="", help=text)
+    parser.add_argument("--regression", choices=("true", "false"), help="whether the label is a number to predict")
     parser.add_argument("--max_length", type=int, default=128, help="tokens per text or pair (default: 128)")
     parser.add_argument("--max_validation_rows", type=int, default=0, help="measure on so many rows, chosen at random")
     parser.add_argument("--batch_size", type=int, default=64, help="rows per batch (default: 64)")
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
     from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
     given = {name: getattr(args, name) for name in (*WORDS, "max_length", "max_validation_rows")}
-    data = load_data(DataArguments(**given), need_train=False)
+    regression = None if args.regression is None else args.regression == "true"
+    data = load_data(DataArguments(**given, regression=regression), need_train=False)
     with tempfile.TemporaryDirectory() as scratch:
         training_args = SpafitTrainingArguments(
             output_dir=scratch, per_device_eval_batch_size=args.batch_size, disable_tqdm=args.json, report_to="none"

@@ -24,7 +24,7 @@ def choose_label(split: Dataset, given: str | None, texts: Sequence[str], origin
         require_columns(split, [given], origin)
         return given
     free = [name for name in split.column_names if name not in texts]
-    found = [name for name in LABELS if name in free] or (free if texts and len(free) == 1 else [])
+    found = _alike(LABELS, free) or (free if texts and len(free) == 1 else [])
     if not found:
         raise DataError(
             f"{origin} has the columns {', '.join(split.column_names)}, and none is named like a label "
@@ -41,8 +41,8 @@ def choose_texts(split: Dataset, given: tuple[str, ...], label: str, origin: str
     if not given:
         free = [name for name in split.column_names if name != label]
         strings = [name for name in free if _is_text(split, name)]
-        found: list[tuple[str, ...]] = [pair for pair in TEXT_PAIRS if set(pair) <= set(free)]
-        found += [(name,) for name in TEXTS if name in free]
+        alike = [tuple(_alike(pair, free)) for pair in TEXT_PAIRS]
+        found = [pair for pair in alike if len(pair) == 2] + [(name,) for name in _alike(TEXTS, free)]
         found += [(name,) for name in strings if len(strings) == 1]
         if not found:
             raise DataError(
@@ -59,6 +59,12 @@ def choose_texts(split: Dataset, given: tuple[str, ...], label: str, origin: str
     if LABEL in columns:
         raise DataError(f"The text column of {origin} is named '{LABEL}', the name of the target. Rename the column.")
     return columns
+
+
+def _alike(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """The columns of these names, in the names' order; where there is none, those but for case and blanks."""
+    exact = [name for name in names if name in columns]
+    return exact or [column for name in names for column in columns if column.strip().lower() == name]
 
 
 def require_kinds(split: Dataset, columns: Sequence[str], label: str, whose: str) -> None:

@@ -3,6 +3,7 @@
     ClassLabel              its names, in its order
     "yes" "no"              words in alphabetical order
     3 1 2, "3" "1" "2"      whole numbers in order, as words "1" "2" "3"
+    0.0 1.0, "0.0" "1.0"    the same, "0" "1": so pandas writes them beside a missing label
     true false              "false" "true"
     0.5, "0.5"              regression
 
@@ -78,11 +79,13 @@ def encode_labels(
     everything = [value for split in values.values() for value in split]
     class_labels = [kind for split in splits.values() if isinstance(kind := split.features[column], ClassLabel)]
     numbers = None if class_labels else _numbers(everything)
+    whole = numbers is not None and all(number.is_integer() for number in numbers)
     if regression is None:
-        regression = numbers is not None and given is None and not all(_whole(str(value)) for value in everything)
+        regression = numbers is not None and given is None and not whole
         if regression:
             notes.append(
-                f"Label '{column}' holds numbers with decimals: regression. For classes, say regression=False."
+                f"Label '{column}' holds numbers with decimals: regression. For classes, say regression=False "
+                "(--regression false)."
             )
     feature: ClassLabel | Value
     if regression:
@@ -92,6 +95,8 @@ def encode_labels(
         feature = Value("float32")
     else:
         words = {name: _words(split, column, f"the {name} split of {origin}") for name, split in splits.items()}
+        if whole:
+            words = {name: [re.sub(r"\.0*$", "", word) for word in split] for name, split in words.items()}
         reference = words.get("train", next(iter(words.values())))
         names, how = _label_names(reference, class_labels, given)
         if how:
@@ -155,7 +160,8 @@ def _label_names(
         return tuple(class_labels[0].names), ""
     found = set(words)
     if all(map(_whole, found)):
-        return tuple(sorted(found, key=lambda word: (int(word), word))), "inferred from whole numbers, in order"
+        how = "inferred from whole numbers, in order; for regression, say regression=True (--regression true)"
+        return tuple(sorted(found, key=lambda word: (int(word), word))), how
     return tuple(sorted(found)), "inferred from the words, in alphabetical order"
 
 

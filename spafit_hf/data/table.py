@@ -58,9 +58,10 @@ def read_table(path: str | Path) -> Dataset:
                 f"'{path}' ends in '{file.suffix}'; files of rows end in {', '.join(SUFFIXES)}. Convert or rename it."
             )
     except UnicodeDecodeError as error:
+        encoding = "utf-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise DataError(
             f"'{path}' is not UTF-8 (byte {error.start}: {error.reason}). Save it as UTF-8, for instance with "
-            f"`iconv -f latin1 -t utf-8`."
+            f"`iconv -f {encoding} -t utf-8`."
         ) from error
     return _dataset(file, columns)
 
@@ -139,6 +140,11 @@ def _delimited(file: Path, delimiter: str, *, quoted: bool = True) -> dict[str, 
         finally:
             csv.field_size_limit(limit)
     header = rows[0][1] if rows else []
+    if len(header) == 1 and ";" in header[0]:  # as spreadsheets write CSV where the comma is for decimals
+        raise DataError(
+            f"The header of '{file}' is {header[0]!r}: its columns are separated by semicolons. Save it with commas, "
+            "quoting fields that hold one."
+        )
     if len(set(header)) != len(header):
         raise DataError(f"The header of '{file}' repeats a column: {', '.join(header)}. Rename one of them.")
     for number, row in rows:

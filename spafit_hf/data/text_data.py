@@ -111,7 +111,7 @@ def load_text_data(
         label_column: the label. None: inferred from the names.
         labels: label names in id order. For integer labels 0..n-1 these are the words of the ids. None: the names of
             a `ClassLabel`, whole numbers in order, or strings in alphabetical order.
-        regression: whether the label is a number. None: true for floats (in CSV: numbers of which one has a point).
+        regression: whether the label is a number. None: true for numbers of which one is not whole.
         validation_share: share of the train rows held out when there is no validation split, in (0, 1).
         seed: of that choice (see `carve_validation`).
         drop_empty: leave out rows with an empty text or label (NaN is one), with a note, instead of raising.

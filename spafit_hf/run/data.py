@@ -35,6 +35,13 @@ class DataArguments:
     validation_file: str = field(default="", metadata={"help": "The same, to measure on."})
     text_columns: str = field(default="", metadata={"help": "The text column, or two of them: premise,hypothesis."})
     label_column: str = field(default="", metadata={"help": "The label column."})
+    labels: str = field(
+        default="", metadata={"help": "Names of the classes in the order of their ids: negative,positive."}
+    )
+    regression: bool | None = field(
+        default=None,
+        metadata={"help": "Whether the label is a number to predict; by default where one of them is not whole."},
+    )
     max_length: int = field(default=128, metadata={"help": "Tokens per text or pair; longer ones lose their end."})
     both_orders: bool = field(
         default=False,
@@ -90,6 +97,9 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     if len(named) != 1:
         found = " and ".join(named) or "none of them"
         raise ValueError(f"name one source of data: --task, --dataset, or --train_file; found {found}.")
+    known = arguments.task or (arguments.dataset if arguments.dataset == MOVIE_REVIEWS else "")
+    if known and (arguments.labels or arguments.regression is not None):
+        raise ValueError(f"the labels of {known} are known; leave out --labels and --regression.")
     if arguments.task:
         task = get_task(arguments.task)
         splits = load_task(task, arguments.data_dir or None)
@@ -107,6 +117,8 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
             config_name=arguments.dataset_config or None,
             text_columns=arguments.text_columns or None,
             label_column=arguments.label_column or None,
+            labels=[name.strip() for name in arguments.labels.split(",")] if arguments.labels else None,
+            regression=arguments.regression,
             need_train=need_train,
         )
         figures = default_figures(text.num_labels)
