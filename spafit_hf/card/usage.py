@@ -138,7 +138,7 @@ def _repo(facts: CardFacts, *more: str) -> list[str]:
 
 
 def _head(facts: CardFacts, auto: str) -> tuple[list[str], list[str], list[str]]:
-    """What a base must be told to get this adapter's head: arguments, and the imports and lines that they need."""
+    """Imports and lines, and the arguments that need them, with which a base gets this adapter's head."""
     if auto not in LABELLING:
         return [], [], []
     if facts.regression:
@@ -158,7 +158,9 @@ def _head(facts: CardFacts, auto: str) -> tuple[list[str], list[str], list[str]]
         return imports, lines, [*arguments, "id2label=id2label"]
     if len(", ".join(pairs)) > WIDEST_LABELS:
         return [], ["id2label = {", *(f"    {pair}," for pair in pairs), "}"], [*arguments, "id2label=id2label"]
-    return [], [], [*arguments, *([f"id2label={{{', '.join(pairs)}}}"] if pairs else [])]
+    if pairs:
+        arguments.append(f"id2label={{{', '.join(pairs)}}}")
+    return [], [], arguments
 
 
 def _example(facts: CardFacts) -> tuple[str, ...]:

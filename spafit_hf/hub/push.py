@@ -10,8 +10,6 @@ commit (its upload in many commits), one whose answer was lost is made twice.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import logging
 import os
@@ -22,6 +20,7 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, constants, get_token
+from huggingface_hub.utils.sha import git_hash
 
 from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing, status_of
 from spafit_hf.hub.files import parcel, sent
@@ -239,10 +238,7 @@ class _Push:
         """Whether a commit has every file as it is sent."""
         infos = self._patiently(lambda: self.api.get_paths_info(self.repo_id, list(self.files), revision=commit))
         remote = {info.path: info for info in infos if isinstance(info, RepoFile)}
-        return remote.keys() == self.files.keys() and all(
-            info.lfs.sha256 == _sha256(self.files[name]) if info.lfs else info.blob_id == _git_oid(self.files[name])
-            for name, info in remote.items()
-        )
+        return remote.keys() == self.files.keys() and all(_is(self.files[name], remote[name]) for name in remote)
 
     def _pushed(self, commit: str, ref: str, message: str, *, changed: bool) -> Pushed:
         page = f"{constants.ENDPOINT}/{self.repo_id}"
@@ -256,15 +252,8 @@ def _worth_another_try(error: Exception) -> bool:
     return isinstance(error, (httpx2.HTTPError, json.JSONDecodeError)) and is_passing(error)
 
 
-def _sha256(content: Path | bytes) -> str:
-    digest = hashlib.sha256()
-    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _git_oid(content: Path | bytes) -> str:
-    """What git calls a file's content."""
-    content = content if isinstance(content, bytes) else content.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def _is(content: Path | bytes, there: RepoFile) -> bool:
+    """Whether a file on the Hub is what is sent: large ones go by their SHA-256, others by git's hash."""
+    if there.lfs:
+        return CommitOperationAdd(there.path, content).upload_info.sha256.hex() == there.lfs.sha256
+    return git_hash(content if isinstance(content, bytes) else content.read_bytes()) == there.blob_id
