@@ -442,6 +442,25 @@ def test_labels_that_no_reader_takes_are_refused_before_training(names: dict[int
         get_spafit_model(base, "spafit-4-9-II")
 
 
+def test_a_new_parameter_of_no_module_of_its_own_is_refused_before_training(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    convolutions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes, **convolutions)).save_pretrained(tmp_path / "base")
+    kind = transformers.Wav2Vec2ForSequenceClassification
+    model = kind.from_pretrained(tmp_path / "base", use_weighted_layer_sum=True)
+    torch.nn.init.normal_(model.layer_weights)
+    with pytest.raises(ValueError, match=r"layer_weights is new with the task .* Save the model once"):
+        get_spafit_model(model, "spafit-4-9-II")
+    model.save_pretrained(tmp_path / "whole")
+    wrapped = get_spafit_model(kind.from_pretrained(tmp_path / "whole"), "spafit-4-9-II", r=4)
+    stir(wrapped)
+    batch = {"input_values": torch.randn(2, 800)}
+    expected = logits(wrapped, batch)
+    save_adapter(wrapped, tmp_path / "adapter")
+    loaded = load_adapter(kind.from_pretrained(tmp_path / "whole"), tmp_path / "adapter")
+    assert torch.equal(logits(loaded, batch), expected)
+
+
 @pytest.mark.parametrize("kind", ["ModernBertForQuestionAnswering", "SplinterForQuestionAnswering"])
 def test_heads_for_questions_of_any_name(kind: str, tmp_path: Path) -> None:
     family = "modernbert" if kind.startswith("Modern") else "bert"

@@ -17,7 +17,7 @@ from spafit_hf.architecture.structure import stacks_by_structure
 from spafit_hf.strategy import NORM_ROLES, ROLES
 
 # Heads of models whose class is its own base (T5ForQuestionAnswering), where children cannot tell head from body.
-_HEAD_NAMES = ("pre_classifier", "classifier", "classification_head", "qa_outputs", "score")
+_HEAD_NAMES = ("projector", "pre_classifier", "classifier", "classification_head", "qa_outputs", "score")
 
 # Classes whose head came with the pretraining.
 _PRETRAINING_CLASS = re.compile(

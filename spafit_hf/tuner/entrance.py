@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from spafit_hf.architecture.new import namesakes
+from spafit_hf.architecture.new import namesakes, new_parameters, owners
 from spafit_hf.tuner.model import labels_of
 from spafit_hf.words import listed
 
@@ -21,8 +21,8 @@ def check_entrance(model: nn.Module, head: Iterable[str]) -> None:
         head: names of the modules that are to train whole.
 
     Raises:
-        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, and a module to
-            train whose name PEFT would find a second time.
+        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, a module to train
+            whose name PEFT would find a second time, and a random parameter of no module of its own.
     """
     if embeddings_were_resized(model):
         raise ValueError(
@@ -36,6 +36,21 @@ def check_entrance(model: nn.Module, head: Iterable[str]) -> None:
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise ValueError(f"two labels are called {twice[0]!r}; give each id of id2label a name of its own.")
+    new = new_parameters(model)
+    owned = tuple(f"{name}." for name in owners(model, new))
+    for name in new:
+        value = model.get_parameter(name)
+        if (
+            value.numel()
+            and not name.startswith(owned)
+            and not value.is_meta
+            and (value != value.reshape(-1)[0]).any()
+        ):
+            raise ValueError(
+                f"{name} is new with the task and random at each load, and PEFT stores whole modules, of which it is "
+                "none. Save the model once (model.save_pretrained(folder)) and train what is loaded from there, or "
+                "configure it without (use_weighted_layer_sum=False)."
+            )
     odd = namesakes(model, tuple(head))
     if odd:
         raise ValueError(
