@@ -89,6 +89,7 @@ PARAMETERS = {
     "transformers.Trainer._get_collator_with_removed_columns": "self data_collator description",
     "transformers.Trainer._prepare_inputs": "self inputs",
     "transformers.Trainer._hp_search_setup": "self trial",
+    "transformers.trainer_pt_utils.find_batch_size": "tensors",
     "transformers.trainer_pt_utils.get_length_grouped_indices": "lengths batch_size mega_batch_mult generator",
     "transformers.trainer_pt_utils.get_model_param_count": "model trainable_only",
 }
