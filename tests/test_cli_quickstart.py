@@ -13,9 +13,6 @@ from spafit_hf.cli import main
 from spafit_hf.cli.quickstart import METHODS, SENTENCES
 from spafit_hf.data.reviews import cached_movie_reviews
 
-PROGRESS = r"[\w-]+: step \d+ of \d+, [\d:]+ left(, loss [\d.]+)?"
-"""A line about the way there, on a machine so slow that one is due."""
-
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> object:
@@ -33,7 +30,7 @@ def test_it_reads_like_a_page(
 ) -> None:
     assert main(["quickstart", "--max_train_rows", "8", "--epochs", "2", "--output_dir", str(tmp_path)]) == 0
     out, err = capfd.readouterr()
-    assert all(re.fullmatch(PROGRESS, line) for line in err.splitlines())
+    assert err == ""
     assert [str(warning.message) for warning in recwarn] == []
     opening, results, table, predictions, folders, done, *rest = out.split("\n\n")[1:]
     assert re.search(r"^data      8 sentences to train on, 1,000 to measure on", opening, re.MULTILINE)
