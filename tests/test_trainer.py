@@ -639,12 +639,12 @@ def test_a_short_last_batch_weighs_what_its_rows_weigh(tmp_path: Path) -> None:
 
 
 class OwnLoss(SpafitTrainer):
-    """A loss whose labels BERT's own cannot take, and what it is told of the number of items."""
+    """A loss whose labels BERT's own cannot take, and what it is given as the number of items."""
 
-    told: Any = None
+    seen: Any = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.told = [*(self.told or ()), num_items_in_batch]
+        self.seen = [*(self.seen or ()), num_items_in_batch]
         labels = inputs.pop("labels")
         return (model(**inputs).logits.sum(-1) - labels).pow(2).sum() / num_items_in_batch
 
@@ -656,7 +656,7 @@ def test_a_loss_of_a_script_s_own_is_left_to_it(tmp_path: Path) -> None:
         args = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
         run = OwnLoss(tiny.bert(dropout=0.0), args, train_dataset=rows, processing_class=tiny.tokenizer())
         run.train()
-        assert [int(items) for items in run.told] == [8] * 3 * steps
+        assert [int(items) for items in run.seen] == [8] * 3 * steps
         found.append(losses(run))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 

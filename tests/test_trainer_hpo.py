@@ -55,23 +55,23 @@ Choices = dict[str, list[Any]]
 
 
 def search(run: SpafitTrainer, choices: Choices, trials: int = 5, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
-    """Random trials over `choices`; what each was asked, in order, and the best run."""
+    """Random trials over `choices`; what each was proposed, in order, and the best run."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    asked: dict[int, dict[str, Any]] = {}
+    proposed: dict[int, dict[str, Any]] = {}
 
     def space(trial: Any) -> dict[str, Any]:
         values = {name: trial.suggest_categorical(name, options) for name, options in choices.items()}
         if values.get("strategy", "spafit").startswith("spafit") and "bounds" in values:
             values["n1"], values["n2"] = (int(bound) for bound in values["bounds"].split())
         values.pop("bounds", None)
-        asked[trial.number] = values
+        proposed[trial.number] = values
         return values
 
     sampler = optuna.samplers.RandomSampler(seed=3)
     best = run.hyperparameter_search(space, n_trials=trials, backend="optuna", sampler=sampler, **kwargs)
-    return [asked[number] for number in sorted(asked)], best
+    return [proposed[number] for number in sorted(proposed)], best
 
 
 @pytest.mark.parametrize("arity", [0, 1])
@@ -87,24 +87,24 @@ def test_every_trial_trains_its_own_values(arity: int, tmp_path: Path) -> None:
         "learning_rate": [1e-3, 2e-3, 3e-3],
         "head_learning_rate": [1e-2, 2e-2],
     }
-    asked, best = search(run, choices)
-    assert len({tuple(values.values()) for values in asked}) > 2
-    for values, seen in zip(asked, watch.seen, strict=True):
+    proposed, best = search(run, choices)
+    assert len({tuple(values.values()) for values in proposed}) > 2
+    for values, seen in zip(proposed, watch.seen, strict=True):
         assert seen["strategy"] == values["strategy"]
         assert seen["r"] == values["lora_r"]
         assert seen["rates"]["lora"] == values["learning_rate"]
         assert seen["rates"]["head"] == values["head_learning_rate"]
-    assert best.hyperparameters in asked
+    assert best.hyperparameters in proposed
     if arity:
-        assert [trial.params["lora_r"] for trial in given[1:]] == [values["lora_r"] for values in asked]
+        assert [trial.params["lora_r"] for trial in given[1:]] == [values["lora_r"] for values in proposed]
 
 
 def test_bounds_of_one_trial_do_not_stay_for_the_next(tmp_path: Path) -> None:
     run, watch = searcher(tmp_path)
     before = run.args.to_dict()
-    asked, _ = search(run, {"strategy": ["spafit-4-9-II", "full", "bitfit"], "bounds": ["0 1", "1 3"]}, trials=8)
-    assert {"full", "bitfit"} < {values["strategy"] for values in asked}
-    for values, seen in zip(asked, watch.seen, strict=True):
+    proposed, _ = search(run, {"strategy": ["spafit-4-9-II", "full", "bitfit"], "bounds": ["0 1", "1 3"]}, trials=8)
+    assert {"full", "bitfit"} < {values["strategy"] for values in proposed}
+    for values, seen in zip(proposed, watch.seen, strict=True):
         bounds = f"spafit-{values['n1']}-{values['n2']}-II-absolute" if "n1" in values else values["strategy"]
         assert seen["strategy"] == bounds
     # and nothing of the last trial stays in the arguments, whose best values a script sets itself
@@ -123,13 +123,13 @@ def test_the_best_values_train_again(tmp_path: Path) -> None:
 def test_a_trial_is_the_run_that_its_values_describe(tmp_path: Path) -> None:
     run, _ = searcher(tmp_path / "search")
     objectives: list[float] = []
-    asked, _ = search(
+    proposed, _ = search(
         run,
         {"lora_r": [2, 4], "seed": [1, 2, 3]},
         trials=3,
         compute_objective=lambda metrics: objectives.append(metrics["eval_loss"]) or metrics["eval_loss"],
     )
-    for values, objective in zip(asked, objectives, strict=True):
+    for values, objective in zip(proposed, objectives, strict=True):
         alone, _ = searcher(tmp_path / "alone", **values)
         alone.train()
         assert alone.evaluate()["eval_loss"] == objective
@@ -137,8 +137,8 @@ def test_a_trial_is_the_run_that_its_values_describe(tmp_path: Path) -> None:
 
 def test_values_are_cast_and_checked(tmp_path: Path) -> None:
     run, watch = searcher(tmp_path)
-    asked, _ = search(run, {"lora_r": [2.0, 4.0]}, trials=1)
-    assert watch.seen[0]["r"] == int(asked[0]["lora_r"])
+    proposed, _ = search(run, {"lora_r": [2.0, 4.0]}, trials=1)
+    assert watch.seen[0]["r"] == int(proposed[0]["lora_r"])
     with pytest.raises(ValueError, match="lora_r is 0"):
         search(run, {"lora_r": [0]}, trials=1)
     assert run.args.lora_r == 64

@@ -201,6 +201,12 @@ class StrataTrainer(Trainer):
                     halves.pop(),
                 )
             return model
+        wrapped = self._wrap(model, strategy)
+        if start:
+            start_from(wrapped, start, token=self.args.hub_token)
+        return wrapped
+
+    def _wrap(self, model: nn.Module, strategy: Strategy) -> PeftModel:
         if isinstance(model, PreTrainedModel) and model.is_activation_checkpointing:
             # Switched on by hand before: PEFT would turn input gradients on for it, so let `train` do it our way.
             model.activation_checkpointing_disable()
@@ -219,8 +225,6 @@ class StrataTrainer(Trainer):
         vars(model)[WRAPPED] = (wrapped, self.plan, self._pooler_is_untrained)
         if self._wrapped is not None:
             self._wrapped.append((wrapped, trained))
-        if start:
-            start_from(wrapped, start, token=self.args.hub_token)
         return wrapped
 
     def _go_on_with(self, before: tuple[PeftModel, Plan, bool], strategy: Strategy) -> PeftModel:
