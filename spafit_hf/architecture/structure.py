@@ -23,25 +23,19 @@ from spafit_hf.strategy import NORM_ROLES, ROLES
 _ATTENTION = re.compile(r"att(n|ention)s?|(?<![a-z])att(?![a-z])", re.IGNORECASE)
 _FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|(?<![a-z])ff(?![a-z])", re.IGNORECASE)
 _PROJECTIONS = ("query", "key", "value")
-_LAST_NAME = {  # role -> last parts of names, lower case, wherever they stand
-    "query": {"q", "query", "q_proj", "q_lin", "query_proj", "to_q", "wq", "q_attn", "linear_q"},
-    "key": {"k", "key", "k_proj", "k_lin", "key_proj", "to_k", "wk", "linear_k"},
-    "value": {"v", "value", "v_proj", "v_lin", "value_proj", "to_v", "wv", "linear_v"},
-    "intermediate": {
-        *("fc1", "lin1", "linear1", "c_fc", "fc_in", "dense_h_to_4h", "intermediate_dense"),
-        *("wi", "wi_0", "wi_1", "w1", "w3", "gate_proj", "up_proj", "gate_up_proj"),
-    },
-    "output": {
-        *("fc2", "lin2", "linear2", "c_proj", "fc_out", "dense_4h_to_h", "output_dense", "wo", "w2", "down_proj"),
-    },
-}
-# Inside the attention, where the words of a name say enough: query_global, layout_key, kv_b_proj, in_proj_qkv.
-_WORDS: dict[str, tuple[str, ...]] = {
-    **{word: ("query",) for word in ("q", "query")},
-    **{word: ("key",) for word in ("k", "key")},
-    **{word: ("value",) for word in ("v", "value")},
+_WORDS: dict[str, tuple[str, ...]] = {  # a word of the last part of a name -> the roles it speaks of
+    **{word: ("query",) for word in ("q", "query", "wq")},
+    **{word: ("key",) for word in ("k", "key", "wk")},
+    **{word: ("value",) for word in ("v", "value", "wv")},
     "kv": ("key", "value"),
     **{word: _PROJECTIONS for word in ("qkv", "wqkv")},
+}
+_INTO = {  # last parts of names, lower case
+    *("fc1", "lin1", "linear1", "c_fc", "fc_in", "dense_h_to_4h", "intermediate_dense"),
+    *("wi", "wi_0", "wi_1", "w1", "w3", "gate_proj", "up_proj", "gate_up_proj"),
+}
+_OUT_OF = {
+    *("fc2", "lin2", "linear2", "c_proj", "fc_out", "dense_4h_to_h", "output_dense", "wo", "w2", "down_proj"),
 }
 _FUSED = {"c_attn", "in_proj", "w_pack", "query_key_value"}
 _POSITIONS = {"pos_proj", "linear_pos"}  # what a key is for relative positions
@@ -133,22 +127,18 @@ def _role_by_name(name: str) -> tuple[str, ...]:
     if _ROUTER.search(name):
         return ()
     last, attention = name.rpartition(".")[2].lower(), _in_attention(name)
-    if attention:
-        if last in _FUSED:
-            return _PROJECTIONS
-        if last in _POSITIONS:
-            return ("key",)
-        played = tuple(dict.fromkeys(role for word in last.split("_") for role in _WORDS.get(word, ())))
-        if played:
-            return played
-    for role in _PROJECTIONS:
-        if last in _LAST_NAME[role]:
-            return (role,)
+    if attention and last in _FUSED:
+        return _PROJECTIONS
+    if attention and last in _POSITIONS:
+        return ("key",)
+    played = tuple(dict.fromkeys(role for word in last.split("_") for role in _WORDS.get(word, ())))
+    if played:
+        return played
     if attention:
         return ("attention_output",) if _ATTENTION_OUTPUT.fullmatch(last) else ()
-    if last in _LAST_NAME["intermediate"] or _INTERMEDIATE.search(name):
+    if last in _INTO or _INTERMEDIATE.search(name):
         return ("intermediate",)
-    if last in _LAST_NAME["output"] or _OUTPUT.search(name):
+    if last in _OUT_OF or _OUTPUT.search(name):
         return ("output",)
     return ()
 
