@@ -1,7 +1,7 @@
 """One run, from names to a folder: the library behind `spafit train`, `evaluate` and `quickstart`.
 
 data     names -> rows and figures        train    data, base, strategy -> adapter folder, results
-result   results.json            progress   a bar, a line per evaluation, and quiet
+result   results.json                     progress bars, a line per evaluation, and quiet
 """
 
 from spafit_hf.run.data import DataArguments, RunData, load_data

@@ -53,9 +53,8 @@ class Progress(ProgressCallback):
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(self)
-        trainer.args.disable_tqdm = (
-            bool(trainer.args.disable_tqdm) or not sys.stderr.isatty()
-        )  # for the bar of the prefix cache, too
+        # For the bar of the prefix cache, too.
+        trainer.args.disable_tqdm = bool(trainer.args.disable_tqdm) or not sys.stderr.isatty()
 
     # Trainer calls these; their parameters are its own.
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -117,7 +117,10 @@ def train(
     Raises:
         ValueError: for a base, a strategy or data that do not go together.
     """
-    trainer, evaluation = _make_trainer(data, base, args, recorded.get("max_length", 128))
+    torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
+    model, tokenizer = load_classifier(base, data.text)
+    names = data.text.evaluation_splits
+    trainer, splits = _make_trainer(model, tokenizer, data, ("train", *names), args, recorded.get("max_length", 128))
     _describe(trainer, data, base, recorded.get("max_length"), command)
     if when_ready is not None:
         when_ready(trainer)
@@ -125,43 +128,67 @@ def train(
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
     made = _last_evaluation(trainer)
-    metrics = {
-        name: _figures(made if made and split is trainer.eval_dataset else trainer.evaluate(split), data)
-        for name, split in evaluation.items()
-    }
-    trainer.describe(scores=tuple(_score(name, figures, len(evaluation[name])) for name, figures in metrics.items()))
+    metrics, scores = {}, []
+    for name in names:
+        measured = made if made and splits[name] is trainer.eval_dataset else trainer.evaluate(splits[name])
+        metrics[name] = _figures(measured, data)
+        known = {key: value for key, value in metrics[name].items() if key != "loss" and value is not None}
+        scores.append(Score(name, known, len(splits[name])))
+    trainer.describe(scores=tuple(scores))
     trainer.save_model()  # which pushes where that was asked for, with the card
     trainer.create_model_card()
-    result = _result(trainer, data, base, metrics, seconds, recorded)
+    parameters = list(trainer.model.parameters())
+    result = RunResult(
+        strategy=trainer.strategy.name,
+        base=base.base,
+        data=data.title,
+        task=data.task,
+        metrics=metrics,
+        main_figure=data.main_figure,
+        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        total_parameters=trainer.plan.total_parameters if trainer.plan else sum(p.numel() for p in parameters),
+        file_bytes=sum(file.stat().st_size for file in Path(str(trainer.args.output_dir)).glob("*.safetensors")),
+        train_rows=data.train_rows,
+        train_seconds=round(seconds, 2),
+        arguments=recorded,
+        # None for what is infinite or no number, such as the norm of a gradient
+        history=[
+            entry | jsonable({name: value for name, value in entry.items() if isinstance(value, float)})
+            for entry in trainer.state.log_history
+        ],
+        machine=machine(),
+        versions=versions(),
+    )
     if trainer.is_world_process_zero():
         result.write(str(args.output_dir))
     return result
 
 
 def _make_trainer(
-    data: RunData, base: BaseArguments, args: SpafitTrainingArguments, max_length: int
-) -> tuple[SpafitTrainer, dict[str, Dataset]]:
-    """The trainer, and the tokenized splits to measure on by name; the first is its `eval_dataset`."""
-    torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
-    model, tokenizer = load_classifier(base, data.text)
-    splits = tokenize(data.text.splits, tokenizer, data.text.columns, max_length=max_length)
-    evaluation = {name: splits[name] for name in data.text.evaluation_splits}
-    trainer = SpafitTrainer(
-        model,
-        _for_device(args),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=splits["train"],
-        eval_dataset=next(iter(evaluation.values())),
-        processing_class=tokenizer,
-        compute_metrics=data.compute_metrics,
-    )
-    return trainer, evaluation
-
-
-def _for_device(args: SpafitTrainingArguments) -> SpafitTrainingArguments:
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    data: RunData,
+    names: Sequence[str],
+    args: SpafitTrainingArguments,
+    max_length: int,
+    **others: Any,
+) -> tuple[SpafitTrainer, DatasetDict]:
+    """The trainer, and the named splits as tokens; the first to measure on is its `eval_dataset`."""
+    text = DatasetDict({name: data.text.splits[name] for name in names})
+    splits = tokenize(text, tokenizer, data.text.columns, max_length=max_length)
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns of it in each pass
-    return args
+    trainer = SpafitTrainer(
+        model,
+        args,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=splits.get("train"),
+        eval_dataset=splits[data.text.evaluation_splits[0]],
+        processing_class=tokenizer,
+        compute_metrics=data.compute_metrics,
+        **others,
+    )
+    return trainer, splits
 
 
 def _describe(
@@ -178,34 +205,6 @@ def _describe(
         trainer.describe(data=known, main_figure=data.main_figure)
     elif data.turned_rows:
         trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
-
-
-def _result(
-    trainer: SpafitTrainer,
-    data: RunData,
-    base: BaseArguments,
-    metrics: dict[str, dict[str, float | None]],
-    seconds: float,
-    recorded: dict[str, Any],
-) -> RunResult:
-    parameters = list(trainer.model.parameters())
-    return RunResult(
-        strategy=trainer.strategy.name,
-        base=base.base,
-        data=data.title,
-        task=data.task,
-        metrics=metrics,
-        main_figure=data.main_figure,
-        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        total_parameters=trainer.plan.total_parameters if trainer.plan else sum(p.numel() for p in parameters),
-        file_bytes=sum(file.stat().st_size for file in Path(str(trainer.args.output_dir)).glob("*.safetensors")),
-        train_rows=data.train_rows,
-        train_seconds=round(seconds, 2),
-        arguments=recorded,
-        history=[_finite(entry) for entry in trainer.state.log_history],
-        machine=machine(),
-        versions=versions(),
-    )
 
 
 def _last_evaluation(trainer: SpafitTrainer) -> dict[str, float] | None:
@@ -242,17 +241,9 @@ def evaluate(
         source = folder if local else resolve_base(model.get_base_model().config._name_or_path)
     _check_labels(model.config, data)
     tokenizer = AutoTokenizer.from_pretrained(source)
+    # Nothing is trained: with "full" a plain model stays plain, an adapter as it is.
     names = data.text.evaluation_splits
-    text = DatasetDict({name: data.text.splits[name] for name in names})
-    splits = tokenize(text, tokenizer, data.text.columns, max_length=max_length)
-    trainer = SpafitTrainer(
-        model,
-        _for_device(args),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=data.compute_metrics,
-        strategy="full",  # nothing is trained: a plain model stays plain, an adapter as it is
-    )
+    trainer, splits = _make_trainer(model, tokenizer, data, names, args, max_length, strategy="full")
     trainer.remove_callback(PrinterCallback)  # the caller prints the figures, and prints them once
     return {name: _figures(trainer.evaluate(split), data) for name, split in splits.items()}
 
@@ -270,13 +261,3 @@ def _check_labels(config: Any, data: RunData) -> None:
 
 def _figures(metrics: dict[str, float], data: RunData) -> dict[str, float | None]:
     return jsonable({name: metrics[f"eval_{name}"] for name in data.figures} | {"loss": metrics["eval_loss"]})
-
-
-def _finite(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of the log with None for what is infinite or no number, such as the norm of a gradient."""
-    numbers = {name: value for name, value in entry.items() if isinstance(value, float)}
-    return entry | jsonable(numbers)
-
-
-def _score(split: str, figures: dict[str, float | None], rows: int) -> Score:
-    return Score(split, {name: value for name, value in figures.items() if name != "loss" and value is not None}, rows)
