@@ -10,12 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture, Layer, Stack, find_architecture, in_out, takes_delta
+from spafit_hf.architecture.new import namesakes
 from spafit_hf.planner import text
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.planner.facts import Group
 from spafit_hf.planner.notes import head_notes, notes
 from spafit_hf.planner.source import ModelLike, build_model
 from spafit_hf.strategy import METHODS, ROLES, LoraSettings, Strategy, StrategyLike, Stratum
+from spafit_hf.words import listed
 
 
 class Plan(CostedPlan):
@@ -114,21 +116,14 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
     )
     if strategy.full:
         return _full_plan(base, model)
-    _check_head_names(base, modules)
+    if also := namesakes(model, base.head):
+        # Seen here and not when the model is wrapped: what a plan accepts is what can be trained.
+        raise ValueError(
+            f"{listed(base.head)} of {base.model_class} are to train whole, and for PEFT the pretrained {also[0]} is "
+            "one of them by the end of its name; rename the module of the head, or take a strategy without it "
+            "(head=False)."
+        )
     return _strata_plan(base, modules)
-
-
-def _check_head_names(base: Plan, modules: dict[str, nn.Module]) -> None:
-    """PEFT finds heads by the ends of names: one whose name another ends with would bring that one along."""
-    inside = tuple(f"{name}." for name in base.head)
-    for head in base.head:
-        also = [name for name in modules if name.endswith(head) and not f"{name}.".startswith(inside)]
-        if also:
-            raise ValueError(
-                f"the task head {head!r} of {base.model_class} has a name that {also[0]!r} ends with as well, and "
-                "PEFT would train and save both. Take a strategy without the head (head=False), full fine-tuning, or "
-                "another class of the model."
-            )
 
 
 def _full_plan(base: Plan, model: nn.Module) -> Plan:

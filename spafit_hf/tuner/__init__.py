@@ -92,7 +92,7 @@ def get_spafit_model(
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
     chosen = Strategy.coerce(strategy).with_lora(**settings)
     the_plan = plan(model, chosen)
-    check_entrance(model, the_plan.head)
+    check_entrance(model)
     task_type = task_type_of(model)
     lora_kwargs.setdefault("task_type", task_type if chosen.head or task_type not in HEAD_TASKS else None)
     wrapped = get_peft_model(model, SpafitConfig.from_plan(the_plan, **lora_kwargs), adapter_name=adapter_name)

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from spafit_hf.architecture.new import namesakes, new_parameters, owners
+from spafit_hf.architecture.new import new_parameters, owners
 from spafit_hf.tuner.model import labels_of
 from spafit_hf.words import listed
 
 
-def check_entrance(model: nn.Module, head: Iterable[str]) -> None:
-    """Refuse a model of which no adapter could be read back.
-
-    Args:
-        model: the plain model.
-        head: names of the modules that are to train whole.
+def check_entrance(model: nn.Module) -> None:
+    """Refuse a plain model of which no adapter could be read back.
 
     Raises:
-        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, a module to train
-            whose name PEFT would find a second time, and a random parameter of no module of its own.
+        ValueError: for embeddings that were resized, label ids with gaps, and two labels of one name.
     """
     if embeddings_were_resized(model):
         raise ValueError(
@@ -51,12 +45,6 @@ def check_entrance(model: nn.Module, head: Iterable[str]) -> None:
                 "none. Save the model once (model.save_pretrained(folder)) and train what is loaded from there, or "
                 "configure it without (use_weighted_layer_sum=False)."
             )
-    odd = namesakes(model, tuple(head))
-    if odd:
-        raise ValueError(
-            f"{listed(head)} are to train whole, and for PEFT the pretrained {odd[0]} is one of them by the end of "
-            "its name; rename the module of the head."
-        )
 
 
 def embeddings_were_resized(model: nn.Module) -> bool:
