@@ -1,4 +1,4 @@
-"""Architectures: every part of every known model type, by the table and by structure alike."""
+"""Architectures: every part of well-known model types, as a table says, and of others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from layouts import LAYOUTS
 from models import COMPOSED, composed
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -26,8 +27,6 @@ from transformers import (
 )
 
 from spafit_hf.architecture import Architecture, describe_architecture, find_architecture, is_linear, is_norm
-from spafit_hf.architecture.layouts import LAYOUTS
-from spafit_hf.architecture.structure import stacks_by_structure
 from spafit_hf.strategy import NORM_ROLES, ROLES
 
 COMMON: dict[str, Any] = {
@@ -175,9 +174,18 @@ def test_every_linear_layer_and_norm_is_accounted_for(model_type: str, auto: Any
 @pytest.mark.parametrize(("model_type", "auto"), CASES, ids=IDS)
 def test_structure_finds_what_the_table_says(model_type: str, auto: Any) -> None:
     model = meta(auto, config_of(model_type))
-    by_structure = stacks_by_structure(model, model_type)
-    for found, known in zip(by_structure, find_architecture(model).stacks, strict=True):
-        assert (found.path, found.layers) == (known.path, known.layers)
+    names = {name for name, module in model.named_modules() if getattr(module, "weight", None) is not None}
+    stacks = find_architecture(model).stacks
+    known = [row for row in LAYOUTS[model_type] if any(stack.path.endswith(row[1]) for stack in stacks)]
+    for found, (name, path, roles) in zip(stacks, known, strict=True):
+        assert found.name == name
+        assert found.path.endswith(path)
+        for layer in found.layers:
+            expected = {role: [f"{layer.path}.{each}" for each in roles[role]] for role in ROLES}
+            present = {role: tuple(each for each in full if each in names) for role, full in expected.items()}
+            assert {role: tuple(sorted(each)) for role, each in layer.modules.items()} == {
+                role: tuple(sorted(each)) for role, each in present.items()
+            }
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5", "vit"])
@@ -299,6 +307,7 @@ def test_cross_attention_of_a_decoder() -> None:
     )
     assert layer.others == ()
     assert layer.modules["key"] == ("transformer.h.0.attn.c_attn", "transformer.h.0.crossattention.c_attn")
+    assert layer.modules["query"] == ("transformer.h.0.attn.c_attn", "transformer.h.0.crossattention.q_attn")
     bert = config_of("bert", is_decoder=True, add_cross_attention=True)
     layer = find_architecture(meta(AutoModelForCausalLM, bert)).stacks[0].layers[0]
     assert layer.others == ()

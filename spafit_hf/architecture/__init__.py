@@ -17,9 +17,8 @@
     │   └── pooler.dense                   pooler
     └── classifier                         head
 
-Known model types are read from a table (`layouts.py`), others by their structure; what cannot be found is an error
-that says how to describe the model by hand (`describe_architecture`). Nothing here changes a model, and models on the
-meta device will do.
+They are found by structure and by the names that matrices go by; what cannot be found is an error that says how to
+describe the model by hand (`describe_architecture`). Nothing here changes a model; models on the meta device will do.
 
 How a role is meant where a layer is not BERT's:
 

@@ -1,20 +1,22 @@
-"""Finding the parts of a model: its stacks by the table, then by structure, and what lies outside them."""
+"""Finding the parts of a model: its stacks by their structure, and what lies outside them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture.kinds import is_linear, is_norm
-from spafit_hf.architecture.layouts import LAYOUTS, NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED, Roles
+from spafit_hf.architecture.known import NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED
 from spafit_hf.architecture.new import new_parameters, outside_pretrained, owners, told_apart
 from spafit_hf.architecture.parts import Architecture, Stack
 from spafit_hf.architecture.stacks import join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
-from spafit_hf.strategy import NORM_ROLES, ROLES
+from spafit_hf.strategy import ROLES
 
 # Heads of models whose class is its own base (T5ForQuestionAnswering), where children cannot tell head from body.
 _HEAD_NAMES = ("projector", "pre_classifier", "classifier", "classification_head", "qa_outputs", "score")
@@ -26,7 +28,7 @@ _PRETRAINING_CLASS = re.compile(
 
 
 def find_architecture(model: nn.Module) -> Architecture:
-    """Find the parts of a transformers model: by the table of model types, then by structure.
+    """Find the parts of a transformers model by its structure.
 
     Args:
         model: any class of a transformers model (XModel, XForSequenceClassification, XForCausalLM ...), on any device,
@@ -42,8 +44,7 @@ def find_architecture(model: nn.Module) -> Architecture:
         )
     if model_type in REFUSED:
         raise ValueError(f"model type {model_type!r} has no strata: {REFUSED[model_type]}.")
-    stacks = _stacks_by_table(model, model_type) if model_type in LAYOUTS else ()
-    return complete(model, stacks or stacks_by_structure(model, model_type))
+    return _complete(model, stacks_by_structure(model, model_type))
 
 
 def describe_architecture(
@@ -87,23 +88,13 @@ def describe_architecture(
         if path not in names:
             raise ValueError(f"layers: the model has no module {path!r}; see model.named_modules() for the names.")
         stacks.append(make_stack(model, stack_name, path, layout, model_type_of(model)))
-    found = complete(model, tuple(stacks))
     parts = {"head": head, "pooler": pooler, "outer_norms": outer_norms}
-    given = {part: tuple(value) for part, value in parts.items() if value is not None}
+    given: dict[str, Any] = {part: tuple(value) for part, value in parts.items() if value is not None}
     for part, part_names in given.items():
         for name in part_names:
             if name not in names:
                 raise ValueError(f"{part}: the model has no module {name!r}; see model.named_modules() for the names.")
-    return Architecture(
-        model_type=found.model_type,
-        stacks=found.stacks,
-        embeddings=found.embeddings,
-        outer_norms=given.get("outer_norms", found.outer_norms),
-        pooler=given.get("pooler", found.pooler),
-        projections=found.projections,
-        head=given.get("head", found.head),
-        new=found.new,
-    )
+    return replace(_complete(model, tuple(stacks)), **given)
 
 
 def model_type_of(model: nn.Module) -> str:
@@ -127,24 +118,8 @@ def _is_bare(model: PreTrainedModel) -> bool:
     return kind.__module__.startswith("transformers.") and not re.search("For[A-Z]|Head", kind.__name__)
 
 
-def _stacks_by_table(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
-    """Stacks with the names of the table; () where this release of transformers uses other names than the table's."""
-    base_name, base = _base(model)
-    names = {name for name, _ in base.named_modules()}
-    present = [(name, path, roles) for name, path, roles in LAYOUTS[model_type] if path in names]
-    if not all(_fits(base.get_submodule(path), roles) for _, path, roles in present):
-        return ()
-    return tuple(make_stack(model, name, join(base_name, path), roles, model_type) for name, path, roles in present)
-
-
-def _fits(layers: nn.Module, roles: Roles) -> bool:
-    """Whether the first layer has the names of the table."""
-    names = {name for name, _ in next(layers.children(), nn.Module()).named_modules()}
-    return all(any(path in names for path in roles[role]) for role in ROLES if role not in NORM_ROLES)
-
-
-def complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
-    """Complete the architecture with what lies outside the stacks."""
+def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
+    """The architecture of a model with these stacks: with what lies outside them."""
     model_type = model_type_of(model)
     base_name, base = _base(model)
     kept = tuple(name for name in PRETRAINED_OUTSIDE.get(model_type, ()) if name in dict(model.named_children()))
@@ -157,21 +132,18 @@ def complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
         head = (join(base_name, "pooler"), *head)
         new = tuple(name for name in new if not f"{name}.".startswith(_below(head)))
     # A head may have layers of its own (V-JEPA 2's attentive pooler): they train whole, with the head.
-    stacks = tuple(stack for stack in stacks if not f"{stack.path}.".startswith(tuple(f"{name}." for name in head)))
-    in_layers = tuple(f"{stack.path}." for stack in stacks)
-    in_body = tuple(f"{name}." for name in (base_name, *kept)) if base_name else ("",)
-    in_head = _below((*head, *new))
+    stacks = tuple(stack for stack in stacks if not f"{stack.path}.".startswith(_below(head)))
+    in_body = _below((base_name, *kept)) if base_name else ("",)
+    apart = _below((*head, *new, *(stack.path for stack in stacks)))
     outer = [
         (name, module)
         for name, module in model.named_modules()
-        if f"{name}.".startswith(in_body) and not f"{name}.".startswith((*in_layers, *in_head))
+        if f"{name}.".startswith(in_body) and not f"{name}.".startswith(apart)
     ]
     # The output matrix of a language model that is its own base (T5ForConditionalGeneration) is no part of the body.
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     linear = [name for name, module in outer if is_linear(module) and module is not output]
-    pooler = tuple(
-        name for name in linear if "pooler" in name.split(".") or name.startswith(tuple(f"{k}." for k in kept))
-    )
+    pooler = tuple(name for name in linear if "pooler" in name.split(".") or name.startswith(_below(kept)))
     return Architecture(
         model_type=model_type,
         stacks=stacks,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from spafit_hf.architecture.kinds import has_weight, is_linear, is_norm
-from spafit_hf.architecture.layouts import Roles
 from spafit_hf.architecture.parts import Layer, Stack
 from spafit_hf.strategy import NORM_ROLES, ROLES
+
+Roles = dict[str, tuple[str, ...]]
 
 
 def make_stack(model: nn.Module, name: str, path: str, roles: Roles | Sequence[Roles], model_type: str) -> Stack:

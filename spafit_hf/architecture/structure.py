@@ -1,4 +1,4 @@
-"""Stacks of model types that the table does not know: by structure, and by the names that matrices go by.
+"""Stacks by structure, and by the names that matrices go by.
 
 a list of blocks, each with attention and feed-forward                       a Stack
 ├── a name with attention in it (self_attn.q_proj, attention.output.dense)   query, key, value, attention_output
@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture.kinds import in_out, is_linear, is_norm
-from spafit_hf.architecture.layouts import Roles
+from spafit_hf.architecture.known import ENCODERS
 from spafit_hf.architecture.parts import Stack
-from spafit_hf.architecture.stacks import by_hand, make_stack
+from spafit_hf.architecture.stacks import Roles, by_hand, make_stack
 from spafit_hf.strategy import NORM_ROLES, ROLES
 
 _ATTENTION = re.compile(r"att(n|ention)s?|(?<![a-z])att(?![a-z])", re.IGNORECASE)
@@ -59,24 +59,21 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
         (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
     ]
     outer = [(name, blocks) for name, blocks in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
-    found = []
-    for path, blocks in outer:
-        # A stage of several layers (Swin) is no layer: its parts would all be taken for one.
-        if all(_is_layer(block) and not _is_stage(block) for block in blocks):
-            found.append((path, [_roles_of(block) for block in blocks]))
+    # A stage of several layers (Swin) is no layer: its parts would all be taken for one.
+    found = [
+        (path, [_roles_of(block) for block in blocks])
+        for path, blocks in outer
+        if all(_is_layer(block) and not _is_stage(block) for block in blocks)
+    ]
     if not found:
-        longest = max(outer, key=lambda item: len(item[1]), default=None)
-        seen = (
-            f"the longest list of modules is {longest[0]!r} with {len(longest[1])} of {type(longest[1][0]).__name__}. "
-            if longest
-            else ""
-        )
+        path, blocks = max(outer, key=lambda item: len(item[1]), default=("", [model]))
+        longest = f"the longest list of modules is {path!r} with {len(blocks)} of {type(blocks[0]).__name__}. "
         raise ValueError(
-            f"model type {model_type!r}: no list of layers with attention and feed-forward was found; {seen}"
-            f"{by_hand(longest[1][0] if longest else model)}"
+            f"model type {model_type!r}: no list of layers with attention and feed-forward was found; {longest if path else ''}"
+            f"{by_hand(blocks[0])}"
         )
-    words = [[word for word in ("encoder", "decoder") if word in path.split(".")] for path, _ in found]
-    names = [word[0] if word else "layers" for word in words]
+    unnamed = "encoder" if model_type in ENCODERS else "layers"
+    names = [next((word for word in ("encoder", "decoder") if word in path.split(".")), unnamed) for path, _ in found]
     if len(found) > 1 and (len(set(names)) < len(names) or "layers" in names):
         names = [path for path, _ in found]
     stacks = tuple(
@@ -128,7 +125,8 @@ def _role_by_name(name: str) -> tuple[str, ...]:
         return ()
     last, attention = name.rpartition(".")[2].lower(), _in_attention(name)
     if attention and last in _FUSED:
-        return _PROJECTIONS
+        # GPT-2's cross attention has a matrix for the query alone (q_attn) beside one for key and value.
+        return ("key", "value") if name.endswith("crossattention.c_attn") else _PROJECTIONS
     if attention and last in _POSITIONS:
         return ("key",)
     played = tuple(dict.fromkeys(role for word in last.split("_") for role in _WORDS.get(word, ())))

@@ -1,4 +1,4 @@
-"""The table of known model types: the names of their layers, and of the modules in a layer."""
+"""What is to be found in well-known model types: the names of their layers, and of the modules in a layer."""
 
 from __future__ import annotations
 
@@ -159,18 +159,3 @@ LAYOUTS: dict[str, tuple[tuple[str, str, Roles], ...]] = {
     "bart": (("encoder", "encoder.layers", _BART), ("decoder", "decoder.layers", _BART)),
     "vit": (("encoder", "layers", _VIT),),
 }
-"""Model types whose layers are known by name. A stack a class does not have (T5EncoderModel) is passed over."""
-
-REFUSED = {
-    "albert": "ALBERT uses one set of weights for all of its layers, so no layer can train apart from the others; "
-    "take an encoder with layers of its own, such as BERT, RoBERTa or DeBERTa",
-}
-"""Model types that have no strata, and why."""
-
-# Modules outside the base that are pretrained all the same. ModernBERT's `head` (dense and norm) is part of its masked
-# language model and comes with the checkpoint, as BERT's pooler does: like it, it stays frozen. DeBERTa's `pooler` is
-# in no checkpoint of its language model: it is new, and trains with the classifier.
-PRETRAINED_OUTSIDE = {"modernbert": ("head",)}
-
-# Poolers that no checkpoint of the model type holds: where a head asks for one (RobertaForMultipleChoice) it is new.
-NEW_POOLER = ("roberta", "xlm-roberta", "camembert", "mpnet")
