@@ -69,8 +69,8 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
         path, blocks = max(outer, key=lambda item: len(item[1]), default=("", [model]))
         longest = f"the longest list of modules is {path!r} with {len(blocks)} of {type(blocks[0]).__name__}. "
         raise ValueError(
-            f"model type {model_type!r}: no list of layers with attention and feed-forward was found; {longest if path else ''}"
-            f"{by_hand(blocks[0])}"
+            f"model type {model_type!r}: no list of layers with attention and feed-forward was found; "
+            f"{longest if path else ''}{by_hand(blocks[0])}"
         )
     unnamed = "encoder" if model_type in ENCODERS else "layers"
     names = [next((word for word in ("encoder", "decoder") if word in path.split(".")), unnamed) for path, _ in found]

@@ -16,7 +16,8 @@ def check_entrance(model: nn.Module) -> None:
     """Refuse a plain model of which no adapter could be read back.
 
     Raises:
-        ValueError: for embeddings that were resized, label ids with gaps, and two labels of one name.
+        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, and a random parameter
+            of no module of its own.
     """
     if embeddings_were_resized(model):
         raise ValueError(
@@ -32,14 +33,9 @@ def check_entrance(model: nn.Module) -> None:
         raise ValueError(f"two labels are called {twice[0]!r}; give each id of id2label a name of its own.")
     new = new_parameters(model)
     owned = tuple(f"{name}." for name in owners(model, new))
-    for name in new:
-        value = model.get_parameter(name)
-        if (
-            value.numel()
-            and not name.startswith(owned)
-            and not value.is_meta
-            and (value != value.reshape(-1)[0]).any()
-        ):
+    for name in [name for name in new if not name.startswith(owned)]:
+        value = model.get_parameter(name).reshape(-1)
+        if not value.is_meta and (value != value[:1]).any():
             raise ValueError(
                 f"{name} is new with the task and random at each load, and PEFT stores whole modules, of which it is "
                 "none. Save the model once (model.save_pretrained(folder)) and train what is loaded from there, or "
