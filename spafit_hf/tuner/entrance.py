@@ -16,8 +16,8 @@ def check_entrance(model: nn.Module) -> None:
     """Refuse a plain model of which no adapter could be read back.
 
     Raises:
-        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, and a random parameter
-            of no module of its own.
+        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, and a random
+            parameter of no module of its own.
     """
     if embeddings_were_resized(model):
         raise ValueError(
