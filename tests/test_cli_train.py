@@ -108,7 +108,9 @@ def test_what_is_pushed_at_the_end_has_its_scores(
     assert len(metrics) == 2
 
 
-def test_numbers_that_json_has_no_word_for(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverged(
+    base_folder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wild = {
         "learning_rate": 1e30,
         "max_steps": 3,
@@ -117,9 +119,13 @@ def test_numbers_that_json_has_no_word_for(base_folder: Path, reviews: Path, tmp
         "logging_nan_inf_filter": False,
     }
     kept = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    assert main(train_flags(base_folder, reviews, tmp_path / "out", max_grad_norm=0, **wild, **kept)) == 0
-    history = json.loads((tmp_path / "out" / "results.json").read_text())["history"]
-    assert any(None in entry.values() for entry in history)
+    wild |= kept | {"max_grad_norm": 0}
+    assert main(train_flags(base_folder, reviews, tmp_path / "full", strategy="full", **wild)) == 0
+    history = json.loads((tmp_path / "full" / "results.json").read_text())["history"]
+    assert any(None in entry.values() for entry in history)  # JSON has no word for NaN
+    assert main(train_flags(base_folder, reviews, tmp_path / "out", **wild)) == 2
+    assert "nothing was written, since it could not be read back" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("adapter_*"))
 
 
 def test_a_base_with_a_head_of_another_size(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
