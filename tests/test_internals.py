@@ -92,7 +92,6 @@ PARAMETERS = {
     "transformers.trainer_pt_utils.find_batch_size": "tensors",
     "transformers.trainer_pt_utils.get_length_grouped_indices": "lengths batch_size mega_batch_mult generator",
     "transformers.trainer_pt_utils.get_model_param_count": "model trainable_only",
-    "transformers.trainer_pt_utils.find_batch_size": "tensors",
 }
 
 
