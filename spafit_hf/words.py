@@ -84,20 +84,21 @@ def listed(words: Iterable[str]) -> str:
 
 def spans(numbers: Iterable[int]) -> str:
     """Layer numbers, runs drawn together: 0 to 4, 7."""
-    return listing([f"{first} to {last}" if first < last else str(first) for first, last in _runs(numbers)])
+    return listing([f"{first} to {last}" if first < last else str(first) for first, last in runs(numbers)])
 
 
 def layers_text(layers: Iterable[int]) -> str:
     """Layer numbers in short: (3, 4, 5) is "3-5", (3,) is "3", (0, 1, 5) is "0-1,5", () is "none"."""
-    return ",".join(f"{first}-{last}" if first < last else str(first) for first, last in _runs(layers)) or "none"
+    return ",".join(f"{first}-{last}" if first < last else str(first) for first, last in runs(layers)) or "none"
 
 
-def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
+def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last number of each run: (0, 1, 5) is [(0, 1), (5, 5)]."""
+    found: list[tuple[int, int]] = []
     for number in sorted(numbers):
-        first = runs.pop()[0] if runs and number == runs[-1][1] + 1 else number
-        runs.append((first, number))
-    return runs
+        first = found.pop()[0] if found and number == found[-1][1] + 1 else number
+        found.append((first, number))
+    return found
 
 
 def plain(text: object) -> str:

@@ -31,27 +31,19 @@ class Flops:
 _CROSS = re.compile(r"cross|encoder_attn|EncDec", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
 class Cost:
-    """Of one layer, or of the output matrix: FLOPs and values kept for the backward pass, per token."""
+    """Adds up one layer, or the output matrix: FLOPs and values kept for the backward pass, per token.
 
-    forward: int
-    activation_gradient: int
-    weight_gradient: int
-    saved: int
-    in_prefix: bool
+    `grad` says whether the hidden states need a gradient at this point of the forward pass.
+    """
 
-
-class _Counter:
-    """Adds up one layer; `grad` says whether the hidden states need a gradient at this point of the forward pass."""
-
-    def __init__(self, plan: PlanFacts, full: bool, seq: int, grad: bool) -> None:
-        self.plan, self.full, self.seq, self.grad = plan, full, seq, grad
+    def __init__(self, plan: PlanFacts, full: bool, seq: int, grad: bool, in_prefix: bool = False) -> None:
+        self.plan, self.full, self.seq, self.grad, self.in_prefix = plan, full, seq, grad, in_prefix
         self.forward = self.activation_gradient = self.weight_gradient = self.saved = 0
         self.biases = frozenset(plan.biases)
 
     def trains(self, name: str) -> bool:
-        return self.full or name in self.plan.lora or name in self.biases
+        return self.keeps_input(name) or name in self.biases
 
     def keeps_input(self, name: str) -> bool:
         """The gradient of a matrix needs the input it was given; that of a bias does not."""
@@ -99,14 +91,10 @@ class _Counter:
             self.grad |= self.linear(name, q or k or v)
 
     def norms(self, names: tuple[str, ...]) -> None:
+        first = self.plan.architecture.stacks[0].layers[0]
         for name in names:
             self.grad |= self.trains(name)
-            self.saved += self.hidden * self.grad
-
-    @property
-    def hidden(self) -> int:
-        first = self.plan.architecture.stacks[0].layers[0]
-        return self.plan.linear[first.modules["output"][-1]][1]
+            self.saved += self.plan.linear[first.modules["output"][-1]][1] * self.grad
 
     def feed_forward(self, layer: Layer) -> None:
         into, out_of = layer.modules["intermediate"], layer.modules["output"]
@@ -122,9 +110,6 @@ class _Counter:
             self.saved += width
         self.grad |= any([self.linear(name, any(inner)) for name in out_of])
 
-    def cost(self, in_prefix: bool) -> Cost:
-        return Cost(self.forward, self.activation_gradient, self.weight_gradient, self.saved, in_prefix)
-
 
 def layer_costs(plan: PlanFacts, seq: int, *, full: bool) -> Iterator[Cost]:
     """The cost of each layer in turn, then of a language model's output matrix; `full`: as if every weight trained."""
@@ -135,19 +120,19 @@ def layer_costs(plan: PlanFacts, seq: int, *, full: bool) -> Iterator[Cost]:
         prefix = 0 if full else prefix_length(plan, index)
         memory_grad, grad = grad, start
         for number, layer in enumerate(stack.layers):
-            counter = _Counter(plan, full, seq, grad)
+            cost = Cost(plan, full, seq, grad, number < prefix)
             for cross in (False, True):
-                counter.attention(layer, cross, memory_grad)
-            counter.norms(layer.modules["attention_norm"])
-            counter.feed_forward(layer)
-            counter.norms(layer.modules["output_norm"])
-            grad = counter.grad
-            yield counter.cost(number < prefix)
+                cost.attention(layer, cross, memory_grad)
+            cost.norms(layer.modules["attention_norm"])
+            cost.feed_forward(layer)
+            cost.norms(layer.modules["output_norm"])
+            grad = cost.grad
+            yield cost
     if plan.output_embeddings is not None:
-        counter = _Counter(plan, full, seq, grad)
-        if counter.linear(plan.output_embeddings, grad):
-            counter.saved += plan.linear[plan.output_embeddings][1]  # the log-softmax of the loss
-        yield counter.cost(False)
+        cost = Cost(plan, full, seq, grad)
+        if cost.linear(plan.output_embeddings, grad):
+            cost.saved += plan.linear[plan.output_embeddings][1]  # the log-softmax of the loss
+        yield cost
 
 
 def prefix_length(plan: PlanFacts, index: int) -> int:
@@ -212,12 +197,8 @@ class CostedPlan(PlanFacts):
         check_step(batch, seq)
         costs = list(layer_costs(self, seq, full=full))
         forward = sum(cost.forward for cost in costs if not (cached_prefix and cost.in_prefix))
-        tokens = batch * seq
-        return Flops(
-            forward=tokens * forward,
-            activation_gradient=tokens * sum(cost.activation_gradient for cost in costs),
-            weight_gradient=tokens * sum(cost.weight_gradient for cost in costs),
-        )
+        gradients = (sum(each.activation_gradient for each in costs), sum(each.weight_gradient for each in costs))
+        return Flops(*(batch * seq * per_token for per_token in (forward, *gradients)))
 
     @property
     def prefix_lengths(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from spafit_hf.architecture import Architecture
@@ -30,15 +31,8 @@ class Group:
 
     def to_dict(self) -> dict[str, Any]:
         """As a dict of JSON types, without the stratum (the strategy has it)."""
-        return {
-            "name": self.name,
-            "stack": self.stack,
-            "layers": list(self.layers),
-            "what": self.what,
-            "lora_modules": list(self.lora_modules),
-            "bias_modules": list(self.bias_modules),
-            "trainable_parameters": self.trainable_parameters,
-        }
+        values = {key: value for key, value in vars(self).items() if key != "stratum"}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,6 @@ class PlanFacts:
     the strategy leaves it alone."""
     full: bool
     """Every weight trains: there is nothing to adapt and no adapter."""
-    trainable_parameters: int
-    """Values that an optimizer trains: LoRA, deltas, head."""
     total_parameters: int
     """Parameters of the model before it is adapted, with its head; shared ones once."""
     weight_bytes: int
@@ -83,6 +75,11 @@ class PlanFacts:
     """Tensors the activation function keeps for its backward pass: 4 for a GELU written out in Python (GPT-2, Phi)."""
     notes: tuple[str, ...] = ()
     """Sentences a user should read: what has no bias, what could not train, how a figure is meant."""
+
+    @cached_property
+    def trainable_parameters(self) -> int:
+        """Values that an optimizer trains: LoRA, deltas, head."""
+        return sum(map(math.prod, self.tensors.values()))
 
     @property
     def share(self) -> float:
@@ -117,9 +114,6 @@ class PlanFacts:
     @property
     def scaling(self) -> tuple[str, ...]:
         """What N1 and N2, or layers written for another depth, became here; () where nothing scaled."""
-        lines = []
-        for stack in self.architecture.stacks:
-            line = self.strategy.scaling(len(stack.layers))
-            if line:
-                lines.append(f"{stack.name}: {line}" if len(self.architecture.stacks) > 1 else line)
-        return tuple(lines)
+        stacks = self.architecture.stacks
+        lines = ((stack.name, self.strategy.scaling(len(stack.layers))) for stack in stacks)
+        return tuple(f"{name}: {line}" if len(stacks) > 1 else line for name, line in lines if line)

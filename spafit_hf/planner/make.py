@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,8 +17,10 @@ from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.planner.facts import Group
 from spafit_hf.planner.notes import head_notes, notes
 from spafit_hf.planner.source import ModelLike, build_model
-from spafit_hf.strategy import METHODS, ROLES, LoraSettings, Strategy, StrategyLike, Stratum
-from spafit_hf.words import listed
+from spafit_hf.strategy import LORA_ROLES, METHODS, ROLES, LoraSettings, Strategy, StrategyLike, Stratum
+from spafit_hf.words import listed, runs
+
+PREFIX = "base_model.model."  # of every name in an adapter file
 
 
 class Plan(CostedPlan):
@@ -89,10 +92,9 @@ def _checked(*plans: Plan) -> tuple[Plan, ...]:
 
 def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> Plan:
     modules = dict(model.named_modules())
-    names = _linear_names(architecture)
+    names = [name for stack in architecture.stacks for layer in stack.layers for name in layer.names(LORA_ROLES)]
     output = _output_embeddings(model, modules)
-    linear = {name: in_out(modules[name]) for name in (*names, *((output,) if output else ()))}
-    parameters = dict(model.named_parameters())
+    parameters = list(model.parameters())
     python_gelu = any(type(module).__name__ == "NewGELUActivation" for module in modules.values())
     base = Plan(
         strategy=strategy,
@@ -106,11 +108,10 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
         biases=(),
         head=(*architecture.new, *architecture.head) if strategy.head else (),
         full=strategy.full,
-        trainable_parameters=0,
-        total_parameters=sum(parameter.numel() for parameter in parameters.values()),
-        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters.values()),
+        total_parameters=sum(parameter.numel() for parameter in parameters),
+        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         tensors={},
-        linear=linear,
+        linear={name: in_out(modules[name]) for name in (*names, *filter(None, [output]))},
         output_embeddings=output,
         activation_tensors=4 if python_gelu else 1,
     )
@@ -127,86 +128,68 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
 
 
 def _full_plan(base: Plan, model: nn.Module) -> Plan:
-    parameters = dict(model.named_parameters())
-    groups: list[Group] = []
-    for stack in base.architecture.stacks:
-        count = sum(parameter.numel() for name, parameter in parameters.items() if name.startswith(f"{stack.path}."))
-        layers = tuple(range(len(stack.layers)))
-        groups.append(Group("all layers", stack.name, layers, "every weight", trainable_parameters=count))
-    prefixes = tuple(f"{name}." for name in base.head)
-    head = sum(parameter.numel() for name, parameter in parameters.items() if prefixes and name.startswith(prefixes))
-    outside = base.total_parameters - head - sum(group.trainable_parameters for group in groups)
+    tensors = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+    def inside(*paths: str) -> int:
+        prefixes = tuple(f"{path}." for path in paths)
+        return _values({name: shape for name, shape in tensors.items() if name.startswith(prefixes)})
+
+    groups = [
+        Group("all layers", stack.name, tuple(range(len(stack.layers))), "every weight", (), (), inside(stack.path))
+        for stack in base.architecture.stacks
+    ]
+    head = inside(*base.head)
+    outside = _values(tensors) - head - sum(group.trainable_parameters for group in groups)
     groups.append(Group("outside the layers", "", (), "every weight", trainable_parameters=outside))
     if base.head:
         groups.append(Group("head", "", (), ", ".join(base.head), trainable_parameters=head))
-    return replace(
-        base,
-        groups=tuple(groups),
-        trainable_parameters=base.total_parameters,
-        tensors={name: tuple(parameter.shape) for name, parameter in parameters.items()},
-        notes=head_notes(base),
-    )
+    return replace(base, groups=tuple(groups), tensors=tensors, notes=head_notes(base))
 
 
 def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
     strategy, architecture = base.strategy, base.architecture
     tensors: dict[str, tuple[int, ...]] = {}
     lora: dict[str, LoraSettings] = {}
-    biases: list[str] = []
     groups: list[Group] = []
     passed_over: list[str] = []
+
+    def add(name: str, what: str, own: dict[str, tuple[int, ...]], **others: Any) -> None:
+        tensors.update(own)
+        parts = {"stack": "", "layers": (), **others}
+        groups.append(Group(name, what=what, trainable_parameters=_values(own), **parts))
+
     for stack in architecture.stacks:
         for stratum, name, layers in _strata_of(strategy, stack):
-            lora_modules: list[str] = []
-            bias_modules: list[str] = []
-            before = _values(tensors)
-            if stratum is not None:
-                for index in layers:
-                    layer = stack.layers[index]
-                    lora_modules += _without(layer.names(stratum.lora), base.head)
-                    for module in _without(_bias_names(layer, stratum.biases, modules), base.head):
-                        (bias_modules if takes_delta(modules[module]) else passed_over).append(module)
-                settings = stratum.lora_settings
-                lora |= dict.fromkeys(lora_modules, settings)
-                for module in lora_modules:
-                    tensors |= _lora_tensors(module, base.linear[module], settings)
-            tensors |= _bias_tensors(modules, bias_modules)
-            biases += bias_modules
-            what = stratum.what() if stratum is not None else "frozen"
-            trained = _values(tensors) - before
-            groups.append(
-                Group(name, stack.name, layers, what, tuple(lora_modules), tuple(bias_modules), trained, stratum)
-            )
+            where: dict[str, Any] = {"stack": stack.name, "layers": layers}
+            if stratum is None:
+                add(name, "frozen", {}, **where)
+                continue
+            own: dict[str, LoraSettings] = {}
+            biased: list[str] = []
+            for layer in (stack.layers[index] for index in layers):
+                own |= dict.fromkeys(_without(layer.names(stratum.lora), base.head), stratum.lora_settings)
+                biased += _without(_bias_names(layer, stratum.biases, modules), base.head)
+            deltas = tuple(module for module in biased if takes_delta(modules[module]))
+            passed_over += [module for module in biased if module not in deltas]
+            trained = _lora_tensors(own, base.linear) | _bias_tensors(modules, deltas)
+            where |= {"lora_modules": tuple(own), "bias_modules": deltas, "stratum": stratum}
+            add(name, stratum.what(), trained, **where)
+            lora |= own
     if strategy.outer_biases:
         outside = (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
         biased = [name for name in outside if modules[name]._parameters.get("bias") is not None]
-        outer = [name for name in biased if takes_delta(modules[name])]
+        outer = tuple(name for name in biased if takes_delta(modules[name]))
         passed_over += [name for name in biased if name not in outer]
-        before = _values(tensors)
-        tensors |= _bias_tensors(modules, outer)
-        biases += outer
         what = f"biases of {', '.join(outer)}" if outer else "no biases outside the layers"
-        groups.append(Group("outer biases", "", (), what, (), tuple(outer), _values(tensors) - before))
+        add("outer biases", what, _bias_tensors(modules, outer), bias_modules=outer)
     if strategy.head:
         head = ", ".join(architecture.head) or "none: the model has no task head"
         new = f"every weight of {_few(architecture.new)}, not in the base's checkpoint"
         for name, what, names in (("new", new, architecture.new), ("head", head, architecture.head)):
-            before = _values(tensors)
-            tensors |= {
-                f"base_model.model.{module}.{key}": tuple(parameter.shape)
-                for module in names
-                for key, parameter in modules[module].named_parameters()
-            }
             if names or name == "head":
-                groups.append(Group(name, "", (), what, trainable_parameters=_values(tensors) - before))
-    result = replace(
-        base,
-        groups=tuple(groups),
-        lora=lora,
-        biases=tuple(biases),
-        trainable_parameters=_values(tensors),
-        tensors=tensors,
-    )
+                add(name, what, _whole_tensors(modules, names))
+    biases = tuple(module for group in groups for module in group.bias_modules)
+    result = replace(base, groups=tuple(groups), lora=lora, biases=biases, tensors=tensors)
     return replace(result, notes=notes(result, modules, passed_over))
 
 
@@ -224,33 +207,35 @@ def _bias_names(layer: Layer, roles: tuple[str, ...], modules: dict[str, nn.Modu
 def _strata_of(strategy: Strategy, stack: Stack) -> list[tuple[Stratum | None, str, tuple[int, ...]]]:
     """The strata of a stack and the runs of layers in none, each with name and layers, by depth; empty strata last."""
     parts: list[tuple[Stratum | None, str, tuple[int, ...]]] = []
+    free = set(range(len(stack.layers)))
     for index, (stratum, layers) in enumerate(strategy.resolve(len(stack.layers))):
         parts.append((stratum, stratum.name or f"stratum {index + 1}", layers))
-    taken = {layer for _, _, layers in parts for layer in layers}
-    run: list[int] = []
-    for layer in (*(each for each in range(len(stack.layers)) if each not in taken), None):
-        if run and layer != run[-1] + 1:
-            parts.append((None, "frozen", tuple(run)))
-            run = []
-        if layer is not None:
-            run.append(layer)
+        free.difference_update(layers)
+    parts += [(None, "frozen", tuple(range(first, last + 1))) for first, last in runs(free)]
     return sorted(parts, key=lambda part: part[2][0] if part[2] else len(stack.layers))
 
 
-def _lora_tensors(module: str, shape: tuple[int, int], settings: LoraSettings) -> dict[str, tuple[int, ...]]:
-    inputs, outputs = shape
-    prefix = f"base_model.model.{module}"
-    tensors: dict[str, tuple[int, ...]] = {
-        f"{prefix}.lora_A.weight": (settings.r, inputs),
-        f"{prefix}.lora_B.weight": (outputs, settings.r),
-    }
-    if settings.use_dora:
-        tensors[f"{prefix}.lora_magnitude_vector"] = (outputs,)
+def _lora_tensors(lora: dict[str, LoraSettings], linear: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    tensors: dict[str, tuple[int, ...]] = {}
+    for module, settings in lora.items():
+        inputs, outputs = linear[module]
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = (settings.r, inputs)
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = (outputs, settings.r)
+        if settings.use_dora:
+            tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = (outputs,)
     return tensors
 
 
 def _bias_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    return {f"base_model.model.{name}.bias": (_bias_width(modules[name]),) for name in names}
+    return {f"{PREFIX}{name}.bias": (_bias_width(modules[name]),) for name in names}
+
+
+def _whole_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{PREFIX}{name}.{key}": tuple(parameter.shape)
+        for name in names
+        for key, parameter in modules[name].named_parameters()
+    }
 
 
 def _few(names: tuple[str, ...]) -> str:
@@ -259,12 +244,6 @@ def _few(names: tuple[str, ...]) -> str:
 
 def _values(tensors: dict[str, tuple[int, ...]]) -> int:
     return sum(map(math.prod, tensors.values()))
-
-
-def _linear_names(architecture: Architecture) -> tuple[str, ...]:
-    layers = [layer for stack in architecture.stacks for layer in stack.layers]
-    roles = [role for role in ROLES if not role.endswith("norm")]
-    return tuple(name for layer in layers for name in layer.names(roles))
 
 
 def _bias_width(module: nn.Module) -> int:

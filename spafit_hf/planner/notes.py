@@ -33,11 +33,8 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
             lines.append(f"{some(len(names), 'norm')} {what} ({kinds}): left alone.")
     lines += _frozen_notes(result, modules)
     lines += _fused_notes(result)
-    large = [
-        name
-        for name, each in result.lora.items()
-        if each.r * sum(result.linear[name]) >= math.prod(result.linear[name])
-    ]
+    sizes = result.linear
+    large = [name for name, each in result.lora.items() if each.r * sum(sizes[name]) >= math.prod(sizes[name])]
     if large:
         lines.append(
             f"LoRA has at least as many parameters as the matrix it adapts in {some(len(large), 'module')}; lower r."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
@@ -12,16 +12,14 @@ from spafit_hf.strategy.drawing import ABSENT, COLUMNS, MEANINGS, WHOLE, draw, m
 
 def plan_table(plan: CostedPlan, batch: int = BATCH, seq: int = SEQ) -> str:
     """One plan as a table: see `Plan.table`."""
-    depth = " + ".join(f"{len(stack.layers)} {_layers_of(stack, plan)}" for stack in plan.architecture.stacks)
-    labels = f", {plan.num_labels} label{'s' * (plan.num_labels != 1)}" if plan.num_labels else ""
-    lines = [f"{plan.strategy.name} on {plan.model_class} ({depth}{labels})"]
+    lines = [f"{plan.strategy.name} on {_model_text(plan)}"]
     lines += [f"scaled from {line}" for line in plan.scaling]
     rows = [("layers", "group", "what trains", "parameters", "share")]
     for group in plan.groups:
         where = layers_text(group.layers) if group.stack else ""
         if group.stack and len(plan.architecture.stacks) > 1:
             where = f"{group.stack} {where}"
-        share = f"{_percent(group.trainable_parameters / plan.total_parameters)}"
+        share = _percent(group.trainable_parameters / plan.total_parameters)
         rows.append((where, group.name, group.what, f"{group.trainable_parameters:,}", share))
     rows.append(("total", "", f"of {plan.total_parameters:,}", f"{plan.trainable_parameters:,}", _percent(plan.share)))
     lines += _text_table(rows, right=(3, 4))
@@ -67,8 +65,6 @@ def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
 def comparison_table(plans: Sequence[CostedPlan], batch: int = BATCH, seq: int = SEQ) -> str:
     """Plans of one model side by side, a line for each."""
     first = plans[0]
-    depth = " + ".join(f"{len(stack.layers)} {_layers_of(stack, first)}" for stack in first.architecture.stacks)
-    labels = f", {first.num_labels} label{'s' * (first.num_labels != 1)}" if first.num_labels else ""
     rows = [("method", "parameters", "share", "file", "optimizer", "activations", "step", "cached")]
     for each in plans:
         rows.append(
@@ -83,32 +79,34 @@ def comparison_table(plans: Sequence[CostedPlan], batch: int = BATCH, seq: int =
                 f"{each.flops_ratio(batch, seq, cached_prefix=True):.3f}",
             )
         )
-    lines = [f"{first.model_class} ({depth}{labels}), {first.total_parameters:,} parameters"]
+    lines = [f"{_model_text(first)}, {first.total_parameters:,} parameters"]
     lines += _text_table(rows, right=range(1, 8))
     lines.append(
         f"activations and step: memory and FLOPs over full fine-tuning at {seq} tokens; "
         "cached: with the frozen prefix cached"
     )
-    notes = dict.fromkeys(note for each in plans for note in each.notes)
     lines += [
         f"{each.strategy.name}: scaled from {line}" for each in plans for line in each.scaling if "group" in line
     ]
-    lines += [f"note: {note}" for note in notes]
+    lines += [f"note: {note}" for note in dict.fromkeys(note for each in plans for note in each.notes)]
     return "\n".join(lines)
 
 
-def _text_table(rows: Sequence[tuple[str, ...]], right: Iterable[int]) -> list[str]:
+def _text_table(rows: Sequence[tuple[str, ...]], right: Sequence[int]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = set(right)
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if i in aligned else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    align = [str.rjust if i in right else str.ljust for i in range(len(widths))]
+    lines = [
+        "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     rule = "  ".join("-" * width for width in widths)
     return [lines[0], rule, *lines[1:]]
+
+
+def _model_text(plan: CostedPlan) -> str:
+    depth = " + ".join(f"{len(stack.layers)} {_layers_of(stack, plan)}" for stack in plan.architecture.stacks)
+    labels = f", {some(plan.num_labels, 'label')}" if plan.num_labels else ""
+    return f"{plan.model_class} ({depth}{labels})"
 
 
 def _layers_of(stack: Stack, plan: CostedPlan) -> str:
