@@ -41,8 +41,8 @@ _ALIASES = {
     "full-finetuning": "full",
     "full-ft": "full",
     "full-bitfit": "bitfit",
-    "full-lora-i": "lora-I",
-    "full-lora-ii": "lora-II",
+    "full-lora-i": "lora-i",
+    "full-lora-ii": "lora-ii",
     "linear-probing": "linear-probe",
     "head": "linear-probe",
 }
@@ -60,19 +60,22 @@ def method_fields(name: str, lora: LoraSettings) -> dict[str, Any]:
         if not absolute and n1 < 0:
             raise ValueError(f"{name!r}: N1 is {n1}; it counts layers from zero, as in spafit-4-9-II.")
         return bounds_fields(n1, n2, kind, lora, None if absolute else PAPER_DEPTH)
-    whole = (0, PAPER_DEPTH - 1)
-    method = {method.lower(): method for method in METHODS}.get(key.lower())
-    if method == "full":
-        return {"name": method, "full": True}
-    if method == "linear-probe":
-        return {"name": method}
-    if method == "bitfit":
-        strata = (Stratum(whole, biases=ROLES, name="all layers"),)
-        return {"name": method, "strata": strata, "depth": PAPER_DEPTH, "outer_biases": True}
-    if method in ("lora-I", "lora-II"):
-        roles = ATTENTION_LORA[method.removeprefix("lora-")]
-        strata = (Stratum(whole, lora=roles, name="all layers", **asdict(lora)),)
-        return {"name": method, "strata": strata, "depth": PAPER_DEPTH}
+    if key == "full":
+        return {"name": key, "full": True}
+    if key == "linear-probe":
+        return {"name": key}
+    everywhere: dict[str, Any] = {"layers": (0, PAPER_DEPTH - 1), "name": "all layers"}
+    if key == "bitfit":
+        return {
+            "name": key,
+            "strata": (Stratum(biases=ROLES, **everywhere),),
+            "depth": PAPER_DEPTH,
+            "outer_biases": True,
+        }
+    if key in ("lora-i", "lora-ii"):
+        kind = key.removeprefix("lora-").upper()
+        stratum = Stratum(lora=ATTENTION_LORA[kind], **everywhere, **asdict(lora))
+        return {"name": f"lora-{kind}", "strata": (stratum,), "depth": PAPER_DEPTH}
     raise ValueError(_unknown_name(name, key))
 
 
@@ -112,7 +115,7 @@ def _unknown_name(name: str, key: str) -> str:
     allowed = (
         f"allowed are {listed(METHODS)}, any other spafit-N1-N2-I or spafit-N1-N2-II with N1 <= N2 < {PAPER_DEPTH}"
     )
-    close = difflib.get_close_matches(key, [method.lower() for method in METHODS], n=1, cutoff=0.5)
     original = {method.lower(): method for method in METHODS}
+    close = difflib.get_close_matches(key, original, n=1, cutoff=0.5)
     hint = f"; did you mean {original[close[0]]!r}?" if close else "."
     return f"unknown strategy {name!r}; {allowed}, or the path of a .yaml or .json file{hint}"

@@ -25,7 +25,9 @@ def closest(word: str, words: Iterable[str]) -> str:
 
 
 def refuse_unknown_keys(data: Mapping[str, Any], allowed: tuple[str, ...], who: str) -> None:
-    """Raise a ValueError for a key that is not allowed."""
+    """Raise a ValueError for what is no mapping, and for a key that is not allowed."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a {who} is {data!r}; it must be a mapping with the keys {listed(allowed)}.")
     for key in data:
         if key not in allowed:
             raise ValueError(f"{who}: unknown key {key!r}; allowed are {listed(allowed)}{closest(str(key), allowed)}")

@@ -24,7 +24,7 @@ from spafit_hf.strategy.stratum import (
     range_text,
     span,
 )
-from spafit_hf.words import layers_text, listed
+from spafit_hf.words import layers_text
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -97,12 +97,13 @@ class Strategy:
         """Refuse what can be seen to be wrong before a model is known; the rest is seen in `resolve`."""
         if self.depth is not None:
             for index, stratum in enumerate(self.strata):
-                absolute_range(stratum, self.depth, self._label(index))
+                if not stratum.is_share:
+                    absolute_range(stratum, self.depth, self._label(index))
         # Comparable on their own: shares with shares, layers with layers; both when the depth is known.
-        spans: list[tuple[bool, Fraction, Fraction, str]] = []
-        for index, stratum in enumerate(self.strata):
-            start, stop = span(stratum, self.depth)
-            spans.append((stratum.is_share or self.depth is not None, start, stop, self._label(index)))
+        spans = [
+            (stratum.is_share or self.depth is not None, *span(stratum, self.depth), self._label(index))
+            for index, stratum in enumerate(self.strata)
+        ]
         spans.sort(key=lambda span: span[:3])
         for (unit, _, stop, label), (next_unit, next_start, _, next_label) in itertools.pairwise(spans):
             if unit == next_unit and next_start < stop:
@@ -181,8 +182,6 @@ class Strategy:
         Raises:
             ValueError: for a key that is not a field, a missing `strata`, and whatever the fields refuse.
         """
-        if not isinstance(data, Mapping):
-            raise ValueError(f"a strategy is {data!r}; it must be a mapping with the keys {listed(field_names(cls))}.")
         refuse_unknown_keys(data, field_names(cls), "strategy")
         if set(data) == {"name"}:
             return cls.from_name(data["name"])
@@ -247,9 +246,7 @@ class Strategy:
             )
         bounded = Strategy.from_bounds(n1, n2, match[3])
         lora = next((stratum for stratum in self.strata if stratum.lora), None)
-        if lora is None:
-            return bounded
-        return bounded.with_lora(**dataclasses.asdict(lora.lora_settings))
+        return bounded if lora is None else bounded.with_lora(**dataclasses.asdict(lora.lora_settings))
 
     # -- writing it ---------------------------------------------------------------------------------------------------
 
@@ -350,16 +347,11 @@ class Strategy:
         bounds = ""
         match = SPAFIT_NAME.fullmatch(self.name.lower())
         if match:
-            n1, n2 = (
-                _round_half_up(Fraction((int(n) + 1) * num_layers, self.depth or 1)) - 1 for n in match.group(1, 2)
-            )
-            bounds = f" (N1 = {match[1]} -> {_bound_text(n1)}, N2 = {match[2]} -> {_bound_text(n2)})"
+            stops = [_round_half_up(Fraction((int(n) + 1) * num_layers, self.depth or 1)) for n in match.group(1, 2)]
+            n1, n2 = (stop - 1 if stop else "none" for stop in stops)
+            bounds = f" (N1 = {match[1]} -> {n1}, N2 = {match[2]} -> {n2})"
         return f"{self.depth} -> {num_layers} layers: {changes}{bounds}"
 
 
 def _round_half_up(value: Fraction) -> int:
     return int((2 * value + 1) // 2)
-
-
-def _bound_text(bound: int) -> str:
-    return str(bound) if bound >= 0 else "none"

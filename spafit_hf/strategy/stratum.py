@@ -141,8 +141,6 @@ class Stratum(LoraSettings):
         Raises:
             ValueError: for a missing `layers` or a key that is not a field.
         """
-        if not isinstance(data, Mapping):
-            raise ValueError(f"a stratum is {data!r}; it must be a mapping with the keys {listed(_KEYS)}.")
         refuse_unknown_keys(data, _KEYS, "stratum")
         if "layers" not in data:
             raise ValueError(
@@ -166,9 +164,7 @@ def range_text(stratum: Stratum) -> str:
 
 
 def absolute_range(stratum: Stratum, num_layers: int, label: str) -> tuple[int, int]:
-    """Start and stop of integer layers on exactly `num_layers` layers; shares pass unchecked as (0, 0)."""
-    if stratum.is_share:
-        return 0, 0
+    """Start and stop of integer layers on exactly `num_layers` layers."""
     first, last = int(stratum.layers[0]), int(stratum.layers[1])
     stop = num_layers if last == -1 else last + 1
     # first == num_layers with an open end is a stratum that has become empty: group 3 where N2 is the last layer.
