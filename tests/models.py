@@ -136,7 +136,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Composed:
-    """A model of several towers, or one that the table of known types does not have."""
+    """A model of several towers, or one with names of its own."""
 
     kind: type[hf.PreTrainedModel]
     sizes: dict[str, Any]
