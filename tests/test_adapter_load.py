@@ -126,8 +126,8 @@ def test_settings_of_lora_survive(name, form, lora, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["peft", "native"])
-@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "eva", "mica", "pissa", "pissa_niter_4", "olora"])
-def test_however_lora_was_initialized_the_adapter_is_for_the_original_base(init, form, tmp_path):
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "eva", "mica"])
+def test_however_lora_was_initialized_the_adapter_is_for_the_base(init, form, tmp_path):
     torch.manual_seed(0)
     model = get_spafit_model(tiny("bert"), "spafit-4-9-II", r=4, init_lora_weights=init)
     stir(model, std=0.02)
@@ -138,13 +138,6 @@ def test_however_lora_was_initialized_the_adapter_is_for_the_original_base(init,
         with again.disable_adapter():
             if not (form == "peft" and isinstance(again.peft_config["default"], LoraConfig)):
                 assert torch.equal(logits(again, inputs("bert")), logits(tiny("bert"), inputs("bert")))
-
-
-def test_a_base_that_an_initialization_has_changed_takes_no_adapter(tmp_path):
-    write(tmp_path, "bert")
-    model = get_spafit_model(tiny("bert"), "lora-I", r=4, init_lora_weights="pissa")
-    with pytest.raises(AdapterError, match="changed the base's weights"):
-        load_adapter(model, tmp_path, adapter_name="b")
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "t5"])

@@ -127,13 +127,6 @@ def test_a_planned_configuration_can_be_changed_by_replace():
     assert replace(config, lora_dropout=0.3).target_modules == config.target_modules
 
 
-def test_the_rewriting_initializations_are_known():
-    for init in (True, False, "gaussian", "orthogonal"):
-        assert not SpafitConfig(init_lora_weights=init).rewrites_base
-    for init in ("pissa", "pissa_niter_4", "olora"):
-        assert SpafitConfig(init_lora_weights=init).rewrites_base
-
-
 def write_all(folder: Path) -> None:
     for form in ("peft", "native"):
         for name in ("bert", "llama"):

@@ -19,7 +19,7 @@ from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter, verify_and_read
 from spafit_hf.hub import HubError, Pulled, pull_adapter
 from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
-from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitModel, labels_of, with_saving
+from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of, with_saving
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line
 
@@ -228,12 +228,6 @@ def _check_base_is_whole(model: nn.Module, plain: nn.Module) -> None:
     merged = sorted({name for layer in layers for name in layer.merged_adapters})
     if merged:
         raise AdapterError(f"{merged} are merged into the base; call model.unmerge_adapter() before loading.")
-    moved = sorted({name for layer in layers if isinstance(layer, DeltaLayer) for name in layer.initial})
-    if moved:
-        raise AdapterError(
-            f"the initialization of {moved} changed the base's weights; write it with save_adapter and load it, with "
-            "others, on a base of its own."
-        )
 
 
 def _check_name(model: nn.Module, adapter_name: str) -> None:

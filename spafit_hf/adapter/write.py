@@ -25,6 +25,7 @@ from spafit_hf.adapter.verify import check_written
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType
+from spafit_hf.tuner.config import rewrites_base
 from spafit_hf.tuner.entrance import embeddings_were_resized
 from spafit_hf.tuner.layer import Norm
 
@@ -71,7 +72,8 @@ def save_adapter(
         )
     tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     _check_all_there(tensors, model, adapter_name)
-    config, tensors = _on_the_original_base(config, model, adapter_name, tensors)
+    if isinstance(config.init_lora_weights, str):  # how LoRA started is of no use to a reader
+        config = dataclasses.replace(config, init_lora_weights=True, eva_config=None)
     lora_modules = _lora_modules(tensors)
     if form == "native":
         written, peft_config = "native", config
@@ -105,13 +107,12 @@ def save_pretrained(
     """`PeftModel.save_pretrained` of a wrapped model: each adapter in the form that plain PEFT reads.
 
     Whatever this package's form cannot be written from is left to PEFT's own: shards of tensors, pickles, an adapter
-    of another method, LoftQ.
+    of another method.
 
     Args: as in PEFT; a `state_dict` is of no use, since the model holds its tensors whole.
     """
     names = selected_adapters or list(model.peft_config)
-    configs = [model.peft_config.get(name) for name in names]
-    ours = all(isinstance(config, SpafitConfig) and config.init_lora_weights != "loftq" for config in configs)
+    ours = all(isinstance(model.peft_config.get(name), SpafitConfig) for name in names)
     whole = all(type(each.data) is torch.Tensor and each.numel() for each in model.parameters())
     if not (ours and whole and safe_serialization) or others.get("path_initial_model_for_weight_conversion"):
         arguments = {"selected_adapters": selected_adapters, "is_main_process": is_main_process, **others}
@@ -177,6 +178,11 @@ def _config_of(model: PeftModel, adapter_name: str) -> SpafitConfig:
         raise AdapterError(
             f"adapter {adapter_name!r} is of PEFT type {config.peft_type}; save it with model.save_pretrained(folder)."
         )
+    if rewrites_base(config):
+        raise AdapterError(
+            f"init_lora_weights={config.init_lora_weights!r} has changed the base's weights; save it as PEFT does: "
+            "PeftModel.save_pretrained(model, folder, path_initial_model_for_weight_conversion=...)."
+        )
     merged = sorted(
         {name for layer in model.modules() if isinstance(layer, DeltaLayer) for name in layer.merged_adapters}
     )
@@ -211,42 +217,6 @@ def _check_all_there(tensors: dict[str, torch.Tensor], model: PeftModel, adapter
             f"PEFT leaves out {len(missing)} tensors ({missing[0]}), since another adapter ({others}) is named like a "
             "module. Delete that adapter, or give it another name."
         )
-
-
-def _on_the_original_base(
-    config: SpafitConfig, model: PeftModel, adapter_name: str, tensors: dict[str, torch.Tensor]
-) -> tuple[SpafitConfig, dict[str, torch.Tensor]]:
-    """The adapter for the base as it was before LoRA's initialization, which a reader must not do again."""
-    if config.init_lora_weights == "loftq":
-        raise AdapterError(
-            "init_lora_weights='loftq' has replaced the base's weights by quantized ones, on which alone this adapter "
-            "works. Save it with model.save_pretrained(folder), and then the base with model.unload().save_pretrained."
-        )
-    ranks, alphas = dict(config.rank_pattern or {}), dict(config.alpha_pattern or {})
-    tensors = dict(tensors)
-    for name, layer in _named_delta_layers(model):
-        if adapter_name not in layer.initial:
-            continue
-        # base before = base now + s B0 A0, so base now + s B A = base before + s (B A - B0 A0)
-        for part, initial, dim in zip(("lora_A", "lora_B"), layer.initial[adapter_name], (0, 1), strict=True):
-            key = str(TensorName(name, f"{part}.weight"))
-            sign = -1 if part == "lora_B" else 1
-            tensors[key] = torch.cat([tensors[key], sign * initial.to(tensors[key])], dim=dim)
-        rank, scaling = tensors[key].shape[1], layer.scaling[adapter_name]
-        own = config.module_settings.get(get_pattern_key(list(config.module_settings), name), {})
-        ranks[name] = rank
-        alphas[name] = scaling * (math.sqrt(rank) if own.get("use_rslora", config.use_rslora) else rank)
-    if isinstance(config.init_lora_weights, str):
-        config = dataclasses.replace(
-            config,
-            init_lora_weights=True,
-            rank_pattern=ranks,
-            alpha_pattern=alphas,
-            eva_config=None,
-            corda_config=None,
-            lora_ga_config=None,
-        )
-    return config, tensors
 
 
 def _portable(

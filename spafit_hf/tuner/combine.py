@@ -6,10 +6,20 @@ Deltas are vectors, so `linear`, `cat` and `svd` all mean their exact weighted s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, task_arithmetic, ties
 
 from spafit_hf.tuner.layer import DeltaLayer
+
+# Combination type -> PEFT's function, and how many of density and method it takes.
+_SPARSE: dict[str, tuple[Callable[..., torch.Tensor], int]] = {
+    "ties": (ties, 2),
+    "dare_ties": (dare_ties, 2),
+    "dare_linear": (dare_linear, 1),
+    "magnitude_prune": (magnitude_prune, 1),
+}
 
 
 def combine_deltas(
@@ -32,19 +42,5 @@ def combine_deltas(
         layer.add_delta(adapter_name, zero=True, inference_mode=True)
     deltas = [layer.lora_delta[name].data for name, _ in weighted]
     weights = torch.tensor([weight for _, weight in weighted], device=deltas[0].device)
-    layer.lora_delta[adapter_name].data = _combined(deltas, weights, combination_type, density, method)
-
-
-def _combined(
-    deltas: list[torch.Tensor], weights: torch.Tensor, combination_type: str, density: float | None, method: str
-) -> torch.Tensor:
-    kind = combination_type.removesuffix("_svd")
-    if kind == "ties":
-        return ties(deltas, weights, density, method)
-    if kind == "dare_linear":
-        return dare_linear(deltas, weights, density)
-    if kind == "dare_ties":
-        return dare_ties(deltas, weights, density, method)
-    if kind == "magnitude_prune":
-        return magnitude_prune(deltas, weights, density)
-    return task_arithmetic(deltas, weights)
+    combine, options = _SPARSE.get(combination_type.removesuffix("_svd"), (task_arithmetic, 0))
+    layer.lora_delta[adapter_name].data = combine(deltas, weights, *(density, method)[:options])

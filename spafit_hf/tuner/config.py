@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -39,7 +39,7 @@ MODULE_SETTINGS = tuple(name for name in LORA_SETTINGS if name not in ("r", "lor
 #: Settings that the strata of a strategy hold, with their values where there is no strategy: PEFT's own.
 LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 
-#: Beginnings of the values of `init_lora_weights` for which PEFT takes LoRA's start out of the base's weights.
+#: Beginnings of the values of `init_lora_weights` for which PEFT moves a part of the base's weights into LoRA.
 REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 _PLANNED_FIELDS = (
@@ -55,8 +55,12 @@ _PLANNED_FIELDS = (
 
 def _none_or(name: str) -> Any:
     """A field of `LoraConfig` with the default None. Its metadata stays: PEFT finds the variants of LoRA by it."""
-    inherited = {each.name: each for each in fields(LoraConfig)}[name]
-    return field(default=None, metadata=dict(inherited.metadata))
+    return field(default=None, metadata=LoraConfig.__dataclass_fields__[name].metadata)
+
+
+def rewrites_base(config: LoraConfig) -> bool:
+    """Whether initializing LoRA changes the base's weights, as PiSSA does."""
+    return isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(REWRITING_INITS)
 
 
 @dataclass
@@ -76,8 +80,8 @@ class SpafitConfig(LoraConfig):
         labels: what the head's outputs mean: `num_labels`, `id2label` and `problem_type` as in a transformers
             configuration. The base model's configuration carries them while the adapter is active.
         others: those of `peft.LoraConfig`. A norm named in `target_modules` gets a delta, since it has no matrix.
-            Some values of `init_lora_weights` (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) move a part of the base's weights
-            into LoRA; disabling such an adapter leaves the rest, and no other adapter can share the base.
+            With strata or deltas, `init_lora_weights` may be none of those that move a part of the base's weights
+            into LoRA (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ): `SpafitModel` refuses them.
 
     Raises:
         ValueError: for settings that no module can have or that contradict `strategy`, and for whatever `LoraConfig`
@@ -108,11 +112,17 @@ class SpafitConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in LORA_DEFAULTS if getattr(self, name) is not None}
-        for name, default in LORA_DEFAULTS.items():
-            setattr(self, name, given.get(name, default))
+        for name, value in (LORA_DEFAULTS | given).items():
+            setattr(self, name, value)
         super().__post_init__()
         if self.strategy is not None and self.bias_modules is None:
-            self._check_strategy_stands_alone()
+            for name in ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"strategy and {name} were both given, and both say which modules train; drop {name} and "
+                        "write strata (Strategy(strata=...)), or drop strategy and give bias_modules beside "
+                        "target_modules."
+                    )
             self.strategy = Strategy.coerce(self.strategy).with_lora(**given)
         self.peft_type = SpafitPeftType.SPAFIT
         if isinstance(self.bias_modules, (list, tuple, set)):
@@ -123,14 +133,6 @@ class SpafitConfig(LoraConfig):
                 raise ValueError(
                     f"module_settings[{module!r}] sets {unknown}; allowed are {list(MODULE_SETTINGS)}. "
                     "Rank and alpha of a module belong in rank_pattern and alpha_pattern."
-                )
-
-    def _check_strategy_stands_alone(self) -> None:
-        for name in ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"strategy and {name} were both given, and both say which modules train; drop {name} and write "
-                    "strata (Strategy(strata=...)), or drop strategy and give bias_modules beside target_modules."
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,11 +146,6 @@ class SpafitConfig(LoraConfig):
     def is_planned(self) -> bool:
         """Whether the modules are known: named by the caller or filled from a plan."""
         return self.strategy is None or self.bias_modules is not None
-
-    @property
-    def rewrites_base(self) -> bool:
-        """Whether initializing LoRA changes the base's weights, as PiSSA does."""
-        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(REWRITING_INITS)
 
     @classmethod
     def from_plan(cls, plan: Plan, **lora_kwargs: Any) -> SpafitConfig:
@@ -194,13 +191,12 @@ class SpafitConfig(LoraConfig):
         if not lora:
             return
         common = Counter(lora.values()).most_common(1)[0][0]
-        for key in LORA_SETTINGS:
-            setattr(self, key, getattr(common, key))
+        for key, value in asdict(common).items():
+            setattr(self, key, value)
         for module, settings in lora.items():
             if settings.r != common.r:
                 self.rank_pattern[module] = settings.r
             if settings.lora_alpha != common.lora_alpha:
                 self.alpha_pattern[module] = settings.lora_alpha
-            own = {key: getattr(settings, key) for key in MODULE_SETTINGS}
-            if own != {key: getattr(common, key) for key in MODULE_SETTINGS}:
-                self.module_settings[module] = own
+            if any(getattr(settings, key) != getattr(common, key) for key in MODULE_SETTINGS):
+                self.module_settings[module] = {key: getattr(settings, key) for key in MODULE_SETTINGS}

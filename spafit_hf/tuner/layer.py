@@ -51,9 +51,8 @@ class DeltaLayer(LoraLayer):
             zero: start at zero, so that the model still computes what its base does; else small random values.
             inference_mode: the delta does not train.
         """
-        base = self.get_base_layer()
-        reference = next(base.parameters())
-        delta = torch.zeros(self.out_features, dtype=torch.float32, device=reference.device)
+        device = next(self.get_base_layer().parameters()).device
+        delta = torch.zeros(self.out_features, dtype=torch.float32, device=device)
         if not zero:
             delta.normal_(std=DELTA_INIT_STD)
         trains = adapter_name in self.active_adapters and not inference_mode
@@ -66,19 +65,6 @@ class DeltaLayer(LoraLayer):
             # PEFT also casts to the base's dtype, and back to fp32 later: too late for what a delta has lost by then.
             delta.data = delta.data.to(self.lora_delta[adapter_name].device)
             self.lora_delta[adapter_name] = delta
-
-    def keep_initial(self, adapter_name: str) -> None:
-        """Remember LoRA A and B as they start, for initializations that take them out of the base's weight.
-
-        With them the adapter can be written for the base as it was: B A - B0 A0 is LoRA of twice the rank.
-        """
-        a, b = self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
-        self.initial[adapter_name] = (a.detach().clone(), b.detach().clone())
-
-    @property
-    def initial(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Adapter -> LoRA A and B that its initialization took out of the base's weight; mostly empty."""
-        return self._caches.setdefault("initial", {})
 
     def has_lora(self, adapter_name: str) -> bool:
         """Whether the adapter has LoRA factors on this module."""
@@ -108,7 +94,7 @@ class DeltaLayer(LoraLayer):
         result = None if args or kwargs else _forward_with_delta(self.base_layer, x, delta)
         if result is None:
             result = self.base_layer(x, *args, **kwargs)
-            result = result + delta.to(result.dtype)
+            return result + delta.to(result.dtype)
         return result
 
     def _active_delta(self) -> torch.Tensor | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from spafit_hf.architecture import is_linear, is_norm
 from spafit_hf.planner import plan
 from spafit_hf.tuner.combine import combine_deltas
-from spafit_hf.tuner.config import SpafitConfig
+from spafit_hf.tuner.config import SpafitConfig, rewrites_base
 from spafit_hf.tuner.labels import apply_labels, check_heads_stack, labels_of
 from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, wrap
 from spafit_hf.tuner.masters import make_masters
@@ -52,18 +51,15 @@ class SpafitModel(LoraModel):
             peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head)
         elif peft_config.target_modules is None and peft_config.bias_modules is not None:
             peft_config.target_modules = set()  # deltas alone
-        self._check_base_is_whole(peft_config)
-        return super()._prepare_adapter_config(peft_config, model_config)
-
-    def _check_base_is_whole(self, config: SpafitConfig) -> None:
-        moved = sorted({name for layer in self._delta_layers() for name in layer.initial})
-        if moved or (config.rewrites_base and self._delta_layers()):
-            init = self.peft_config[moved[0]].init_lora_weights if moved else config.init_lora_weights
+        configs = [peft_config, *self.peft_config.values()]
+        rewriting = [str(each.init_lora_weights) for each in configs if rewrites_base(each)]
+        if rewriting and any(each.bias_modules is not None for each in configs):
             raise ValueError(
-                f"init_lora_weights={init!r} moves a part of the base's weights into its adapter, so no other adapter "
-                "can share this base. Train it on a base of its own; what save_adapter writes of it can be loaded "
-                "beside others."
+                f"init_lora_weights={rewriting[0]!r} moves a part of the base's weights into its adapter, and what "
+                "trains in strata leaves the base as it is. Use PEFT's LoraConfig for it, on a base of its own, and "
+                "pass the PeftModel to the trainer."
             )
+        return super()._prepare_adapter_config(peft_config, model_config)
 
     def _get_module_names_tied_with_embedding(self) -> list[str]:
         try:
@@ -97,13 +93,11 @@ class SpafitModel(LoraModel):
         if is_linear(base):
             lora_config.fan_in_fan_out = isinstance(base, Conv1D)
         if lora_wanted:
-            settings = self._settings_of(lora_config, current_key)
+            own = lora_config.module_settings.get(get_pattern_key(list(lora_config.module_settings), current_key), {})
+            settings = _changed(lora_config, **own) if own else lora_config
             super()._create_and_replace(
                 settings, adapter_name, target, target_name, parent, current_key, parameter_name=parameter_name
             )
-            layer = parent.get_submodule(target_name)
-            if lora_config.rewrites_base and isinstance(layer, DeltaLayer) and adapter_name in layer.lora_A:
-                layer.keep_initial(adapter_name)
         if delta_wanted:
             layer = parent.get_submodule(target_name)
             if not isinstance(layer, DeltaLayer):
@@ -126,17 +120,6 @@ class SpafitModel(LoraModel):
         # A wrapped nn.Parameter (target_parameters) has no bias of its own and stays PEFT's.
         return layer if kwargs.get("parameter_name") is not None else adopt(layer)
 
-    @staticmethod
-    def _settings_of(config: SpafitConfig, key: str) -> SpafitConfig:
-        """The configuration as one module sees it. A shallow copy: PEFT reads plain fields from it."""
-        own = config.module_settings.get(get_pattern_key(list(config.module_settings), key))
-        if not own:
-            return config
-        settings = copy.copy(config)
-        for name, value in own.items():
-            setattr(settings, name, value)
-        return settings
-
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
@@ -145,7 +128,7 @@ class SpafitModel(LoraModel):
                     make_masters(module.modules_to_save[adapter_name])
             return
         # Deltas are fp32 from the start. Who wants the base's dtype says so, and gets it for them, too.
-        for layer in self._delta_layers():
+        for layer in self._delta_layers().values():
             if adapter_name in layer.lora_delta:
                 reference = next(layer.get_base_layer().parameters())
                 if reference.is_floating_point():
@@ -161,8 +144,7 @@ class SpafitModel(LoraModel):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         # PEFT writes the magnitudes of DoRA under their old name if the configuration says DoRA; here a module may.
-        as_dora = copy.copy(config)
-        as_dora.use_dora = True
+        as_dora = _changed(config, use_dora=True)
         return super()._get_adapter_state_dict(model, as_dora, adapter_name, state_dict, unwanted_adapter_names)
 
     # ---- the names of the head's outputs ----
@@ -231,8 +213,8 @@ class SpafitModel(LoraModel):
         Raises:
             ValueError: if it cannot succeed in every module. Then no module has been merged.
         """
-        self._check_deltas_fit(adapter_names)
-        merged_before = {layer: list(layer.merged_adapters) for layer in self._delta_layers()}
+        self._check_merge(adapter_names, safe_merge)
+        merged_before = {layer: list(layer.merged_adapters) for layer in self._delta_layers().values()}
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         except ValueError:
@@ -250,11 +232,12 @@ class SpafitModel(LoraModel):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        apply_labels(self.model, self._base_labels if not merge else None)
-        self.model.__dict__.pop("save_pretrained", None)  # a plain model saves itself again
-        if not merge:
+        if merge:
+            self._check_merge(adapter_names, safe_merge)
+        else:
+            apply_labels(self.model, self._base_labels)
             # A base from which nothing is to remain must not keep what an earlier merge wrote into it.
-            for layer in self._delta_layers():
+            for layer in self._delta_layers().values():
                 if layer.merged:
                     layer.unmerge()
             # PEFT would leave the head of the active adapter in the place of the base's.
@@ -262,27 +245,20 @@ class SpafitModel(LoraModel):
                 if isinstance(wrapper, ModulesToSaveWrapper):
                     parent, _, name = key.rpartition(".")
                     setattr(self.model.get_submodule(parent), name, wrapper.original_module)
-            return super()._unload_and_optionally_merge(False, progressbar, safe_merge, adapter_names)
-        self._check_deltas_fit(adapter_names)
-        self._check_finite(adapter_names, safe_merge)
-        return super()._unload_and_optionally_merge(True, progressbar, safe_merge, adapter_names)
+        self.model.__dict__.pop("save_pretrained", None)  # a plain model saves itself again
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
-    def _delta_layers(self) -> list[DeltaLayer]:
-        return [module for module in self.model.modules() if isinstance(module, DeltaLayer)]
+    def _delta_layers(self) -> dict[str, DeltaLayer]:
+        return {key: module for key, module in self.model.named_modules() if isinstance(module, DeltaLayer)}
 
-    def _check_deltas_fit(self, adapter_names: list[str] | None) -> None:
+    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        # PEFT checks module by module while it merges, and would leave a half merged model behind.
         names = self.active_adapters if adapter_names is None else adapter_names
-        for key, layer in self._named_delta_layers():
+        for key, layer in self._delta_layers().items():
             here = [name for name in names if name in layer.lora_delta]
             if here and layer.get_base_layer().bias is None:
                 raise ValueError(missing_bias_message(f"{key} ({type(layer.get_base_layer()).__name__})", here))
-
-    def _check_finite(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
-        # PEFT checks module by module while it unloads, and would leave a half merged model behind.
-        if not safe_merge:
-            return
-        names = self.active_adapters if adapter_names is None else adapter_names
-        for key, parameter in self.model.named_parameters():
+        for key, parameter in self.model.named_parameters() if safe_merge else ():
             owner = next((name for name in names if name in key.split(".")), None)
             if owner is not None and not torch.isfinite(parameter).all():
                 raise ValueError(
@@ -316,10 +292,8 @@ class SpafitModel(LoraModel):
             raise ValueError(
                 f"Adapter {unknown[0]} does not exist. Loaded are: {', '.join(sorted(self.peft_config))}."
             )
-        owners = [self.peft_config[name] for name in adapters]
-        bias_modules = sorted(
-            {key for key, layer in self._named_delta_layers() for name in adapters if name in layer.lora_delta}
-        )
+        layers = self._delta_layers()
+        bias_modules = sorted(key for key, layer in layers.items() if set(adapters) & set(layer.lora_delta))
         super().add_weighted_adapter(
             adapters,
             weights,
@@ -334,33 +308,21 @@ class SpafitModel(LoraModel):
         )
         config = self.peft_config[adapter_name]
         config.strategy = None  # a combination carries out no single strategy
-        config.bias_modules = bias_modules or owners[0].bias_modules
-        for layer in self._delta_layers():
+        config.bias_modules = bias_modules or self.peft_config[adapters[0]].bias_modules
+        for layer in self._delta_layers().values():
             here = [(name, weight) for name, weight in zip(adapters, weights, strict=True) if name in layer.lora_delta]
             if here:
                 combine_deltas(layer, here, adapter_name, combination_type, density, majority_sign_method)
 
-    def _named_delta_layers(self) -> list[tuple[str, DeltaLayer]]:
-        return [(key, module) for key, module in self.model.named_modules() if isinstance(module, DeltaLayer)]
+
+def _changed(config: SpafitConfig, **fields: Any) -> SpafitConfig:
+    """A configuration with other fields, unchecked. A shallow copy: PEFT reads plain fields from it."""
+    changed = copy.copy(config)
+    vars(changed).update(fields)
+    return changed
 
 
 def _wants_delta(config: SpafitConfig, key: str) -> bool:
-    named = config.bias_modules
-    if not named:
-        return False
-    if not isinstance(named, str):
-        # Hundreds of names may be listed, and this is asked of each module: first whether any can mean it at all.
-        parts = key.split(".")
-        endings = (".".join(parts[start:]) for start in range(len(parts)))
-        named = _as_set(tuple(named))
-        if named.isdisjoint(endings):
-            return False
     # PEFT's rules for names, name endings, regular expressions, exclusions and layer indices, asked of bias_modules.
-    as_targets = copy.copy(config)
-    as_targets.target_modules = named
-    return bool(check_target_module_exists(as_targets, key))
-
-
-@lru_cache(maxsize=4)
-def _as_set(names: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(names)
+    as_targets = _changed(config, target_modules=config.bias_modules)
+    return bool(config.bias_modules and check_target_module_exists(as_targets, key))
