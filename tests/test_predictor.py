@@ -131,6 +131,23 @@ def assert_close(answer: Prediction, expected: torch.Tensor) -> None:
     torch.testing.assert_close(numbers(answer), expected, atol=1e-5, rtol=0)
 
 
+def assert_as_alone(served: SpafitPredictor, alone: Alone, texts: list[Any]) -> None:
+    """Every adapter's answer to every text, in mixed batches, all at once, and adapter by adapter."""
+    names = tuple(alone.models)
+    rows = [(text, name) for text in texts for name in names]
+    for (text, name), answer in zip(rows, served.predict(*map(list, zip(*rows, strict=True))), strict=True):
+        assert answer.adapter == name
+        assert_close(answer, alone.numbers(text, name))
+    for text in texts:
+        answers = served.predict_all(text)
+        assert tuple(answers) == names
+        for name, answer in answers.items():
+            assert_close(answer, alone.numbers(text, name))
+    for name in names:
+        for text, answer in zip(texts, served.predict(texts, name), strict=True):
+            assert_close(answer, alone.numbers(text, name))
+
+
 # ---- equal to each alone ----
 
 
@@ -142,20 +159,7 @@ def test_mixed_batches_answer_as_each_adapter_alone(family: str, tmp_path: Path)
     base = tiny(family)
     before = tensors(base)
     served = serve(base, folders, batch_size=8)
-    alone = Alone(family, folders)
-    texts = [*TEXTS, PAIR]
-    rows = [(text, name) for text in texts for name in folders]
-    for (text, name), answer in zip(rows, served.predict(*map(list, zip(*rows, strict=True))), strict=True):
-        assert answer.adapter == name
-        assert_close(answer, alone.numbers(text, name))
-    for text in texts:
-        answers = served.predict_all(text)
-        assert tuple(answers) == tuple(folders)
-        for name, answer in answers.items():
-            assert_close(answer, alone.numbers(text, name))
-    for name in folders:
-        for text, answer in zip(texts, served.predict(texts, name), strict=True):
-            assert_close(answer, alone.numbers(text, name))
+    assert_as_alone(served, Alone(family, folders), [*TEXTS, PAIR])
     assert_equal(tensors(base), before)
     assert not any(module._forward_hooks or "forward" in vars(module) for module in base.modules())
 
@@ -167,6 +171,9 @@ def other_family(config: type[hf.PretrainedConfig], **kwargs: Any) -> Callable[.
 
 
 DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 8}
+CANINE = {"num_hash_buckets": 32, "local_transformer_stride": 8, "downsampling_rate": 2}
+CANINE |= {"bos_token_id": None, "eos_token_id": None}
+OPENAI_GPT = {"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 40}
 CONVBERT = {"embedding_size": 16, "head_ratio": 1, "conv_kernel_size": 3}
 
 
@@ -190,13 +197,33 @@ def test_what_a_model_does_not_allow_is_left_out_and_logged(
     with caplog.at_level(logging.WARNING, "spafit_hf.predictor"):
         served = serve(tiny("other"), folders)
     assert said in caplog.text
-    alone = Alone("other", folders)
-    for text in TEXTS:
-        for name, answer in served.predict_all(text).items():
-            assert_close(answer, alone.numbers(text, name))
-    rows = [(text, name) for text in TEXTS for name in folders]
-    for (text, name), answer in zip(rows, served.predict(*map(list, zip(*rows, strict=True))), strict=True):
-        assert_close(answer, alone.numbers(text, name))
+    assert_as_alone(served, Alone("other", folders), TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("config", "classifier"),
+    [
+        # Several stacks, no table of tokens, and no end of a text that its head looks for.
+        (other_family(hf.CanineConfig, **CANINE), hf.CanineForSequenceClassification),
+        # Its layers return a list.
+        (other_family(hf.OpenAIGPTConfig, **OPENAI_GPT), hf.OpenAIGPTForSequenceClassification),
+    ],
+    ids=["canine", "openai-gpt"],
+)
+def test_models_that_are_built_otherwise(
+    config: Any, classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "other", Family(config, classifier))
+    folders = write_all(tmp_path, "other")
+    assert_as_alone(serve(tiny("other"), folders), Alone("other", folders), TEXTS)
+
+
+def test_a_base_that_its_own_head_refuses(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", "bitfit", {}, 2, family="bart")
+    base = tiny("bart")
+    base.config.eos_token_id = None  # by which its head finds the end of a text
+    with pytest.raises(AdapterError, match="does not run on BartForSequenceClassification"):
+        serve(base, {"adapter": folder})
 
 
 def test_a_decoder_without_a_pad_token(tmp_path: Path) -> None:

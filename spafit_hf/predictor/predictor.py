@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -268,7 +269,10 @@ class SpafitPredictor:
 
     def _check_tokens(self, rows: list[Encoded]) -> None:
         # An index beyond a table is an obscure error on a CPU, and the end of the process's use of a GPU.
-        tokens = self.model.get_input_embeddings().get_parameter("weight").shape[0]
+        try:
+            tokens: float = self.model.get_input_embeddings().get_parameter("weight").shape[0]
+        except NotImplementedError:  # CANINE has no table of tokens; it hashes characters
+            tokens = math.inf
         types = getattr(self.model.config, "type_vocab_size", None)  # models without token types have no such field
         for row in rows:
             if max(row.ids, default=0) >= tokens or (types and row.types and max(row.types) >= types):
@@ -330,7 +334,12 @@ class SpafitPredictor:
             texts = encode(PROBE_TEXTS, entry.tokenizer, entry.max_length)
             self._check_tokens(texts)
             logits = self._serving.admit(adapter, texts)
-        except (RuntimeError, IndexError) as error:  # shapes that go together one by one, and not as a whole
+        except (
+            RuntimeError,
+            IndexError,
+            TypeError,
+            AttributeError,
+        ) as error:  # fits in parts, and not as a whole
             reason = first_line(error)
             raise AdapterError(f"{source} does not run on {type(self.model).__name__}: {reason}") from error
         if logits.shape != (len(entry.facts.labels),) or not torch.isfinite(logits).all():

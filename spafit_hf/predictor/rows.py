@@ -151,12 +151,12 @@ class RowForward:
             if index >= border:
                 return _like(_given(args, kwargs), returns[0])
             output = forward(*args, **kwargs)
-            states = output[0] if isinstance(output, tuple) else output
-            if isinstance(output, tuple) and any(value is not None for value in output[1:]):
+            several = isinstance(output, (tuple, list))  # OpenAI-GPT's layers return a list
+            if several and any(value is not None for value in output[1:]):
                 raise NotByRow(f"layer {index} returns more than its states")
-            returns.append(len(output) if isinstance(output, tuple) else 0)
+            returns.append(len(output) if several else 0)
             if index == border - 1:
-                kept.append(states)
+                kept.append(output[0] if several else output)
             return output
 
         with standing_in(self._layers, keep):
