@@ -15,8 +15,7 @@ from scripts.runs import losses, spafit_trainer
 from torch import nn
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum, get_spafit_model
-from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken
-from spafit_hf.shortcuts.first_token_probe import probe
+from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, probe
 from spafit_hf.tuner.plain import base_of
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}

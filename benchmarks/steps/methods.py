@@ -19,8 +19,7 @@ from benchmarks.steps.settings import BF16, CACHED, COMPILED, FIRST_TOKEN, STOCK
 from spafit_hf.planner import plan
 from spafit_hf.shortcuts.border import NotCacheable
 from spafit_hf.shortcuts.cache import CacheSettings, PrefixCache
-from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken
-from spafit_hf.shortcuts.first_token_probe import probe
+from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, probe
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import get_spafit_model
 from spafit_hf.tuner.plain import base_of, plain_view

@@ -32,8 +32,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
 from spafit_hf.predictor.patch import LoadedAdapter, Patch, PatchStack
-from spafit_hf.shortcuts.first_token import FirstToken
-from spafit_hf.shortcuts.first_token_probe import probe
+from spafit_hf.shortcuts.first_token import FirstToken, probe
 from spafit_hf.shortcuts.stand_in import standing_in
 from spafit_hf.tuner.mixed import FLATTENING
 

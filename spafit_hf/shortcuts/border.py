@@ -11,8 +11,11 @@ last frozen layer does belongs to the prefix, one that is first called after it 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import find_architecture
+from spafit_hf.architecture.find import model_type_of
 from spafit_hf.shortcuts.probe import evaluating
 from spafit_hf.tuner.plain import base_of, plain_view
 
@@ -41,8 +45,6 @@ class NotCacheable(ValueError):
 class Border:
     """The end of a model's frozen prefix. Names are those of the model inside PEFT's wrapper."""
 
-    stack: str
-    """Name of the list of layers, such as "bert.encoder.layer"."""
     layers: tuple[str, ...]
     """The frozen leading layers; the states are what the last of them returns."""
     last_layer: str
@@ -73,8 +75,8 @@ class Border:
         return name not in self.after
 
 
-def frozen_layers(base: nn.Module) -> tuple[str, tuple[str, ...], str]:
-    """The list of layers, its frozen leading layers and its last layer, by name.
+def frozen_layers(base: nn.Module) -> tuple[tuple[str, ...], str]:
+    """The frozen leading layers of a model and its last layer, by name.
 
     Only the first stack counts: a decoder reads what the encoder says, and its own inputs besides.
 
@@ -94,7 +96,7 @@ def frozen_layers(base: nn.Module) -> tuple[str, tuple[str, ...], str]:
         frozen.append(layer.path)
     if not frozen:
         raise NotCacheable(f"{stack.layers[0].path} is not frozen, so there is nothing to keep; N1 must be 0 or more.")
-    return stack.path, tuple(frozen), stack.layers[-1].path
+    return tuple(frozen), stack.layers[-1].path
 
 
 def find_border(model: nn.Module, inputs: Mapping[str, Any]) -> Border:
@@ -109,33 +111,27 @@ def find_border(model: nn.Module, inputs: Mapping[str, Any]) -> Border:
             border, or the layers do not run one after the other, once each.
     """
     base = base_of(model)
-    _check_plain(base)
-    _check_outside(model, base)
-    stack, frozen, last = frozen_layers(base)
-    calls, output = _watch(base, inputs, frozen)
-    _check_order(calls, frozen)
-    border_time = next(end for name, _, end in calls if name == frozen[-1])
-    first_start: dict[str, int] = {}
-    last_end: dict[str, int] = {}
-    for name, start, end in calls:
-        first_start[name] = min(start, first_start.get(name, start))
-        last_end[name] = max(end, last_end.get(name, end))
-    inside = tuple(f"{layer}." for layer in frozen)
-    before = tuple(name for name, end in last_end.items() if end <= border_time and not f"{name}.".startswith(inside))
-    states = output[0] if isinstance(output, tuple) else output
+    _check_model(model, base)
+    frozen, last = frozen_layers(base)
+    started, ended, returned = _watch(base, inputs, frozen[-1])
+    ran = sorted((time, name) for name in frozen for time in started.get(name, ()))
+    if tuple(name for _, name in ran) != frozen:
+        raise NotCacheable(f"the layers of {frozen[0].rpartition('.')[0]} do not run once each, one after the other.")
+    output = returned[0]
+    states, *extras = output if isinstance(output, tuple) else (output,)
     if not isinstance(states, torch.Tensor) or states.dim() != 3:
         raise NotCacheable(f"{frozen[-1]} does not return states of shape (rows, tokens, width).")
-    if isinstance(output, tuple) and model_type_of(base) not in SHARED_POSITION_BIAS:
-        extra = [type(value).__name__ for value in output[1:] if value is not None]
-        if extra:
-            raise NotCacheable(f"{frozen[-1]} returns more than its states ({', '.join(extra)}).")
+    more = [type(value).__name__ for value in extras if value is not None]
+    if more and model_type_of(base) not in SHARED_POSITION_BIAS:
+        raise NotCacheable(f"{frozen[-1]} returns more than its states ({', '.join(more)}).")
+    end = ended[frozen[-1]][0]
+    inside = tuple(f"{layer}." for layer in frozen)
     border = Border(
-        stack=stack,
         layers=frozen,
         last_layer=last,
-        before=before,
-        started=frozenset(name for name, start in first_start.items() if start < border_time),
-        after=frozenset(name for name, start in first_start.items() if start > border_time),
+        before=tuple(name for name, times in ended.items() if times[-1] <= end and not f"{name}.".startswith(inside)),
+        started=frozenset(name for name, times in started.items() if times[0] < end),
+        after=frozenset(name for name, times in started.items() if times[0] > end),
         width=states.shape[-1],
         dtype=states.dtype,
         returns=len(output) if isinstance(output, tuple) else 0,
@@ -144,31 +140,22 @@ def find_border(model: nn.Module, inputs: Mapping[str, Any]) -> Border:
     return border
 
 
-def model_type_of(base: nn.Module) -> str:
-    """The model type in its configuration; "" where there is none."""
-    return str(base.config.model_type) if isinstance(base, PreTrainedModel) else ""
-
-
-def _check_plain(base: nn.Module) -> None:
-    """Refuse models whose layers or weights are not simply there."""
+def _check_model(model: nn.Module, base: nn.Module) -> None:
+    """Refuse models whose layers or weights are not simply there, and wrappers that change what they are given."""
     if isinstance(base, PreTrainedModel):
         config = base.config.to_dict()
-        dropped = [name for name in ("layerdrop", "encoder_layerdrop") if config.get(name)]
-        if dropped:
-            raise NotCacheable(f"{dropped[0]} = {config[dropped[0]]} skips layers at random; set it to 0.")
-        recorded = [name for name in ("output_hidden_states", "output_attentions") if config.get(name)]
-        if recorded:
-            raise NotCacheable(f"config.{recorded[0]} asks for values of layers that would not run; set it to False.")
+        for name in ("layerdrop", "encoder_layerdrop"):
+            if config.get(name):
+                raise NotCacheable(f"{name} = {config[name]} skips layers at random; set it to 0.")
+        for name in ("output_hidden_states", "output_attentions"):
+            if config.get(name):
+                raise NotCacheable(f"config.{name} asks for values of layers that would not run; set it to False.")
     for name, module in base.named_modules():
         if "_hf_hook" in vars(module):
             raise NotCacheable(f"accelerate moves the weights of {name or 'the model'} in and out of the device.")
         for parameter in module.parameters(recurse=False):
             if "ds_id" in vars(parameter) or type(parameter).__name__ == "DTensor" or parameter.is_meta:
                 raise NotCacheable(f"{name} is not whole on this process (sharded, or without values).")
-
-
-def _check_outside(model: nn.Module, base: nn.Module) -> None:
-    """Refuse wrappers that change what the model is given."""
     if isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values()):
         raise NotCacheable("a learned prompt goes in before the first layer; train an adapter of the upper layers.")
     inside = set(base.parameters())
@@ -188,40 +175,26 @@ def _check_before(base: nn.Module, border: Border) -> None:
 
 
 def _watch(
-    base: nn.Module, inputs: Mapping[str, Any], frozen: tuple[str, ...]
-) -> tuple[list[tuple[str, int, int]], Any]:
-    """Every call of a module as (name, start, end), and what the last frozen layer returned."""
-    calls: list[tuple[str, int, int]] = []
-    running: dict[str, list[int]] = {}
-    kept: list[Any] = []
-    clock = iter(range(1_000_000_000))
-    handles = []
-    for name, module in base.named_modules():
-        if not name:
-            continue
+    base: nn.Module, inputs: Mapping[str, Any], last: str
+) -> tuple[dict[str, list[int]], dict[str, list[int]], list[Any]]:
+    """Name -> when the module's calls started; when they ended; and what those of the module `last` returned."""
+    started: dict[str, list[int]] = {}
+    ended: dict[str, list[int]] = {}
+    returned: list[Any] = []
+    clock = itertools.count()
 
-        def begin(_module: nn.Module, _args: Any, name: str = name) -> None:
-            running.setdefault(name, []).append(next(clock))
+    def begin(name: str, _module: nn.Module, _args: Any) -> None:
+        started.setdefault(name, []).append(next(clock))
 
-        def finish(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-            calls.append((name, running[name].pop(), next(clock)))
-            if name == frozen[-1]:
-                kept.append(output)
+    def finish(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        ended.setdefault(name, []).append(next(clock))
+        if name == last:
+            returned.append(output)
 
-        handles.append(module.register_forward_pre_hook(begin))
-        handles.append(module.register_forward_hook(finish))
-    try:
-        with evaluating(base), torch.no_grad():
-            base(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not kept:
-        raise NotCacheable(f"{frozen[-1]} does not run in a forward pass.")
-    return calls, kept[0]
-
-
-def _check_order(calls: list[tuple[str, int, int]], frozen: tuple[str, ...]) -> None:
-    ran = [name for name, _, _ in sorted(calls, key=lambda call: call[1]) if name in set(frozen)]
-    if tuple(ran) != frozen:
-        raise NotCacheable(f"the layers of {frozen[0].rpartition('.')[0]} do not run once each, one after the other.")
+    with ExitStack() as hooks, evaluating(base), torch.no_grad():
+        for name, module in base.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_pre_hook(partial(begin, name)))
+                hooks.enter_context(module.register_forward_hook(partial(finish, name)))
+        base(**inputs)
+    return started, ended, returned

@@ -16,13 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.shortcuts.border import Border, NotCacheable, find_border
-from spafit_hf.shortcuts.entry import Entry
+from spafit_hf.shortcuts.entry import Entry, ProbeResult, probe
 from spafit_hf.shortcuts.key import facts_of, fingerprint, row_keys, weights_of
 from spafit_hf.shortcuts.offload import Offload
-from spafit_hf.shortcuts.prefix_probe import ProbeResult, probe
 from spafit_hf.shortcuts.probe import both_ways
 from spafit_hf.shortcuts.rows import Rows, join, select, split
-from spafit_hf.shortcuts.stand_in import StandIn
+from spafit_hf.shortcuts.stand_in import standing_in
 from spafit_hf.shortcuts.store import Store
 from spafit_hf.tuner.plain import base_of
 
@@ -87,20 +86,23 @@ class PrefixCache:
         self.precision = precision
         self.ignored = (*IGNORED, *ignored)
         self.use = CacheUse()
-        self.border: Border | None = None
         self.probed: ProbeResult | None = None
         self._entry: Entry | None = None
         self._store: Store | None = None
         self._offload: Offload | None = None
         self._live: Any = None
         """The model's own forward while another stands in its place."""
-        self._warned_full = False
-        self._warned_trains = False
+        self._warned: set[str] = set()
         self._names = list(inspect.signature(type(self.base).forward).parameters)[1:]
         self._main = self.base.main_input_name if isinstance(self.base, PreTrainedModel) else "input_ids"
         self._prepared_for: list[tuple[Any, ...]] = []
         self._weights: list[torch.Tensor] = []
-        self._state_of_weights: list[tuple[int, int]] = []
+        self._opened_with: list[tuple[int, int]] = []
+
+    @property
+    def border(self) -> Border | None:
+        """Where the frozen prefix ends; None before `prepare`."""
+        return None if self._entry is None else self._entry.border
 
     @property
     def store(self) -> Store:
@@ -130,14 +132,13 @@ class PrefixCache:
         if rows is None:
             raise NotCacheable("the batch has no rows of tokens with an attention mask of two dimensions.")
         with both_ways(NotCacheable):
-            border = find_border(self.model, inputs)
-            entry = Entry(self.base, border)
+            entry = Entry(self.base, find_border(self.model, inputs))
             with entry.attached():
                 self.probed = probe(entry, inputs, rows, DTYPES[self.settings.dtype])
-        self.border, self._entry = border, entry
+        self._entry = entry
         self._prepared_for = _kinds(self.model)
         self.open()
-        return border
+        return entry.border
 
     def is_for(self, model: nn.Module) -> bool:
         """Whether this cache, once prepared, can be opened for a model as it is now: wrapped, cast or frozen alike."""
@@ -145,23 +146,21 @@ class PrefixCache:
 
     def open(self) -> None:
         """Open the store of the base as it is now: other weights, other entries."""
-        if self.border is None:
-            raise RuntimeError("The border of the model is not known; call prepare(batch) first.")
+        assert self.border is not None
         device = next(self.base.parameters()).device.type
         dtype = DTYPES[self.settings.dtype]
         facts = facts_of(self.base, self.border, dtype, self.precision, device)
         name = fingerprint(self.base, self.border, facts)
         self._store = Store(self.settings.folder, name, facts, self.border.width, dtype, self.settings.max_bytes)
         self._weights = list(weights_of(self.base, self.border).values())
-        self._note_weights()
+        self._opened_with = self._versions()
 
-    def _note_weights(self) -> None:
-        self._state_of_weights = [(weight.data_ptr(), weight._version) for weight in self._weights]
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(weight.data_ptr(), weight._version) for weight in self._weights]
 
     def _check_weights(self) -> None:
         """Take another store when the frozen weights are not those any more that this one is named by."""
-        now = [(weight.data_ptr(), weight._version) for weight in self._weights]
-        if now != self._state_of_weights:
+        if self._versions() != self._opened_with:
             logger.warning("Prefix cache: frozen weights have been changed, so their states are computed anew.")
             self.store.close()
             self.open()
@@ -171,7 +170,6 @@ class PrefixCache:
         if self._offload is not None:
             self._offload.restore()
             self._offload = None
-            self._note_weights()
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -180,18 +178,12 @@ class PrefixCache:
     def attached(self) -> Iterator[None]:
         """Within it the model's forward starts at the border."""
         assert self._entry is not None
-
-        def forward(live: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._forward(live, dict(zip(self._names, args, strict=False)) | kwargs)
-
-        with self._entry.attached():
-            stand_in = StandIn(self.base, forward)
-            self._live = stand_in.live
-            try:
+        self._live = self.base.forward
+        try:
+            with self._entry.attached(), standing_in([self.base], self._forward):
                 yield
-            finally:
-                stand_in.detach()
-                self._live = None
+        finally:
+            self._live = None
 
     # ---- weights ----
 
@@ -207,7 +199,7 @@ class PrefixCache:
         assert self.border is not None
         if self._offload is None:
             self._offload = Offload(self.base, self.border, self.store.folder)
-            self._note_weights()
+            self._opened_with = self._versions()
         return self._offload.bytes
 
     # ---- one batch ----
@@ -230,23 +222,20 @@ class PrefixCache:
             missing = [row for row, key in enumerate(keys) if key not in self.store]
             self._compute(self._live or self.base.forward, dict(inputs), rows, keys, missing)
 
-    def _forward(self, original: Any, inputs: dict[str, Any]) -> Any:
+    def _forward(self, _index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._entry is not None
+        inputs = dict(zip(self._names, args, strict=False)) | kwargs
         if self.base.training:
             self._entry.no_dropout()
-        live = _asks_for_more(inputs) or self._prefix_trains(inputs)
-        if not live:
+        rows = None
+        if not _asks_for_more(inputs) and not self._prefix_trains(inputs):
             self._check_weights()
-        rows = None if live else self.rows(inputs)
+            rows = self.rows(inputs)
         if rows is None:
             self._need_weights()
             return original(**inputs)
         keys = row_keys(rows)
-        found: dict[int, torch.Tensor] = {}
-        for row, key in enumerate(keys):
-            states = self.store.get(key)
-            if states is not None:
-                found[row] = states
+        found = {row: states for row, key in enumerate(keys) if (states := self.store.get(key)) is not None}
         self.use.read += len(found)
         missing = [row for row in range(rows.count) if row not in found]
         if len(missing) == rows.count and self.store.full:
@@ -255,9 +244,8 @@ class PrefixCache:
             return original(**inputs)
         found |= self._compute(original, inputs, rows, keys, missing)
         device = next(value.device for value in inputs.values() if isinstance(value, torch.Tensor))
-        assert self.border is not None
-        states = join([found[row] for row in range(rows.count)], rows, self.border.dtype, device)
-        return self._entry.run(original, inputs, states)
+        joined = join([found[row] for row in range(rows.count)], rows, self._entry.border.dtype, device)
+        return self._entry.run(original, inputs, joined)
 
     def _compute(
         self, forward: Any, inputs: dict[str, Any], rows: Rows, keys: list[bytes], missing: list[int]
@@ -271,22 +259,17 @@ class PrefixCache:
         self.use.computed += len(missing)
         found, entries = {}, []
         for row, states in zip(missing, computed, strict=True):
-            if rows.width:
-                states = states[rows.spans[row]]
+            states = states[rows.spans[row]]
             # Rounded also where it is not read back: whether a row was in the cache must not show in the loss.
             rounded = states.to(self.store.dtype)
-            if bool(torch.isfinite(rounded).all()):
-                found[row] = rounded
+            fits = bool(torch.isfinite(rounded).all())  # or it is out of the type's range, and computed each time
+            found[row] = rounded if fits else states
+            if fits:
                 entries.append((keys[row], rounded))
-            else:  # out of the stored type's range: computed each time
-                found[row] = states
         self.use.stored += self.store.put(entries)
-        if self.store.full and not self._warned_full:
-            self._warned_full = True
-            logger.warning(
-                "Prefix cache: %s. %d rows are stored; the others are computed in each pass.",
-                self.store.full,
-                len(self.store),
+        if self.store.full:
+            self._warn_once(
+                "%s. %d rows are stored; the others are computed in each pass.", self.store.full, len(self.store)
             )
         return found
 
@@ -295,16 +278,20 @@ class PrefixCache:
         if not torch.is_grad_enabled():
             return False
         trains = any(weight.requires_grad for weight in self._weights)
-        if trains and not self._warned_trains:
-            self._warned_trains = True
-            logger.warning("Prefix cache: what was frozen trains now, so the frozen layers run in each pass.")
+        if trains:
+            self._warn_once("what was frozen trains now, so the frozen layers run in each pass.")
         return trains or any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs.values())
 
     def _need_weights(self) -> None:
         if self._offload is not None and self._offload.blocks_compute:
             logger.warning("Prefix cache: a row is not stored, so the weights of the frozen layers come back.")
             self._offload.restore()
-            self._note_weights()
+            self._opened_with = self._versions()
+
+    def _warn_once(self, message: str, *values: Any) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("Prefix cache: " + message, *values)
 
 
 def _kinds(model: nn.Module) -> list[tuple[Any, ...]]:

@@ -6,12 +6,21 @@
 
 Every token then asks what the first one asks. Attention itself is computed as often as before, which is little: the
 matrices around it are what a layer costs.
+
+One batch goes both ways before this is believed:
+
+    live       the last layer whole     -> outputs, gradients of what trains and of the states that enter the layer
+    narrowed   for the first token      -> the same?
+
+A head that reads other tokens (a mean, the last token, one label per token) shows here. The pass is cut where states
+enter the last layer: equal gradients there mean equal gradients of all that lies below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +28,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import find_architecture
+from spafit_hf.shortcuts.probe import ROWS, both_ways, difference, evaluating, tensors_of, tolerance
+from spafit_hf.shortcuts.rows import select
 from spafit_hf.strategy import ROLES
 from spafit_hf.tuner.plain import plain_view
 
@@ -96,40 +107,121 @@ class FirstToken:
             training: in training mode as well, not only in eval mode.
         """
         self._in_training = training
-        with ExitStack() as stack:
-
-            def hook(name: str, pre: Any = None, post: Any = None) -> None:
-                module = self.base.get_submodule(name)
-                if pre is not None:
-                    stack.callback(module.register_forward_pre_hook(pre).remove)
-                if post is not None:
-                    stack.callback(module.register_forward_hook(post).remove)
-
+        with ExitStack() as hooks:
             body = self.base.base_model
-            stack.callback(body.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            hooks.enter_context(body.register_forward_pre_hook(self._begin, with_kwargs=True))
+            for name in (*self.queries, *self.following):
+                hooks.enter_context(self.base.get_submodule(name).register_forward_pre_hook(self._first))
             for name in self.queries:
-                hook(name, self._ask_once, self._for_every_token)
-            for name in self.following:
-                hook(name, self._first)
+                hooks.enter_context(self.base.get_submodule(name).register_forward_hook(self._for_every_token))
             yield
 
     def _begin(self, _body: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         # Stays as it is until the next pass: checkpointed layers run again in the backward pass.
         config = self.base.config
-        default = {"output_hidden_states": config.output_hidden_states, "output_attentions": config.output_attentions}
-        given = {name: kwargs[name] for name in default if kwargs.get(name) is not None}
-        self._active = not any((default | given).values()) and (self._in_training or not self.base.training)
+        names = ("output_hidden_states", "output_attentions")
+        asks = any(getattr(config, name) if kwargs.get(name) is None else kwargs[name] for name in names)
+        self._active = not asks and (self._in_training or not self.base.training)
         self.passes += self._active
 
-    def _ask_once(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        if not self._active:
-            return None
+    def _first(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         self._tokens = args[0].shape[1]
-        return (args[0][:, :1], *args[1:])
+        return (args[0][:, :1], *args[1:]) if self._active else None
 
     def _for_every_token(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor | None:
         # A copy and not a view: attention kernels are slow on rows that are the same memory.
         return output.repeat(1, self._tokens, 1) if self._active else None
 
-    def _first(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        return (args[0][:, :1], *args[1:]) if self._active else None
+
+def tokens_of(inputs: Mapping[str, Any]) -> int:
+    """Tokens per row, padding included; 0 for inputs that are no rows of tokens."""
+    value = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    return value.shape[1] if isinstance(value, torch.Tensor) and value.dim() >= 2 else 0
+
+
+def probe(base: nn.Module, inputs: Mapping[str, Any], *, gradients: bool = True) -> FirstToken:
+    """Run a few rows both ways and compare.
+
+    Args:
+        base: the transformers model, inside PEFT's wrapper if it has one, on its device.
+        inputs: a batch as keyword arguments of its forward, of two tokens per row or more.
+        gradients: compare them too; not needed for evaluation.
+
+    Returns:
+        The narrowed last layer, not attached.
+
+    Raises:
+        NotFirstToken: when outputs or gradients differ by more than rounding, or the model does not run that way.
+    """
+    first = FirstToken(base)
+    count = max(
+        (value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim()), default=0
+    )
+    rows = select(inputs, range(min(ROWS, count)), count)
+    calls: list[tuple[str, tuple[int, ...]]] = []
+
+    def note(name: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        calls.append((name, tuple(args[0].shape)))
+
+    with both_ways(NotFirstToken), evaluating(base):
+        with ExitStack() as hooks:
+            for name in (*first.queries, *first.candidates):
+                hooks.enter_context(base.get_submodule(name).register_forward_pre_hook(partial(note, name)))
+            live = _run(first, rows, gradients)
+        first.follow(calls)
+        with first.attached():
+            narrowed = _run(first, rows, gradients)
+    if not first.passes:
+        raise NotFirstToken("the batch asks for hidden states or attentions.")
+    # Under autocast the outputs, at least one of them, are of its type.
+    narrowest = min(live["outputs"].values(), key=lambda value: torch.finfo(value.dtype).bits)
+    limit = tolerance(narrowest.dtype, narrowest.device)
+    for kind, values in live.items():
+        shapes = [{name: value.shape for name, value in way[kind].items()} for way in (live, narrowed)]
+        if shapes[0] != shapes[1]:
+            raise NotFirstToken(f"{kind} of other shapes; the head reads more than the first token.")
+        # Over the largest of all: small gradients, such as those of a query whose softmax is saturated, are what the
+        # rounding of large ones leaves.
+        largest = max((float(value.abs().max()) for value in values.values()), default=0.0)
+        worst = difference(values, narrowed[kind], largest)
+        if worst.relative > limit:
+            raise NotFirstToken(
+                f"{kind} differ ({worst.name} by {worst.by:.2g}, of values up to {largest:.2g}); the head reads more "
+                "than the first token."
+            )
+    return first
+
+
+def _run(first: FirstToken, inputs: dict[str, Any], gradients: bool) -> dict[str, dict[str, torch.Tensor]]:
+    """Outputs and gradients of a pass, by name."""
+    entering: list[torch.Tensor] = []
+
+    def cut(
+        _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        states = args[0] if args else kwargs["hidden_states"]
+        entering.append(states.detach().requires_grad_(gradients))
+        return ((entering[-1], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": entering[-1]})
+
+    hook = first.base.get_submodule(first.layer).register_forward_pre_hook(cut, with_kwargs=True)
+    with hook, torch.set_grad_enabled(gradients):
+        outputs = tensors_of(first.base.forward(**inputs))
+    if len(entering) != 1:
+        raise NotFirstToken(f"{first.layer} runs {len(entering)} times in a pass.")
+    if not outputs:
+        raise NotFirstToken("the model returns no tensors.")
+    found = {"outputs": {name: value.detach() for name, value in outputs.items()}}
+    if gradients:
+        generator = torch.Generator().manual_seed(0)
+        # Not the loss: it may be flat where the outputs are not, and there may be no labels.
+        total = torch.stack(
+            [
+                (value.float() * torch.randn(value.shape, generator=generator).to(value.device)).sum()
+                for value in outputs.values()
+            ]
+        ).sum()
+        trained = {name: parameter for name, parameter in first.base.named_parameters() if parameter.requires_grad}
+        values = torch.autograd.grad(total, [entering[0], *trained.values()], allow_unused=True)
+        named = zip(["the states that enter the last layer", *trained], values, strict=True)
+        found["gradients"] = {name: value for name, value in named if value is not None}
+    return found

@@ -38,17 +38,16 @@ def facts_of(base: nn.Module, border: Border, dtype: torch.dtype, precision: str
     # What the head and the training are about has no part in states; other seeds and tasks share them.
     for name in ("id2label", "label2id", "problem_type", "_name_or_path", "architectures", "transformers_version"):
         config.pop(name, None)
-    attention = str(base.config._attn_implementation) if isinstance(base, PreTrainedModel) else ""
     return {
         "format": FORMAT,
-        "stack": border.stack,
+        "stack": border.layers[0].rpartition(".")[0],
         "layers": border.length,
         "width": border.width,
         "stored_dtype": str(dtype).removeprefix("torch."),
         "computed_dtype": str(border.dtype).removeprefix("torch."),
         "precision": precision,
         "device": device,
-        "attention": attention,
+        "attention": str(base.config._attn_implementation) if isinstance(base, PreTrainedModel) else "",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "config": json.loads(json.dumps(config, sort_keys=True, default=str)),
@@ -71,7 +70,9 @@ def fingerprint(base: nn.Module, border: Border, facts: dict[str, Any]) -> str:
     """The name of the folder: a hash of the facts and of the weights."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, value in weights_of(base, border).items():
-        digest.update(f"{_plain(name)} {value.dtype} {tuple(value.shape)}".encode())
+        # Without PEFT's wrappers in it, so that a wrapped module is the same as a plain one.
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        digest.update(f"{plain} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(_bytes(value))
     return digest.hexdigest()[:32]
 
@@ -88,11 +89,6 @@ def row_keys(rows: Rows) -> list[bytes]:
             digest.update(_bytes(value))
         keys.append(digest.digest())
     return keys
-
-
-def _plain(name: str) -> str:
-    """A weight's name without PEFT's wrappers in it, so that a wrapped module is the same as a plain one."""
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _bytes(value: torch.Tensor) -> Any:

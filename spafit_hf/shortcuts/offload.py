@@ -47,14 +47,14 @@ class Offload:
                     file.write(b"\0" * (-file.tell() % ALIGNMENT))
                     offsets.append(file.tell())
                     file.write(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            size = path.stat().st_size
-            flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+            flat = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
         finally:
             path.unlink(missing_ok=True)  # the mapping keeps it, and a killed process leaves nothing behind
         for parameter, offset in zip(self._parameters, offsets, strict=True):
             part = flat[offset : offset + parameter.numel() * parameter.element_size()]
             parameter.data = part.view(parameter.dtype).view(parameter.shape)
-        _return_memory()
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)  # hands freed memory back to the system, which glibc puts off
 
     @property
     def blocks_compute(self) -> bool:
@@ -70,21 +70,13 @@ class Offload:
 
 def movable(base: nn.Module, border: Border) -> list[nn.Parameter]:
     """Parameters that only the frozen prefix reads: of its layers and, on the CPU, of the embeddings before them."""
-    parts = [*border.layers, *border.before]
-    inside = tuple(f"{name}." for name in parts)
+    layers, before = (tuple(f"{name}." for name in names) for names in (border.layers, border.before))
     shared: set[int] = set()
     chosen: dict[int, nn.Parameter] = {}
     for name, parameter in base.named_parameters(remove_duplicate=False):
-        in_layers = name.startswith(tuple(f"{layer}." for layer in border.layers))
         # Embeddings still run in each pass, for what they return is not used: on a GPU they stay where they are.
-        if not name.startswith(inside) or parameter.requires_grad or "relative_attention_bias" in name:
+        if not name.startswith(layers + before) or parameter.requires_grad or "relative_attention_bias" in name:
             shared.add(parameter.data_ptr())
-        elif in_layers or parameter.device.type == "cpu":
+        elif name.startswith(layers) or parameter.device.type == "cpu":
             chosen[parameter.data_ptr()] = parameter
     return [parameter for pointer, parameter in chosen.items() if pointer not in shared]
-
-
-def _return_memory() -> None:
-    """Ask the C library to hand freed memory back to the system, which glibc puts off."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,6 +79,18 @@ def difference(
         if found.relative > worst.relative:
             worst = found
     return worst
+
+
+def tensors_of(output: Any) -> dict[str, torch.Tensor]:
+    """What a model returns, by name: its tensors of numbers with a fraction."""
+    if not isinstance(output, Mapping):
+        values = output if isinstance(output, tuple) else (output,)
+        output = {f"output {index}": value for index, value in enumerate(values)}
+    return {
+        name: value
+        for name, value in output.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel()
+    }
 
 
 @contextmanager

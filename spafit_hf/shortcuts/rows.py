@@ -56,14 +56,12 @@ def split(inputs: Mapping[str, Any], main_name: str, ignored: Sequence[str]) -> 
         if isinstance(value, torch.Tensor) and name not in ignored and not name.startswith("decoder_")
     }
     main = tensors.get(main_name, tensors.get("inputs_embeds"))
-    if main is None or main.dim() < 2:
+    mask = tensors.get("attention_mask")
+    if main is None or main.dim() < 2 or (mask is not None and mask.shape != main.shape[:2]):
         return None
     count = main.shape[0]
-    mask = tensors.get("attention_mask")
     if mask is None:
         return Rows(tensors, count, 0, (slice(None),) * count)
-    if mask.dim() != 2 or mask.shape != main.shape[:2]:
-        return None
     spans = []
     for row in mask != 0:
         tokens = row.nonzero()
@@ -85,11 +83,10 @@ def select(inputs: Mapping[str, Any], rows: Sequence[int], count: int) -> dict[s
 def without_padding(inputs: Mapping[str, Any], rows: Rows, row: int) -> dict[str, Any]:
     """The batch of one row, without padding where it can be cut off."""
     single = select(inputs, [row], rows.count)
-    if rows.width:
-        for name in PER_TOKEN:
-            value = single.get(name)
-            if isinstance(value, torch.Tensor) and value.shape[:2] == (1, rows.width):
-                single[name] = value[:, rows.spans[row]]
+    for name in PER_TOKEN:
+        value = single.get(name)
+        if isinstance(value, torch.Tensor) and value.shape[:2] == (1, rows.width):
+            single[name] = value[:, rows.spans[row]]
     return single
 
 

@@ -57,17 +57,14 @@ class Store:
         self._writer: SegmentWriter | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_about(about)
+            path = self.folder / "about.json"
+            if not path.exists():
+                partial = path.with_suffix(f".{os.getpid()}")
+                partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+                os.replace(partial, path)
         except OSError as error:
             self.full = f"{self.folder} cannot be written to ({error.strerror or error})"
         self.refresh()
-
-    def _write_about(self, about: dict[str, Any]) -> None:
-        path = self.folder / "about.json"
-        if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, path)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -82,11 +79,10 @@ class Store:
         except OSError:
             return
         for path in paths:
-            if path not in self._readers:
-                self._readers[path] = SegmentReader(path, self.width, self.dtype)
-            self._take(self._readers[path])
+            self._take(path)
 
-    def _take(self, reader: SegmentReader) -> None:
+    def _take(self, path: Path) -> None:
+        reader = self._readers.setdefault(path, SegmentReader(path, self.width, self.dtype))
         for key, place in reader.new_records().items():
             self._places.setdefault(key, (reader, place))
 
@@ -123,10 +119,7 @@ class Store:
         except OSError as error:
             self.full = f"writing to {self.folder} failed ({error.strerror or error})"
             return 0
-        path = self._writer.path
-        if path not in self._readers:
-            self._readers[path] = SegmentReader(path, self.width, self.dtype)
-        self._take(self._readers[path])
+        self._take(self._writer.path)
         return len(fitting)
 
     def _fitting(self, fresh: dict[bytes, torch.Tensor]) -> list[tuple[bytes, torch.Tensor]]:
@@ -152,12 +145,8 @@ class Store:
 
     def used_bytes(self, folder: Path | None = None) -> int:
         """Bytes on disk: of one fingerprint's folder, or of the whole cache."""
-        folders = [folder] if folder else [path for path in self.root.iterdir() if path.is_dir()]
-        total = 0
-        for each in folders:
-            with os.scandir(each) as files:
-                total += sum(file.stat().st_size for file in files if file.is_file())
-        return total
+        files = folder.iterdir() if folder else self.root.glob("*/*")
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     def close(self) -> None:
         """Close the segment this process writes to. What it holds stays."""

@@ -26,8 +26,7 @@ from transformers.trainer_utils import has_length
 
 from spafit_hf.shortcuts.border import NotCacheable
 from spafit_hf.shortcuts.cache import CacheSettings, PrefixCache, default_folder
-from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken
-from spafit_hf.shortcuts.first_token_probe import probe, tokens_of
+from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, probe, tokens_of
 from spafit_hf.shortcuts.probe import ROWS
 from spafit_hf.shortcuts.rows import with_padding
 from spafit_hf.trainer.arguments import StrataArguments
