@@ -792,7 +792,7 @@ def test_what_was_not_used_for_longest_goes_first(folders: dict[str, Path]) -> N
     served = serve(tiny("bert"), three, max_adapter_bytes=sum(sizes[name] for name in three))
     served.predict(["a film"], "spafit")
     served.add(folders["head"], "more")
-    loaded = {name for name in served.names if served._entries[name] in served._cache}
+    loaded = {name for name in served.names if served._entries[name] in served._cache._loaded}
     assert loaded == {"spafit", "head", "more"}
 
 
@@ -807,7 +807,7 @@ def test_a_folder_that_changed_is_not_read_again(folders: dict[str, Path], tmp_p
     room = serve(tiny("bert"), {"lora": folders["lora"]}).adapter_bytes
     served = serve(tiny("bert"), {"changing": folder, "gone": gone}, max_adapter_bytes=room)
     served.add(folders["lora"], "lora")
-    assert not any(served._entries[name] in served._cache for name in ("changing", "gone"))
+    assert not any(served._entries[name] in served._cache._loaded for name in ("changing", "gone"))
     spoil(folder, lambda content: content.update({key: 2 * value for key, value in content.items()}))
     with pytest.raises(AdapterError, match="has changed since it was added; remove 'changing'"):
         served.predict(["a film"], "changing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,7 @@ def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> Pre
         return None
 
 
-def tokenizer_of(folder: Path, known: Iterable[PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(folder: Path, known: Sequence[PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase | None:
     """The tokenizer that texts for an adapter go through: its folder's, else the base's.
 
     Args:
@@ -113,40 +113,24 @@ def tokenizer_of(folder: Path, known: Iterable[PreTrainedTokenizerBase]) -> PreT
         None where neither has one.
 
     Raises:
-        AdapterError: for a tokenizer that cannot be read, or that reads no text of any length.
+        AdapterError: for a tokenizer that cannot be read.
     """
-    known = list(known)
     if not (folder / "tokenizer_config.json").is_file():
         return known[0] if known else None
     try:
         own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # on a stranger's files transformers raises whatever it stumbles over
         raise AdapterError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
-    try:
-        _check_model_max_length(own)
-    except ValueError as error:
-        raise AdapterError(f"the tokenizer in {folder} cannot be used: {error}") from error
-    return next((tokenizer for tokenizer in known if _alike(own, tokenizer)), own)
+    rules = _rules(own)
+    return next((tokenizer for tokenizer in known if _rules(tokenizer) == rules), own)
 
 
-def _check_model_max_length(tokenizer: PreTrainedTokenizerBase) -> None:
-    limit: Any = tokenizer.model_max_length  # from a file, and of any type
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 1:
-        raise ValueError(
-            f"its model_max_length is {limit!r:.40}; it must be a number of at least 1: correct it in "
-            "tokenizer_config.json."
-        )
-
-
-def _alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    if not one.is_fast or not other.is_fast:
-        return False
-    return _rules(one) == _rules(other) and one.model_max_length == other.model_max_length
-
-
-def _rules(tokenizer: Any) -> dict[str, Any]:
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {key: value for key, value in rules.items() if key not in ("truncation", "padding")}  # set anew each time
+def _rules(tokenizer: Any) -> Any:
+    """What a tokenizer does; one in Python does not say and is like itself alone."""
+    if not tokenizer.is_fast:
+        return id(tokenizer)
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # set each time
+    return rules, tokenizer.model_max_length
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
@@ -155,8 +139,13 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: 
     Raises:
         ValueError: for a limit within which a pair has no place: tokenizers would cut nothing then, or everything.
     """
-    _check_model_max_length(tokenizer)
-    limits = [wanted or MAX_LENGTH, tokenizer.model_max_length]
+    most: Any = tokenizer.model_max_length  # from a file, and of any type
+    if isinstance(most, bool) or not isinstance(most, (int, float)) or not most >= 1:
+        raise ValueError(
+            f"its model_max_length is {most!r:.40}; it must be a number of at least 1: correct it in "
+            "tokenizer_config.json."
+        )
+    limits = [wanted or MAX_LENGTH, most]
     positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
     if isinstance(positions, int) and positions > 0:
         limits.append(positions)
@@ -169,7 +158,7 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: 
     if limit < needed:
         if wanted is not None and wanted < needed:
             fix = "give a max_length of that at least"
-        elif tokenizer.model_max_length < needed:
+        elif most < needed:
             fix = "raise model_max_length in tokenizer_config.json"
         else:
             fix = "take another base"

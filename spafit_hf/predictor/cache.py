@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ class Entry:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     """Tokens per text."""
-    removed: bool = field(default=False)
+    removed: bool = False
     """Requests that had begun may still use it; then it is not kept."""
 
 
@@ -54,7 +54,7 @@ class AdapterCache:
     @property
     def num_bytes(self) -> int:
         """Of what is loaded."""
-        return sum(adapter.num_bytes for adapter in self._loaded.values())
+        return sum(entry.facts.memory_bytes for entry in self._loaded)
 
     def get(self, entry: Entry) -> LoadedAdapter:
         """An entry's tensors, read from its folder where they are not loaded.
@@ -62,11 +62,10 @@ class AdapterCache:
         Raises:
             AdapterError: if the folder is gone or has changed.
         """
-        adapter = self._loaded.get(entry)
-        if adapter is not None:
+        if entry in self._loaded:
             self._loaded.move_to_end(entry)
-            return adapter
-        self._make_room(entry.facts.memory_bytes)
+            return self._loaded[entry]
+        self._make_room(entry)
         adapter = self._read(entry)
         if not entry.removed:
             self._loaded[entry] = adapter
@@ -74,16 +73,14 @@ class AdapterCache:
 
     def put(self, entry: Entry, adapter: LoadedAdapter) -> None:
         """Keep an adapter that was just read."""
-        self._make_room(adapter.num_bytes)
+        self._make_room(entry)
         self._loaded[entry] = adapter
 
     def drop(self, entry: Entry) -> None:
         """Forget an adapter's tensors; nothing happens where they are not loaded."""
         self._loaded.pop(entry, None)
 
-    def __contains__(self, entry: Entry) -> bool:
-        return entry in self._loaded
-
-    def _make_room(self, num_bytes: int) -> None:
-        while self.max_bytes is not None and self._loaded and self.num_bytes + num_bytes > self.max_bytes:
-            self._loaded.popitem(last=False)
+    def _make_room(self, entry: Entry) -> None:
+        if self.max_bytes is not None:
+            while self._loaded and self.num_bytes + entry.facts.memory_bytes > self.max_bytes:
+                self._loaded.popitem(last=False)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from spafit_hf.adapter import AdapterError, VerifiedAdapter
 from spafit_hf.data.glue import TASKS
-from spafit_hf.names import WEIGHTS_FILE
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,3 @@ def texts_of(task: dict[str, Any]) -> int | None:
         return len(columns)
     name = task.get("name")
     return len(TASKS[name].columns) if isinstance(name, str) and name in TASKS else None
-
-
-def file_bytes(folder: Path) -> int:
-    """Size of an adapter folder's weights."""
-    return (folder / WEIGHTS_FILE).stat().st_size

@@ -21,13 +21,14 @@ import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
-from spafit_hf.adapter import AdapterError, VerifiedAdapter
+from spafit_hf.adapter import AdapterError
 from spafit_hf.adapter.folder import KEY_PREFIX, TensorName
 from spafit_hf.adapter.load import native_tensors
 from spafit_hf.adapter.verify import verify_and_read
 from spafit_hf.architecture import Architecture
+from spafit_hf.names import WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
-from spafit_hf.predictor.facts import AdapterFacts, file_bytes, labels_of, texts_of
+from spafit_hf.predictor.facts import AdapterFacts, labels_of, texts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +55,11 @@ class Patch:
         return tuple(None if part is None else part.shape for part in (self.a, self.b, self.shift, self.gain))
 
 
-@dataclass(frozen=True, eq=False)
-class PatchStack:
-    """Patches of one module and of one shape, each for as many rows: one product where each had its own."""
+class PatchStack(Patch):
+    """Patches of one module and of one shape, each for as many rows: one product where each had its own.
 
-    a: torch.Tensor | None
-    """(patches, r, inputs); the others likewise."""
-    b: torch.Tensor | None
-    shift: torch.Tensor | None
-    gain: torch.Tensor | None
+    Its tensors have the patches as their first dimension.
+    """
 
     @classmethod
     def of(cls, patches: Sequence[Patch]) -> PatchStack:
@@ -77,11 +74,12 @@ class PatchStack:
             x: the module's input, (patches * rows, ..., inputs), the first patch's rows first.
             y: what the base's module made of it, (patches * rows, ..., outputs).
         """
-        own = y.reshape(self._count, -1, y.shape[-1])
+        count = len(self.tensors[0])
+        own = y.reshape(count, -1, y.shape[-1])
         if self.gain is not None:
             own.mul_(self.gain[:, None])
         if self.a is not None and self.b is not None:
-            low = torch.bmm(x.reshape(self._count, -1, x.shape[-1]).to(self.a.dtype), self.a.mT)
+            low = torch.bmm(x.reshape(count, -1, x.shape[-1]).to(self.a.dtype), self.a.mT)
             if own.dtype == low.dtype == self.b.dtype:
                 own.baddbmm_(low, self.b.mT)  # without a tensor in between, of the output's size
             else:
@@ -90,10 +88,6 @@ class PatchStack:
             own.add_(self.shift[:, None])
         if own.data_ptr() != y.data_ptr():  # strides that no view can have
             y.copy_(own.view_as(y))
-
-    @property
-    def _count(self) -> int:
-        return next(len(part) for part in (self.a, self.shift, self.gain) if part is not None)
 
 
 def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -112,7 +106,6 @@ class LoadedAdapter:
     """Of the head."""
     border: int
     """Leading layers of the base's first stack that it leaves as they are."""
-    num_bytes: int
 
 
 def read_adapter(
@@ -152,11 +145,16 @@ def read_adapter(
         module: _patch(base.get_submodule(module), part, verified.lora.get(module)) for module, part in parts.items()
     }
     modules = {name: _own_head(heads[name], own) for name, own in head.items()}
-    outputs = _outputs(list((modules or heads).values()))
-    changed = _changed_layers(patches, architecture)
+    outputs = outputs_of(modules or heads)
     labels, problem = labels_of(verified, outputs)
-    num_bytes = sum(t.numel() * t.element_size() for patch in patches.values() for t in patch.tensors)
-    num_bytes += sum(p.numel() * p.element_size() for module in modules.values() for p in module.parameters())
+    changed = tuple(
+        index
+        for index, layer in enumerate(architecture.stacks[0].layers)
+        if any(name.startswith(f"{layer.path}.") for name in patches)
+    )
+    strategy = (verified.strategy or {}).get("name")
+    own = [tensor for patch in patches.values() for tensor in patch.tensors]
+    own += [parameter for module in modules.values() for parameter in module.parameters()]
     facts = AdapterFacts(
         name=name,
         source=source,
@@ -164,13 +162,13 @@ def read_adapter(
         problem_type=problem,
         texts=texts_of(verified.task),
         task=verified.task,
-        strategy=_strategy_name(verified),
+        strategy=strategy if isinstance(strategy, str) else None,
         layers=changed,
         depth=architecture.num_layers,
-        memory_bytes=num_bytes,
-        file_bytes=file_bytes(folder),
+        memory_bytes=sum(tensor.numel() * tensor.element_size() for tensor in own),
+        file_bytes=(folder / WEIGHTS_FILE).stat().st_size,
     )
-    return facts, LoadedAdapter(patches, modules, outputs, _border(patches, changed, architecture), num_bytes)
+    return facts, LoadedAdapter(patches, modules, outputs, _border(patches, changed, architecture))
 
 
 Parts = dict[str, dict[str, torch.Tensor]]
@@ -181,12 +179,11 @@ def _parts(tensors: Mapping[str, torch.Tensor], heads: Collection[str]) -> tuple
     parts: Parts = {}
     head: Parts = {name: {} for name in heads}
     for key, tensor in tensors.items():
-        parsed = TensorName.parse(key)
         path = key.removeprefix(KEY_PREFIX)
         owner = next((name for name in head if path.startswith(f"{name}.")), None)
         if owner is not None:
             head[owner][path.removeprefix(f"{owner}.")] = tensor
-        elif parsed is not None:
+        elif (parsed := TensorName.parse(key)) is not None:
             parts.setdefault(parsed.module, {})[parsed.part] = tensor
     return parts, head
 
@@ -213,27 +210,18 @@ def _patch(module: nn.Module, part: Mapping[str, torch.Tensor], settings: LoraSe
 
 def _own_head(blueprint: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """A copy of a module of the head with the adapter's weights, whatever its number of outputs."""
-    module = copy.deepcopy(blueprint).eval()
-    for name, old in list(module.named_parameters()):
-        path, _, last = name.rpartition(".")
-        value = nn.Parameter(tensors[name].to(device=old.device, dtype=old.dtype), requires_grad=False)
-        part = module.get_submodule(path)
-        part._parameters[last] = value
-        if isinstance(part, nn.Linear) and last == "weight":
-            part.out_features = value.shape[0]
+    module = copy.deepcopy(blueprint).eval().requires_grad_(False)
+    for name, parameter in module.named_parameters():
+        parameter.data = tensors[name].to(parameter)
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            part.out_features = len(part.weight)
     return module
 
 
-def _outputs(head: list[nn.Module]) -> int:
+def outputs_of(head: Mapping[str, nn.Module]) -> int:
     """Outputs of a head: the rows of its last matrix."""
-    return [parameter.shape[0] for module in head for parameter in module.parameters() if parameter.dim() == 2][-1]
-
-
-def _changed_layers(patches: Mapping[str, Patch], architecture: Architecture) -> tuple[int, ...]:
-    layers = architecture.stacks[0].layers
-    return tuple(
-        index for index, layer in enumerate(layers) if any(name.startswith(f"{layer.path}.") for name in patches)
-    )
+    return [each.shape[0] for module in head.values() for each in module.parameters() if each.dim() == 2][-1]
 
 
 def _border(patches: Mapping[str, Patch], changed: tuple[int, ...], architecture: Architecture) -> int:
@@ -245,8 +233,3 @@ def _border(patches: Mapping[str, Patch], changed: tuple[int, ...], architecture
         if not f"{name}.".startswith(tuple(f"{path}." for path in (first, *later))):
             return 0
     return changed[0] if changed else architecture.num_layers
-
-
-def _strategy_name(verified: VerifiedAdapter) -> str | None:
-    name = (verified.strategy or {}).get("name")
-    return name if isinstance(name, str) else None

@@ -21,7 +21,7 @@ from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
 from spafit_hf.predictor.facts import AdapterFacts, Prediction
 from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
-from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode
+from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode, grouped
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line
 
@@ -70,11 +70,8 @@ class SpafitPredictor:
         max_adapter_bytes: int | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        for name, value in {
-            "max_length": max_length,
-            "max_adapter_bytes": max_adapter_bytes,
-            "batch_size": batch_size,
-        }.items():
+        limits = {"max_length": max_length, "max_adapter_bytes": max_adapter_bytes, "batch_size": batch_size}
+        for name, value in limits.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         self._base = load_base(base, tokenizer=tokenizer, revision=revision, device=device, token=token)
@@ -124,8 +121,7 @@ class SpafitPredictor:
 
     def fitting(self, text: Text) -> tuple[str, ...]:
         """Names of the adapters that were trained on so many texts per row, and of those that do not say."""
-        wanted = 1 if isinstance(text, str) else 2
-        return tuple(name for name, entry in self._entries.items() if entry.facts.texts in (None, wanted))
+        return tuple(name for name, entry in self._entries.items() if entry.facts.texts in (None, _count(text)))
 
     def add(
         self,
@@ -160,9 +156,9 @@ class SpafitPredictor:
         stamp = stamp_of(folder)
         facts, adapter = self._read(name, source, folder)
         limit = self._cache.max_bytes
-        if limit is not None and adapter.num_bytes > limit:
+        if limit is not None and facts.memory_bytes > limit:
             raise AdapterError(
-                f"{source} takes {adapter.num_bytes:,} bytes, and max_adapter_bytes is {limit:,}; raise the limit."
+                f"{source} takes {facts.memory_bytes:,} bytes, and max_adapter_bytes is {limit:,}; raise the limit."
             )
         with self._lock:
             self._check_free(name)
@@ -203,7 +199,13 @@ class SpafitPredictor:
         checked = check_texts(texts)
         entries = self._chosen(adapter, len(checked))
         for index, (text, entry) in enumerate(zip(checked, entries, strict=True)):
-            _check_count(text, entry.facts, f"text {index}")
+            facts, found = entry.facts, _count(text)
+            if facts.texts not in (None, found):
+                wants = "a pair: ('first text', 'second text')" if facts.texts == 2 else "a single text"
+                raise ValueError(
+                    f"text {index} is {'a single text' if found == 1 else 'a pair'}; {facts.name!r} was trained on "
+                    f"{wants}."
+                )
         return self._answer(checked, entries)
 
     def predict_all(self, text: Text, adapters: Iterable[str] | None = None) -> dict[str, Prediction]:
@@ -252,20 +254,16 @@ class SpafitPredictor:
 
     def _encoded(self, texts: list[Text], entries: list[Entry]) -> list[Encoded]:
         """Each text through its adapter's tokenizer; each once, however many rows have it."""
-        ways = {(id(entry.tokenizer), entry.max_length): entry for entry in entries}
-        found: dict[tuple[int, int], dict[Text, Encoded]] = {}
+        found: dict[int, Encoded] = {}
         with self._lock:  # tokenizers keep the settings of a call in themselves
-            for way, entry in ways.items():
-                own = [
-                    text
-                    for text, other in zip(texts, entries, strict=True)
-                    if (id(other.tokenizer), other.max_length) == way
-                ]
-                distinct = list(dict.fromkeys(own))
-                rows = encode(distinct, entry.tokenizer, entry.max_length)
-                self._check_tokens(rows)
-                found[way] = dict(zip(distinct, rows, strict=True))
-        return [found[id(entry.tokenizer), entry.max_length][text] for text, entry in zip(texts, entries, strict=True)]
+            for rows in grouped([(id(entry.tokenizer), entry.max_length) for entry in entries]):
+                entry = entries[rows[0]]
+                distinct = list(dict.fromkeys(texts[row] for row in rows))
+                encoded = encode(distinct, entry.tokenizer, entry.max_length)
+                self._check_tokens(encoded)
+                of_text = dict(zip(distinct, encoded, strict=True))
+                found |= {row: of_text[texts[row]] for row in rows}
+        return [found[row] for row in range(len(texts))]
 
     def _check_tokens(self, rows: list[Encoded]) -> None:
         # An index beyond a table is an obscure error on a CPU, and the end of the process's use of a GPU.
@@ -284,17 +282,14 @@ class SpafitPredictor:
     def _that_fit(self, entries: list[Entry]) -> list[list[int]]:
         """Rows in groups whose adapters are within the limit together."""
         limit = self._cache.max_bytes
-        groups: list[list[Entry]] = []
+        group_of: dict[Entry, int] = {}
+        group = together = 0
         for entry in dict.fromkeys(entries):
-            together = sum(other.facts.memory_bytes for other in groups[-1]) if groups else 0
-            if not groups or (limit is not None and together + entry.facts.memory_bytes > limit):
-                groups.append([])
-            groups[-1].append(entry)
-        number = {entry: index for index, group in enumerate(groups) for entry in group}
-        rows: list[list[int]] = [[] for _ in groups]
-        for row, entry in enumerate(entries):
-            rows[number[entry]].append(row)
-        return rows
+            together += entry.facts.memory_bytes
+            if limit is not None and together > limit:
+                group, together = group + 1, entry.facts.memory_bytes
+            group_of[entry] = group
+        return grouped([group_of[entry] for entry in entries])
 
     def _read(self, name: str, source: str, folder: Path) -> tuple[AdapterFacts, LoadedAdapter]:
         return read_adapter(
@@ -324,8 +319,7 @@ class SpafitPredictor:
         config = self._base.model.config.get_text_config()
         if config.pad_token_id is None:
             # Decoders come without one, and their heads look for it to find a text's last token.
-            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            config.pad_token_id = pad
+            config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         return Entry(facts, folder, stamp, tokenizer, limit)
 
     def _try(self, entry: Entry, adapter: LoadedAdapter) -> None:
@@ -381,10 +375,5 @@ def _known(entries: dict[str, Entry], name: str) -> Entry:
     return entry
 
 
-def _check_count(text: Text, facts: AdapterFacts, where: str) -> None:
-    found = 1 if isinstance(text, str) else 2
-    if facts.texts not in (None, found):
-        wants = "a pair: ('first text', 'second text')" if facts.texts == 2 else "a single text"
-        raise ValueError(
-            f"{where} is {'a single text' if found == 1 else 'a pair'}; {facts.name!r} was trained on {wants}."
-        )
+def _count(text: Text) -> int:
+    return 1 if isinstance(text, str) else 2

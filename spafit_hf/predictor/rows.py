@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture
 from spafit_hf.predictor.patch import LoadedAdapter, Patch, PatchStack
-from spafit_hf.shortcuts.first_token import FirstToken, probe
+from spafit_hf.shortcuts.first_token import FirstToken
 from spafit_hf.shortcuts.stand_in import standing_in
 from spafit_hf.tuner.mixed import FLATTENING
 
@@ -67,20 +67,10 @@ class RowForward:
         self._entrances = [
             [model.get_submodule(name) for name in layer.names(("query", "key", "value"))] for layer in layers
         ]
-        self._first_token: FirstToken | None = None
         self._flattens = architecture.model_type in FLATTENING
-        self._inputs = set(inspect.signature(model.forward).parameters)
-
-    def find_first_token(self, texts: Mapping[str, torch.Tensor]) -> None:
-        """Learn how the last layer runs for the first token alone.
-
-        Args:
-            texts: inputs to try it on, (texts, tokens) each.
-
-        Raises:
-            NotFirstToken: if it cannot, or the base's own head reads other tokens.
-        """
-        self._first_token = probe(self.model, self._accepted(texts), gradients=False)
+        self.inputs = frozenset(inspect.signature(model.forward).parameters)
+        """Names that the model's forward takes."""
+        self._extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self.inputs else {}
 
     @torch.inference_mode()
     def logits(
@@ -90,16 +80,16 @@ class RowForward:
         spans: Sequence[Span],
         *,
         border: int = 0,
-        narrow: bool = False,
+        narrowed: FirstToken | None = None,
     ) -> torch.Tensor:
         """One pass.
 
         Args:
-            texts: inputs of the texts, (texts, tokens) each.
+            texts: those inputs of the texts that the model takes, (texts, tokens) each.
             text_of_row: which text a row is of, (rows,) int64 on the same device.
             spans: adapters of the rows, in order, covering all rows.
             border: layers that run once per text; no adapter of the rows may change one of them.
-            narrow: compute the last layer for the first token alone, once `find_first_token` has found how.
+            narrowed: the last layer, to compute it for the first token alone.
 
         Returns:
             (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
@@ -108,22 +98,17 @@ class RowForward:
             NotByRow: if the model does not allow several adapters at once, or the border.
         """
         self.model.eval()  # it may have been trained since
-        texts = self._accepted(texts)
         rows = {name: tensor.index_select(0, text_of_row) for name, tensor in texts.items()}
-        extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._inputs else {}
         with ExitStack() as stack:
             if border:
-                states, returns = self._states(texts, border, extra)
+                states, returns = self._states(texts, border)
                 stack.enter_context(self._entered(states, returns, text_of_row, border))
             stack.enter_context(self._patched(spans, len(text_of_row)))
-            if narrow and self._first_token is not None:
+            if narrowed is not None:
                 # After the patches: hooks run in the order in which they came, and the query's output is patched
                 # before it is given to every token.
-                stack.enter_context(self._first_token.attached())
-            return self.model(**rows, **extra).logits
-
-    def _accepted(self, texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in texts.items() if name in self._inputs}
+                stack.enter_context(narrowed.attached())
+            return self.model(**rows, **self._extra).logits
 
     # ---- each row its adapter ----
 
@@ -132,16 +117,16 @@ class RowForward:
         with ExitStack() as stack:
             for name in dict.fromkeys(name for span in spans for name in span.adapter.patches):
                 parts = [(span, span.adapter.patches[name]) for span in spans if name in span.adapter.patches]
-                hook = _whole(parts[0][1]) if len(spans) == 1 else _by_row(name, parts, rows, self._flattens)
-                stack.callback(self.model.get_submodule(name).register_forward_hook(hook).remove)
+                hook = _patches(name, parts, rows if len(spans) > 1 else None, self._flattens)
+                stack.enter_context(self.model.get_submodule(name).register_forward_hook(hook))
             for name in dict.fromkeys(name for span in spans for name in span.adapter.head):
                 hook = _heads(name, spans, rows)
-                stack.callback(self.model.get_submodule(name).register_forward_hook(hook).remove)
+                stack.enter_context(self.model.get_submodule(name).register_forward_hook(hook))
             yield
 
     # ---- once per text ----
 
-    def _states(self, texts: dict[str, torch.Tensor], border: int, extra: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    def _states(self, texts: Mapping[str, torch.Tensor], border: int) -> tuple[torch.Tensor, int]:
         """The states that the last layer before the border returns, and in a tuple of how many values (0: in none)."""
         kept: list[torch.Tensor] = []
         returns: list[int] = []
@@ -159,7 +144,7 @@ class RowForward:
             return output
 
         with standing_in(self._layers, keep):
-            self.model(**texts, **extra)
+            self.model(**texts, **self._extra)
         if len(kept) != 1:
             raise NotByRow(f"layer {border - 1} ran {len(kept)} times")
         return kept[0], returns[0]
@@ -186,23 +171,15 @@ class RowForward:
             yield
 
 
-def _whole(patch: Patch) -> Forward:
-    """A hook that patches all of a module's output, whatever its rows stand for."""
-    stack = PatchStack.of([patch])
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        stack.apply(args[0], output)
-        return output
-
-    return hook
-
-
-def _by_row(name: str, parts: Sequence[tuple[Span, Patch]], rows: int, flattens: bool) -> Forward:
-    """A hook that patches each adapter's rows."""
+def _patches(name: str, parts: Sequence[tuple[Span, Patch]], rows: int | None, flattens: bool) -> Forward:
+    """A hook that patches each adapter's rows; with `rows` None the only one's, whatever they stand for."""
     runs = [(run[0][0].start, run[-1][0].stop, PatchStack.of([patch for _, patch in run])) for run in _runs(parts)]
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         x = args[0]
+        if rows is None:
+            runs[0][2].apply(x, output)
+            return output
         each, rest = divmod(x.shape[0], rows)
         if rest or (each != 1 and not flattens) or output.shape[0] != x.shape[0]:
             raise NotByRow(f"{name} sees {x.shape[0]} rows of a batch of {rows}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 Text = str | tuple[str, str]
@@ -37,15 +38,11 @@ def check_texts(texts: Sequence[Text]) -> list[Text]:
     """
     if isinstance(texts, (str, tuple)):
         raise ValueError(f"texts is one {'text' if isinstance(texts, str) else 'pair'}; give a list: predict([...]).")
-    return [_checked(text, f"text {index}") for index, text in enumerate(texts)]
+    return [check_text(text, f"text {index}") for index, text in enumerate(texts)]
 
 
-def check_text(text: Text) -> Text:
-    """One text or pair, as in `check_texts`."""
-    return _checked(text, "the text")
-
-
-def _checked(text: Text, where: str) -> Text:
+def check_text(text: Text, where: str = "the text") -> Text:
+    """One text or pair, as in `check_texts`; errors call it `where`."""
     if isinstance(text, str):
         _check_string(text, where)
         return text
@@ -71,13 +68,10 @@ def _check_string(text: object, where: str) -> None:
 def encode(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
     """Tokenize. A text of more than `max_length` tokens loses its end (pairs: that of the longer part first)."""
     encoded: dict[int, Encoded] = {}
-    singles = {index: text for index, text in enumerate(texts) if isinstance(text, str)}
-    pairs = {index: text for index, text in enumerate(texts) if not isinstance(text, str)}
-    if singles:
-        encoded |= zip(singles, _encode(tokenizer, max_length, list(singles.values())), strict=True)
-    if pairs:
-        firsts, seconds = zip(*pairs.values(), strict=True)
-        encoded |= zip(pairs, _encode(tokenizer, max_length, list(firsts), list(seconds)), strict=True)
+    for group in grouped([isinstance(text, str) for text in texts]):
+        some = [texts[index] for index in group]
+        parts = zip(*((text,) if isinstance(text, str) else text for text in some), strict=True)
+        encoded |= zip(group, _encode(tokenizer, max_length, *map(list, parts)), strict=True)
     return [encoded[index] for index in range(len(texts))]
 
 
@@ -103,17 +97,19 @@ def pad(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> dict[str,
 
     On the right whatever the tokenizer prefers: a decoder's tokens then have the positions that they have alone.
     """
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    types = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        length = len(row.ids)
-        ids[index, :length] = torch.tensor(row.ids)
-        mask[index, :length] = 1
-        if row.types is not None:
-            types[index, :length] = torch.tensor(row.types)
-    batch = {"input_ids": ids, "attention_mask": mask}
+    columns = [("input_ids", pad_id, [row.ids for row in rows])]
+    columns.append(("attention_mask", 0, [(1,) * len(row.ids) for row in rows]))
     if rows[0].types is not None:
-        batch["token_type_ids"] = types
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+        columns.append(("token_type_ids", 0, [row.types or (0,) * len(row.ids) for row in rows]))
+    return {
+        name: pad_sequence([torch.tensor(row, dtype=torch.long) for row in own], True, filling).to(device)
+        for name, filling, own in columns
+    }
+
+
+def grouped(keys: Sequence[Hashable]) -> list[list[int]]:
+    """Places of equal keys, together; in the order in which the keys come first."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
