@@ -32,6 +32,7 @@ from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, jsonable, tokenize
 from spafit_hf.names import BASE_ID, BASE_LICENSE, CONFIG_FILE, DEFAULT_BASE, resolve_base
 from spafit_hf.run.data import RunData
+from spafit_hf.run.padding import warn_of_padding
 from spafit_hf.run.result import RunResult
 from spafit_hf.trainer import SpafitTrainer, SpafitTrainingArguments
 from spafit_hf.trainer.machine import machine, versions
@@ -245,6 +246,8 @@ def evaluate(
     names = data.text.evaluation_splits
     trainer, splits = _make_trainer(model, tokenizer, data, names, args, max_length, strategy="full")
     trainer.remove_callback(PrinterCallback)  # the caller prints the figures, and prints them once
+    for split in splits.values():
+        warn_of_padding(trainer.model, tokenizer, split)
     return {name: _figures(trainer.evaluate(split), data) for name, split in splits.items()}
 
 
