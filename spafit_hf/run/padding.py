@@ -39,8 +39,8 @@ def warn_of_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: 
     found = difference({"": alone}, {"": beside}, max(1.0, float(alone.abs().max())))
     if found.relative > tolerance(alone.dtype, device):
         logger.warning(
-            "Padding on the %s changes a row's logits, by %.2g for one: these figures depend on what stands beside it, "
-            "and SpafitPredictor gives others. Set the other padding_side in tokenizer_config.json, and train so.",
+            "Padding on the %s changes a row's logits, by %.2g for one: these figures depend on what stands beside "
+            "it, and SpafitPredictor gives others. Set the other padding_side in tokenizer_config.json, and train so.",
             tokenizer.padding_side,
             found.by,
         )
