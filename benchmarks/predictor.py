@@ -39,7 +39,7 @@ from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.data.glue import TASKS
 from spafit_hf.names import resolve_base
 from spafit_hf.predictor import SpafitPredictor
-from spafit_hf.process import keep_freed_memory
+from spafit_hf.predictor.memory import keep_freed_memory
 
 LOOP = "loop over `set_adapter`"
 OURS = "`predict_all`"

@@ -16,7 +16,7 @@ from spafit_space.config import load_config
 from spafit_space.page import CSS, HEAD, build, theme
 from spafit_space.service import Service
 
-from spafit_hf.process import keep_freed_memory
+from spafit_hf.predictor.memory import keep_freed_memory
 
 
 def launch_options(service: Service) -> dict[str, Any]:

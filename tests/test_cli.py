@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from spafit_hf.cli import main
+from spafit_hf.cli import ONEDNN_CACHES, ONEDNN_ENTRIES, main
 
 
 def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +50,12 @@ def test_unknown_words_on_the_command_line() -> None:
     with pytest.raises(SystemExit) as stop:
         main(["plan", "somewhere", "--nonsense"])
     assert stop.value.code == 2
+
+
+def test_the_command_line_bounds_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = ONEDNN_CACHES
+    monkeypatch.delenv(one, raising=False)
+    monkeypatch.setenv(other, "500")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert (os.environ[one], os.environ[other]) == (ONEDNN_ENTRIES, "500")

@@ -16,7 +16,6 @@ PACKAGE = Path(__file__).parents[1] / "spafit_hf"
 FLOW = (
     "names",
     "words",
-    "process",
     "strategy",
     "data",
     "card",

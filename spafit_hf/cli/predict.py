@@ -104,7 +104,9 @@ def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
     from spafit_hf.adapter import fetch_adapter, verify_adapter
     from spafit_hf.names import is_hub_id
     from spafit_hf.predictor import SpafitPredictor
+    from spafit_hf.predictor.memory import keep_freed_memory
 
+    keep_freed_memory()
     base, revision = args.base, None
     if base is None:
         source = next(iter(sources.values()))

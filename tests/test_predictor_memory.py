@@ -1,4 +1,4 @@
-"""What a process sets for itself: the command line does, and a user's own settings stay."""
+"""What the C library keeps of freed memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import sys
 
 import pytest
 
-from spafit_hf.cli import main
-from spafit_hf.process import ONEDNN_CACHES, ONEDNN_ENTRIES
-
 FAULTS = """
 import ctypes, resource
-from spafit_hf.process import keep_freed_memory
+from spafit_hf.predictor.memory import keep_freed_memory
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
 library.free.argtypes = [ctypes.c_void_p]
@@ -30,15 +27,6 @@ for turn in range(4):
         library.free(block)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-
-
-def test_the_command_line_bounds_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = ONEDNN_CACHES
-    monkeypatch.delenv(one, raising=False)
-    monkeypatch.setenv(other, "500")
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert (os.environ[one], os.environ[other]) == (ONEDNN_ENTRIES, "500")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep what they like")
