@@ -1,4 +1,4 @@
-"""What the C library keeps of memory that a pass frees. A process that serves sets it where it starts, not a library."""
+"""What the C library keeps of memory that a pass frees. A process that serves sets it where it starts."""
 
 from __future__ import annotations
 
