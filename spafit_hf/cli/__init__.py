@@ -16,9 +16,9 @@ from spafit_hf.names import __version__
 
 ONEDNN_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 ONEDNN_ENTRIES = "32"
-"""What oneDNN keeps of the programs that it makes, one for each shape that it multiplies; by default a thousand, with
-their buffers. In bf16 on a CPU all products are its own: steps over batches of 122 lengths, 384 wide, peaked at 2.7 GB,
-with 32 entries at 1.2 GB, in no more time."""
+"""What oneDNN keeps of the programs that it makes, one for each shape that it multiplies; by default a thousand,
+with their buffers. In bf16 on a CPU all products are its own: steps over batches of 122 lengths, 384 wide, peaked at
+2.7 GB, with 32 entries at 1.2 GB, in no more time."""
 
 COMMANDS = (plan, train, evaluate, predict, merge, export, push, pull, card, quickstart)
 
