@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from reviews_run import write_base
 
 from spafit_hf.cli import main
@@ -54,6 +55,7 @@ def test_a_terminal_gets_a_bar_for_each_method(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    transformers.logging.set_verbosity_warning()  # Trainer shows no bars where another test has asked for errors alone
     assert main(["quickstart", "--max_train_rows", "8", "--epochs", "2"]) == 0
     bars = re.findall(r"\r([\w -]+): +\d+%", capsys.readouterr().err)
     assert set(bars) == {*(method.strategy for method in METHODS), "measuring", "Prefix cache"}
