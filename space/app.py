@@ -12,11 +12,18 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from gradio.route_utils import FnIndexInferError
 from spafit_space.config import load_config
 from spafit_space.page import CSS, HEAD, build, theme
 from spafit_space.service import Service
+from starlette.responses import JSONResponse
 
 from spafit_hf.predictor.memory import keep_freed_memory
+
+
+def no_function(_request: Any, _error: Exception) -> JSONResponse:
+    """The answer to a call of a function that this page does not have, such as /add_adapter where adding is off."""
+    return JSONResponse({"detail": "There is no such function here; /gradio_api/info lists those there are."}, 404)
 
 
 def launch_options(service: Service) -> dict[str, Any]:
@@ -31,6 +38,9 @@ def launch_options(service: Service) -> dict[str, Any]:
         "show_error": False,
         "ssr_mode": False,
         "mcp_server": mcp,
+        "max_file_size": 1,  # nothing here takes a file
+        # Gradio answers neither an unknown name nor an unknown number, and logs a trace for each.
+        "app_kwargs": {"exception_handlers": {FnIndexInferError: no_function, KeyError: no_function}},
     }
 
 

@@ -48,6 +48,11 @@ def in_a_sentence(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
     raise gr.Error(html.escape(message[:1].upper() + message[1:], quote=False), print_exception=False)
 
 
+def visitor_of(request: gr.Request | None) -> str:
+    """The address that a call comes from."""
+    return request.client.host if request is not None and request.client else ""
+
+
 def add_endpoints(service: Service) -> None:
     """Add every endpoint to the page that is being built."""
 
@@ -111,7 +116,7 @@ def add_endpoints(service: Service) -> None:
         """
         return [_result(member) for member in service.members]
 
-    def add_adapter(repo_id: str, revision: str = "") -> dict[str, Any]:
+    def add_adapter(repo_id: str, revision: str = "", request: gr.Request | None = None) -> dict[str, Any]:
         """Add an adapter from the Hugging Face Hub. It is verified first, and stays until the Space restarts.
 
         Args:
@@ -121,7 +126,7 @@ def add_endpoints(service: Service) -> None:
         Returns:
             The adapter, as in list_tasks.
         """
-        return in_a_sentence(lambda: _member(service.add(repo_id, revision)))
+        return in_a_sentence(lambda: _member(service.add(repo_id, revision, visitor_of(request))))
 
     for function in (list_tasks, results):
         gr.api(function, api_name=function.__name__, queue=False)

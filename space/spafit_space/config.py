@@ -46,6 +46,8 @@ class Config:
     """Whether visitors may add adapters of the Hub. They are verified, and seen by every visitor."""
     max_added: int = 8
     """Adapters that visitors may have added at one time."""
+    max_tries: int = 10
+    """Adapters that one visitor may try to add in an hour."""
     max_adapter_megabytes: int = 512
     """Memory for all adapters together; beyond it the least used are read again from disk when asked for."""
     max_characters: int = 2000

@@ -144,8 +144,14 @@ def about(member: Member) -> str:
     title = f"{TASKS[member.task].title}: {wording.question}" if member.task else f"{member.name}: {wording.question}"
     return (
         f"<div class='sf-about'><h3>{words(title)}</h3><p>{words(wording.does)} "
-        f"<span class='sf-cannot'>{words(wording.does_not)}</span></p>{_measured(member)}</div>"
+        f"<span class='sf-cannot'>{words(wording.does_not)}</span></p>{_tokenizer(member)}{_measured(member)}</div>"
     )
+
+
+def _tokenizer(member: Member) -> str:
+    if not member.tokenizer:
+        return ""
+    return f"<p>Texts go through the base's tokenizer here, not the adapter's own: {words(member.tokenizer)}.</p>"
 
 
 def _measured(member: Member) -> str:

@@ -10,7 +10,7 @@ import gradio as gr
 
 from spafit_hf.data.glue import TASKS
 from spafit_space import draw
-from spafit_space.api import add_endpoints, in_a_sentence
+from spafit_space.api import add_endpoints, in_a_sentence, visitor_of
 from spafit_space.blocks import QuietBlocks
 from spafit_space.service import Member, Service
 from spafit_space.tasks import TASK_WORDS, words_of
@@ -57,7 +57,8 @@ def theme() -> gr.themes.Base:
 
 def build(service: Service) -> gr.Blocks:
     """The page with its API, ready to launch (with `theme()` and `CSS`)."""
-    with QuietBlocks(title=TITLE, analytics_enabled=False) as blocks:
+    # What an answer may leave in Gradio's cache goes after an hour.
+    with QuietBlocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         head = gr.HTML(draw.hero(service))
         gr.HTML(draw.notices(service), visible=bool(draw.notices(service)))
         refresh: list[Any] = []
@@ -376,8 +377,8 @@ def _add(service: Service) -> None:
         else "Ask it through the API (/predict). This page was started without adapters and has no tab to ask one in."
     )
 
-    def add(repo: str, revision: str) -> str:
-        member = in_a_sentence(service.add, repo or "", revision or "")
+    def add(repo: str, revision: str, request: gr.Request) -> str:
+        member = in_a_sentence(service.add, repo or "", revision or "", visitor_of(request))
         news = f"<p><b>{draw.words(member.name)} is here.</b> {then}</p>"
         return f"<div class='sf-notice' role='status'>{news}</div>{draw.about(member)}{draw.strata(member)}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ RUN_FILE = "results.json"
 FACTS_FILE = "spafit_results.json"
 """The card's facts, which also travel to the Hub."""
 MAX_BYTES = 8 * 2**20
+LARGEST = 10**15
+"""Of what a file may count or measure; it may name numbers that no float holds, and infinity."""
 
 PAPER_BASE = "BERT-large"
 PAPER_PARAMETERS = {
@@ -114,11 +115,11 @@ def _from_facts(facts: CardFacts) -> Result:
         method=facts.method,
         figure=figure,
         score=_number(score.figures.get(figure)) if score is not None and figure is not None else None,
-        rows=score.rows if score is not None else None,
-        train_rows=facts.data.train_rows,
-        trained_parameters=facts.trained_parameters,
-        total_parameters=facts.total_parameters,
-        train_seconds=facts.cost.seconds,
+        rows=_count(score.rows) if score is not None else None,
+        train_rows=_count(facts.data.train_rows),
+        trained_parameters=_count(facts.trained_parameters),
+        total_parameters=_count(facts.total_parameters),
+        train_seconds=_number(facts.cost.seconds),
     )
 
 
@@ -127,9 +128,9 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
     return float(value) if good else None
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST else None

@@ -20,17 +20,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from huggingface_hub import CacheNotFound, scan_cache_dir
+
 from spafit_hf.adapter import AdapterError, fetch_adapter, verify_adapter
 from spafit_hf.architecture import find_architecture
 from spafit_hf.data.glue import TASKS
+from spafit_hf.hub import Pulled
 from spafit_hf.names import EMBEDDED_BASE, resolve_base
 from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor
 from spafit_hf.tuner.plain import plain_view
+from spafit_hf.words import first_line
 from spafit_space.config import Config, Source
 from spafit_space.full import FullModel, is_full_model
 from spafit_space.results import Result, read_result
 from spafit_space.strata import Strata, full_strata, strata_of
 from spafit_space.tasks import TASK_WORDS
+from spafit_space.tries import Tries
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +66,8 @@ class Member:
     full: bool = False
     added: bool = False
     """Whether a visitor added it."""
+    tokenizer: str = ""
+    """In what its own tokenizer differs from the base's, which is used; "" where in nothing."""
 
     @property
     def regression(self) -> bool:
@@ -110,6 +117,7 @@ class Service:
         """Member's name -> its folder, and what a reader calls that."""
         # One at a time: names are checked first and taken at the end, with a download in between.
         self._changing = threading.Lock()
+        self._tries = Tries(config.max_tries)
 
     @classmethod
     def start(cls, config: Config) -> Service:
@@ -244,15 +252,17 @@ class Service:
 
     # -- one more -----------------------------------------------------------------------------------------------------
 
-    def add(self, repo_id: str, revision: str = "") -> Member:
+    def add(self, repo_id: str, revision: str = "", visitor: str = "") -> Member:
         """Add an adapter of the Hub: downloaded without a token, verified, tried on the base.
 
         Args:
             repo_id: "user/name".
             revision: branch, tag or commit; "" for the default branch.
+            visitor: whose try it is, by the address.
 
         Raises:
-            ValueError: if adding is off, the id is malformed, there are too many already, or the adapter is refused.
+            ValueError: if adding is off, the id is malformed, there are too many already or of this visitor, or the
+                adapter is refused. Then its files are gone again.
         """
         if not self.config.allow_adding:
             raise ValueError("Adding adapters is switched off here; duplicate the Space and set allow_adding: true.")
@@ -267,9 +277,15 @@ class Service:
                 raise ValueError(f"{name} is here already; choose it in the list.")
             if sum(member.added for member in self._members.values()) >= self.config.max_added:
                 raise ValueError(f"{self.config.max_added} adapters have been added already, which is the limit here.")
+            self._tries.take(visitor)
             # token=False: with the Space's own token, visitors could load its owner's private repositories.
-            folder = fetch_adapter(repo_id, revision=revision or None, token=False).folder
-            return self._put(name, folder, Source(repo_id, revision or None), added=True)
+            pulled = fetch_adapter(repo_id, revision=revision or None, token=False)
+            try:
+                return self._put(name, pulled.folder, Source(repo_id, revision or None), added=True)
+            except Exception:
+                if pulled.folder not in [folder for folder, _ in self._places.values()]:
+                    _delete(pulled)
+                raise
 
     def remove(self, name: str) -> None:
         """Undo `add`.
@@ -325,7 +341,8 @@ class Service:
     def _put(self, name: str, folder: Path, source: Source, *, added: bool = False) -> Member:
         place = folder, _readable(source)
         with self._without_paths(place):
-            facts = self._predictor.add(folder, name)
+            # What comes from the Hub is not run: its texts go through the base's tokenizer.
+            facts = self._predictor.add(folder, name, own_tokenizer=Path(source.source).is_dir())
             try:
                 result = read_result(folder)
                 member = Member(
@@ -339,6 +356,7 @@ class Service:
                     strata=strata_of(verify_adapter(folder, self._view), self._architecture),
                     result=result,
                     added=added,
+                    tokenizer=facts.tokenizer,
                 )
                 self._admit(member)
             except Exception:  # of any kind: the predictor must not keep what cannot be asked
@@ -397,6 +415,14 @@ def _in_folder(folder: Path | None) -> tuple[dict[str, Source], dict[str, Source
         else:
             problems.append(f"{path.name} is not served: the folder holds no adapter_config.json.")
     return adapters, models, problems
+
+
+def _delete(pulled: Pulled) -> None:
+    """Take a download out of the Hub's cache again, with what it shares with no other."""
+    try:
+        scan_cache_dir().delete_revisions(pulled.commit).execute()
+    except (CacheNotFound, OSError) as error:
+        logger.warning("A refused adapter stays in the Hub's cache: %s", first_line(error))
 
 
 def _readable(source: Source) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from spafit_hf.adapter import AdapterError
 from spafit_hf.names import resolve_base
 from spafit_hf.tuner import task_type_of
 from spafit_hf.words import first_line
@@ -99,38 +96,6 @@ def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> Pre
     except (OSError, ValueError, KeyError) as error:  # a folder of weights alone; adapters may bring one
         logger.info("No tokenizer comes with the base %s: %s", name, first_line(error))
         return None
-
-
-def tokenizer_of(folder: Path, known: Sequence[PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that texts for an adapter go through: its folder's, else the base's.
-
-    Args:
-        folder: the adapter's.
-        known: tokenizers in use, the base's first if it has one. One of them is returned where the folder's does the
-            same, so that a text is tokenized once for all adapters.
-
-    Returns:
-        None where neither has one.
-
-    Raises:
-        AdapterError: for a tokenizer that cannot be read.
-    """
-    if not (folder / "tokenizer_config.json").is_file():
-        return known[0] if known else None
-    try:
-        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # on a stranger's files transformers raises whatever it stumbles over
-        raise AdapterError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
-    rules = _rules(own)
-    return next((tokenizer for tokenizer in known if _rules(tokenizer) == rules), own)
-
-
-def _rules(tokenizer: Any) -> Any:
-    """What a tokenizer does; one in Python does not say and is like itself alone."""
-    if not tokenizer.is_fast:
-        return id(tokenizer)
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # set each time
-    return rules, tokenizer.model_max_length
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:

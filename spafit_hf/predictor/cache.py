@@ -26,6 +26,7 @@ class Entry:
     stamp: tuple[int, int]
     """Of the weights file when it was added: nanoseconds of its last change, bytes."""
     tokenizer: PreTrainedTokenizerBase
+    """The base's, or the folder's own."""
     max_length: int
     """Tokens per text."""
     removed: bool = False

@@ -37,6 +37,8 @@ class AdapterFacts:
     """Of its tensors while they are loaded."""
     file_bytes: int = 0
     """Of its weights file."""
+    tokenizer: str = ""
+    """In what the tokenizer in its folder differs from the one that its texts go through; "" where in nothing."""
 
 
 @dataclass(frozen=True)

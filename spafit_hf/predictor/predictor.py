@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,14 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spafit_hf.adapter import AdapterError, fetch_adapter
 from spafit_hf.adapter.fit import head_names
 from spafit_hf.architecture import find_architecture
-from spafit_hf.predictor.base import load_base, longest, tokenizer_of
+from spafit_hf.predictor.base import load_base, longest
 from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
 from spafit_hf.predictor.facts import AdapterFacts, Prediction
 from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
 from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode, grouped
+from spafit_hf.predictor.tokenizer import tokenizer_of
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 
@@ -130,14 +135,20 @@ class SpafitPredictor:
         *,
         revision: str | None = None,
         token: str | bool | None = None,
+        own_tokenizer: bool | None = None,
     ) -> AdapterFacts:
         """Add an adapter. It is verified and tried on the base first; one that is refused leaves no trace.
+
+        Its texts go through the base's tokenizer if the folder has none, or the same. Another is the folder's own
+        program: it has to be of plain parts, and is tried within limits in a process of its own before it is used.
 
         Args:
             folder_or_repo: a folder, or the id of a repository on the Hub.
             name: what it is called from now on.
             revision: branch, tag or commit of the repository.
             token: for a private repository, if not the predictor's.
+            own_tokenizer: whether texts go through a tokenizer that comes along and differs from the base's. None: of
+                a folder here they do, of a repository not; a warning says so. On a base without one they do.
 
         Returns:
             What is known of it.
@@ -155,6 +166,12 @@ class SpafitPredictor:
             raise AdapterError(f"revision={revision!r} was given, but {folder} is a folder here; drop the revision.")
         stamp = stamp_of(folder)
         facts, adapter = self._read(name, source, folder)
+        own = Path(source).is_dir() if own_tokenizer is None else own_tokenizer
+        # Outside of the lock: a tokenizer that is tried takes its time, and requests go on.
+        tokenizer, difference = tokenizer_of(folder, self._tokenizers(), own=own)
+        if difference:
+            facts = replace(facts, tokenizer=difference)
+            logger.warning("The tokenizer of %s is not used, the base's is: %s.", source, difference)
         limit = self._cache.max_bytes
         if limit is not None and facts.memory_bytes > limit:
             raise AdapterError(
@@ -162,11 +179,11 @@ class SpafitPredictor:
             )
         with self._lock:
             self._check_free(name)
-            entry = self._entry(facts, folder, stamp)
+            entry = self._entry(facts, folder, stamp, tokenizer)
             self._try(entry, adapter)
             self._cache.put(entry, adapter)
             self._entries = {**self._entries, name: entry}
-        return facts
+        return entry.facts
 
     def remove(self, name: str) -> None:
         """Remove an adapter. Requests that began before still get their answers; then its memory is free.
@@ -298,15 +315,20 @@ class SpafitPredictor:
 
     def _reread(self, entry: Entry) -> LoadedAdapter:
         facts, adapter = self._read(entry.facts.name, entry.facts.source, entry.folder)
-        if facts != entry.facts or stamp_of(entry.folder) != entry.stamp:
+        if replace(facts, tokenizer=entry.facts.tokenizer) != entry.facts or stamp_of(entry.folder) != entry.stamp:
             raise AdapterError(
                 f"{entry.folder} has changed since it was added; remove {facts.name!r} and add it again."
             )
         return adapter
 
-    def _entry(self, facts: AdapterFacts, folder: Path, stamp: tuple[int, int]) -> Entry:
-        known = [self._base.tokenizer, *(entry.tokenizer for entry in self._entries.values())]
-        tokenizer = tokenizer_of(folder, [each for each in known if each is not None])
+    def _tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        """Those in use, the base's first."""
+        used = [self._base.tokenizer, *(entry.tokenizer for entry in self._entries.values())]
+        return [each for each in used if each is not None]
+
+    def _entry(
+        self, facts: AdapterFacts, folder: Path, stamp: tuple[int, int], tokenizer: PreTrainedTokenizerBase | None
+    ) -> Entry:
         if tokenizer is None:
             raise AdapterError(
                 f"neither {facts.source} nor the base comes with a tokenizer; give one: "

@@ -76,8 +76,13 @@ def encode(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, max_length: int, *texts: list[str]) -> list[Encoded]:
-    # padding=False also overrides a padding length that tokenizer.json may bring along
-    batch = tokenizer(*texts, truncation=True, max_length=max_length, padding=False)
+    try:
+        # padding=False also overrides a padding length that tokenizer.json may bring along
+        batch = tokenizer(*texts, truncation=True, max_length=max_length, padding=False)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the tokenizer's Rust, and no Exception
+            raise
+        raise ValueError("the tokenizer cannot read this text.") from error
     ids = batch["input_ids"]
     if batch.encodings is None:  # a tokenizer in Python keeps no trace of what it cut off
         whole = tokenizer(*texts, truncation=False, padding=False, verbose=False)["input_ids"]

@@ -256,3 +256,24 @@ def test_an_error_that_nobody_foresaw_is_a_sentence_without_its_words(caplog: py
     assert not caught.value.print_exception
     assert "RuntimeError in " in caplog.text
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("call/nothing", {"data": []}),
+        ("call/add_adapter", {"data": ["user/name"]}),
+        ("api/nothing", {"data": []}),
+        ("queue/join", {"data": [], "fn_index": 999, "session_hash": "x"}),
+    ],
+)
+def test_a_function_that_is_not_here(
+    launched: Launched, capfd: pytest.CaptureFixture[str], path: str, body: dict[str, Any]
+) -> None:
+    answer = httpx.post(f"{launched.url}gradio_api/{path}", json=body)
+    assert (answer.status_code, answer.json()["detail"][:26]) == (404, "There is no such function ")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_no_file_is_taken(launched: Launched) -> None:
+    assert httpx.post(f"{launched.url}gradio_api/upload", files={"files": ("a.txt", b"xx")}).status_code == 413

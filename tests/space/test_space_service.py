@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import stand_ins
+from huggingface_hub import scan_cache_dir
 from spafit_space import draw
 from spafit_space import service as service_module
 from spafit_space.config import Config, Source
 from spafit_space.results import PAPER_PARAMETERS, Result, read_result
 from spafit_space.service import Service
 from spafit_space.tasks import TASK_WORDS, label_words, words_of
+from spafit_space.tries import Tries
 
 from spafit_hf.adapter import AdapterError
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
@@ -339,11 +341,16 @@ def test_errors_name_the_repository_and_no_path(
 
     monkeypatch.setattr(service_module, "fetch_adapter", fetch)
     service = Service.start(Config(base=str(base), folder=None, allow_adding=True))
-    for name, words in (("odd", "the tokenizer in user/odd"), ("stranger", f"to this base ({base.name})")):
-        with pytest.raises(ValueError, match=re.escape(words)) as caught:
-            service.add(f"user/{name}")
-        assert str(tmp_path) not in str(caught.value)
-        assert str(base) not in str(caught.value)
+    with pytest.raises(ValueError, match=re.escape(f"to this base ({base.name})")) as caught:
+        service.add("user/stranger")
+    assert str(tmp_path) not in str(caught.value)
+    assert str(base) not in str(caught.value)
+    odd = service.add("user/odd")
+    assert "the base's tokenizer here, not the adapter's own: it cannot be read" in draw.about(odd).replace(
+        "&#x27;", "'"
+    )
+    assert str(tmp_path) not in draw.about(odd)
+    service.remove("user/odd")
     service.add("user/sst2")
     service.add("user/cola")
     service._predictor._cache._loaded.clear()  # as if others had taken their place
@@ -358,3 +365,61 @@ def test_errors_name_the_repository_and_no_path(
         with pytest.raises(ValueError, match=r"^user/sst2 is not a folder") as caught:
             ask()
         assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_refused_download_is_deleted_and_a_served_one_is_not(
+    stand_in_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapters = stand_in_folders
+    repos = {}
+    for number, name in enumerate(("sst2", "broken")):
+        commit = str(number) * 40
+        repos[name] = tmp_path / f"models--user--{name}" / "snapshots" / commit
+        shutil.copytree(adapters / "sst2", repos[name])
+    (repos["broken"] / "adapter_model.safetensors").write_bytes(b"not safetensors")
+
+    def fetch(repo_id: str, **_: object) -> Pulled:
+        folder = repos[repo_id.split("/")[1]]
+        return Pulled(folder, repo_id, "main", folder.name, ())
+
+    monkeypatch.setattr(service_module, "fetch_adapter", fetch)
+    monkeypatch.setattr(service_module, "scan_cache_dir", lambda: scan_cache_dir(tmp_path))
+    service = Service.start(Config(base=str(base), folder=None, allow_adding=True))
+    service.add("user/sst2")
+    (repos["sst2"] / "adapter_model.safetensors").write_bytes(b"not safetensors any more")
+    for name in repos:
+        with pytest.raises(ValueError, match="safetensors"):
+            service.add(f"user/{name}", "main")
+    assert not repos["broken"].exists()
+    assert repos["sst2"].exists()
+
+
+def test_tries_are_counted_by_visitor_and_hour(open_service: Service) -> None:
+    now = [0.0]
+    tries = Tries(2, lambda: now[0])
+    for _ in range(2):
+        tries.take("ann")
+    with pytest.raises(ValueError, match="tried 2 adapters within an hour; try again in 60 minutes"):
+        tries.take("ann")
+    tries.take("bob")
+    now[0] = 3600.0
+    tries.take("ann")
+    open_service._tries.limit = 1
+    open_service.add("user/sst2", visitor="ann")
+    with pytest.raises(ValueError, match="within an hour"):
+        open_service.add("user/cola", visitor="ann")
+    open_service.add("user/cola", visitor="bob")
+
+
+@pytest.mark.parametrize("file", ["results.json", "spafit_results.json"])
+def test_numbers_that_no_float_holds_are_left_open(tmp_path: Path, file: str) -> None:
+    huge = "1" + "0" * 400
+    facts = f'{{"trained_parameters": {huge}, "total_parameters": {huge}, "train_rows": {huge}}}'
+    (tmp_path / file).write_text(facts, encoding="utf-8")
+    try:
+        found = read_result(tmp_path)
+    except AdapterError:
+        return
+    assert found is not None
+    assert found.trained_parameters is None
+    assert found.total_parameters is None

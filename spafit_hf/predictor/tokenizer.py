@@ -1,0 +1,201 @@
+"""The tokenizer that texts for an adapter go through: the base's, or one that came with the adapter.
+
+    same rules as the base's               -> the base's
+    others, from the Hub                   -> the base's, and it is said where they differ
+    others, of a folder here, or on a      -> plain parts alone?  tried in a process of its own, within limits?
+      base without a tokenizer                  -> the adapter's
+
+A tokenizer.json is a program: it rewrites texts by expressions and replacements of its own, which can take any time
+and memory, and end a thread. So it is read as JSON, and run only after all this.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from spafit_hf.adapter import AdapterError
+from spafit_hf.words import first_line, listing
+
+CONFIG, RULES = "tokenizer_config.json", "tokenizer.json"
+MAX_BYTES = 100_000_000
+"""Of either file: the largest in use has 34 MB."""
+MAX_PARTS = 16
+"""Of a tokenizer's normalizer, pre-tokenizer or post-processor."""
+MAX_SECONDS = 120
+"""For a tokenizer that is tried, by the clock; `trial.py` limits computing time and memory."""
+
+#: What takes a time and a space in proportion to the text, whatever is set in it.
+PLAIN = {
+    "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Strip", "StripAccents",
+    "BertPreTokenizer", "ByteLevel", "CharDelimiterSplit", "Digits", "Metaspace", "Punctuation", "UnicodeScripts",
+    "Whitespace", "WhitespaceSplit",
+    "BertProcessing", "RobertaProcessing",
+    "BPE", "Unigram", "WordLevel", "WordPiece",
+}  # fmt: skip
+
+
+def tokenizer_of(
+    folder: Path, known: Sequence[PreTrainedTokenizerBase], *, own: bool
+) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """The tokenizer that texts for an adapter go through.
+
+    Args:
+        folder: the adapter's.
+        known: tokenizers in use, the base's first if it has one. One of them is returned where the folder's does the
+            same, so that a text is tokenized once for all adapters.
+        own: whether the folder's is wanted where it does something else; where none is known it is.
+
+    Returns:
+        The tokenizer, None where neither has one; and in what the folder's differs from it, "" where in nothing.
+
+    Raises:
+        AdapterError: for a tokenizer that is wanted and cannot be read or is not admitted.
+    """
+    if not (folder / CONFIG).is_file():
+        return (known[0] if known else None), ""
+    try:
+        config = _json(folder / CONFIG)
+        length = config.get("model_max_length")
+        if known and not (folder / RULES).is_file():  # in Python, which has no rules to compare
+            same = config.get("tokenizer_class") == type(known[0]).__name__ and not known[0].is_fast
+            return known[0], "" if same else f"it has no {RULES}"
+        rules = _rules(_json(folder / RULES))
+    except (OSError, ValueError, RecursionError) as error:
+        if known and not own:
+            return known[0], f"it cannot be read ({first_line(error)})"
+        raise AdapterError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
+    try:
+        alike = [each for each in known if each.is_fast and rules_of(each) == rules]
+        if alike:
+            return _of_length(alike, length), ""
+        if known and not own:
+            theirs = rules_of(known[0]) if known[0].is_fast else {}
+            odd = [name.replace("_", " ") for name in {**theirs, **rules} if theirs.get(name) != rules.get(name)]
+            return known[0], f"it has another {listing(odd)}"
+        trusted = [part for each in known if each.is_fast for part in _parts(rules_of(each))]
+        _check_plain(rules, trusted)
+        _try(folder / RULES)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise AdapterError(f"the tokenizer in {folder} cannot be used: {error}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        _check_plain(rules_of(tokenizer), trusted)  # its class may have made something else of the file
+    except Exception as error:  # on a stranger's files transformers raises whatever it stumbles over
+        raise AdapterError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
+    return tokenizer, ""
+
+
+def _of_length(alike: list[PreTrainedTokenizerBase], length: Any) -> PreTrainedTokenizerBase:
+    """One of some tokenizers with equal rules that reads so many tokens; a copy where none does."""
+    for each in alike:
+        if length in (None, each.model_max_length):
+            return each
+    own = copy.deepcopy(alike[0])
+    own.model_max_length = length
+    return own
+
+
+def rules_of(tokenizer: Any) -> dict[str, Any]:
+    """What a fast tokenizer does, as JSON types."""
+    return _rules(json.loads(tokenizer.backend_tokenizer.to_str()))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if file.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{file.name} has more than {MAX_BYTES:,} bytes")
+    data = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise ValueError(f"{file.name} holds a {type(data).__name__}; it must hold an object")
+    return data
+
+
+def _rules(data: dict[str, Any]) -> dict[str, Any]:
+    """Without what is set anew in each call, and in the words of today's format."""
+    rules: dict[str, Any] = _without_defaults(
+        {name: value for name, value in data.items() if name not in ("truncation", "padding", "version")}
+    )
+    model = rules.get("model")
+    if isinstance(model, dict) and isinstance(model.get("merges"), list):
+        merges = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
+        rules["model"] = {**model, "merges": merges}
+    return rules
+
+
+def _without_defaults(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {name: _without_defaults(each) for name, each in value.items()}
+        return {name: each for name, each in kept.items() if each not in (None, False, "", [])}
+    return [_without_defaults(each) for each in value] if isinstance(value, list) else value
+
+
+# ---- what a stranger's tokenizer may do ----
+
+
+def _parts(rules: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of a tokenizer, those of sequences one by one.
+
+    Raises:
+        ValueError: for what is no part, and for too many.
+    """
+    for place in ("normalizer", "pre_tokenizer", "model", "post_processor"):
+        waiting, count = [rules[place]] if place in rules else [], 0
+        while waiting:
+            part, count = waiting.pop(), count + 1
+            if not isinstance(part, dict) or count > MAX_PARTS:
+                raise ValueError(f"its {place} is no object, or has more than {MAX_PARTS} parts.")
+            if part.get("type") == "Sequence":
+                for name in ("normalizers", "pretokenizers", "processors"):
+                    waiting += part.get(name, [])
+            else:
+                yield part
+
+
+def _check_plain(rules: dict[str, Any], known: list[dict[str, Any]]) -> None:
+    """Refuse parts that are neither plain nor the base's own.
+
+    Raises:
+        ValueError: with the part.
+    """
+    for part in _parts(rules):
+        kind = part.get("type", "BPE")  # old files name no type for it
+        if kind not in PLAIN and part not in known and not _is_short(kind, part):
+            raise ValueError(
+                f"its {kind!s:.40} may take any time and memory, and the base's tokenizer has no such part; give "
+                "SpafitPredictor(base, tokenizer=...) the tokenizer."
+            )
+
+
+def _is_short(kind: Any, part: dict[str, Any]) -> bool:
+    """Whether a part that may rewrite texts at will makes none longer by more than a few characters."""
+    pattern = part.get("pattern", {}).get("String") if isinstance(part.get("pattern"), dict) else None
+    if kind in ("Replace", "Split"):
+        return isinstance(pattern, str) and len(pattern) > 0 and len(str(part.get("content", ""))) <= len(pattern)
+    if kind == "Prepend":
+        return len(str(part.get("prepend", ""))) <= MAX_PARTS
+    return kind == "TemplateProcessing" and len(json.dumps(part)) <= 4096
+
+
+def _try(rules: Path) -> None:
+    """Run a tokenizer on long texts in a process of its own.
+
+    Raises:
+        ValueError: if it fails, or takes more time or memory than `trial.py` and `MAX_SECONDS` allow.
+    """
+    command = [sys.executable, "-I", str(Path(__file__).with_name("trial.py")), str(rules)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"it had not read a few long texts after {MAX_SECONDS} s.") from error
+    if done.returncode < 0:
+        raise ValueError("it took more time or memory for a few long texts than it is given.")
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it failed"]
+        raise ValueError(f"it cannot read a few long texts: {lines[-1]:.200}")
