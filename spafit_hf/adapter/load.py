@@ -20,7 +20,7 @@ from spafit_hf.adapter.verify import verify_adapter, verify_and_read
 from spafit_hf.hub import HubError, Pulled, pull_adapter
 from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
 from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of, with_saving
-from spafit_hf.tuner.plain import plain_view
+from spafit_hf.tuner.plain import base_of, plain_view
 from spafit_hf.words import first_line
 
 
@@ -54,7 +54,7 @@ def load_adapter(
     """
     folder = local_folder(folder_or_repo, revision=revision, token=token)
     model = load_base(base, folder) if base is None or isinstance(base, (str, os.PathLike)) else base
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = base_of(model)
     _check_base_is_whole(model, plain)
     _check_name(model, adapter_name)
     view = plain_view(plain)

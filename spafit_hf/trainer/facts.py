@@ -25,6 +25,7 @@ from spafit_hf.planner import Plan
 from spafit_hf.strategy import ROLES, Strategy
 from spafit_hf.trainer.machine import hardware, versions
 from spafit_hf.tuner import SpafitConfig, task_type_of
+from spafit_hf.tuner.plain import base_of
 
 #: Arguments that shape the result, in the order of a card.
 TELLING = (
@@ -58,7 +59,7 @@ def facts_of_run(
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     adapter = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = base_of(model)
     config = plain.config if isinstance(plain.config, PretrainedConfig) else PretrainedConfig()
     name = str(config._name_or_path or "")
     remote = is_remote(name)

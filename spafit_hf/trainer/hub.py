@@ -46,6 +46,7 @@ from spafit_hf.hub.retry import patiently
 from spafit_hf.names import is_remote
 from spafit_hf.planner import Plan
 from spafit_hf.trainer.facts import facts_of_run
+from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ class HubPushMixin(Trainer):
 
     def _plain_model(self) -> nn.Module:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model.get_base_model() if isinstance(model, PeftModel) else model
+        return base_of(model)
 
     # ---- the repo ----
 

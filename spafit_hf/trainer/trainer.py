@@ -65,6 +65,7 @@ from spafit_hf.trainer.sampler import LengthGroupedSampler, LengthSortedSampler,
 from spafit_hf.trainer.sharding import gather_deltas, shard_by_layer, whole_again, whole_parameters
 from spafit_hf.trainer.shortcuts import FirstTokenShortCut, PrefixShortCut
 from spafit_hf.tuner import SpafitConfig, get_spafit_model
+from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
 
@@ -774,7 +775,7 @@ def _spare_frozen_prefix(model: nn.Module) -> None:
     Trainer has just switched checkpointing on, and with it gradients of the embeddings' output, which reentrant
     checkpointing needs. Ours is not reentrant.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     if isinstance(base, PreTrainedModel):
         base.disable_input_require_grads()
     for module in model.modules():  # in the order of the forward pass: embeddings, layers, head
