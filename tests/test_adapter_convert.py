@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from models import FAMILIES, VOCAB, inputs, logits, stir, tensors, tiny, tiny_generator
 from peft import PeftModel
+from programs import Program
 from safetensors.torch import load_file
 from test_tuner_model import BOTH
 from tokenizers import Tokenizer, pre_tokenizers
@@ -78,10 +76,9 @@ def test_a_pipeline_reads_it_without_peft(tmp_path):
     base.config.id2label = LABELS
     model = write(tmp_path / "adapter", base, "spafit-4-9-II")
     merge_adapter(None, tmp_path / "adapter", tmp_path / "merged")
-    command = [sys.executable, "-W", "ignore", "-c", PIPELINE, str(tmp_path / "merged")]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    result = subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True)
-    said = json.loads(result.stdout.splitlines()[-1])
+    log = tmp_path / "log"
+    assert Program(["-c", PIPELINE, tmp_path / "merged"], tmp_path, log=log).wait() == 0, log.read_text()
+    said = json.loads(log.read_text().splitlines()[-1])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     for text, scores in zip(["w5 w6 w7", "w8 w9"], said, strict=True):
         expected = logits(model, tokenizer(text, return_tensors="pt")).softmax(-1)[0]

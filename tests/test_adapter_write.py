@@ -6,8 +6,6 @@ import copy
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 import transformers
 from models import FAMILIES, inputs, logits, stir, tiny, tiny_generator
 from peft import LoraConfig, PeftModel, get_peft_model
+from programs import Program
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_tuner_model import BOTH
@@ -96,8 +95,8 @@ def seen_by_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[s
             cases.append({**case, "folder": str(folder), "base": str(base)})
     (root / "cases.json").write_text(json.dumps(cases))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-W", "ignore", "-c", READER, str(root / "cases.json"), str(root / "found.json")]
-    subprocess.run(command, env=environment, cwd=root, check=True, capture_output=True)
+    argv, log = ["-c", READER, root / "cases.json", root / "found.json"], root / "log"
+    assert Program(argv, root, environment, log).wait() == 0, log.read_text()
     found = json.loads((root / "found.json").read_text())
     return {case["name"]: {**case, "found": found} for case in cases}
 

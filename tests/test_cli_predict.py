@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
+import os
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers as hf
 from models import tiny
+from programs import Program
 from test_predictor import make_tokenizer, write_adapter
 
 from spafit_hf.cli import main
@@ -226,15 +227,17 @@ def test_half_a_character_is_passed_on_escaped(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 20_000])
-def test_a_reader_that_has_enough_ends_it_quietly(adapters: dict[str, str], count: int) -> None:
-    command = [sys.executable, "-m", "spafit_hf.cli", "predict", adapters["film"], "--json"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as process:
-        assert process.stdout is not None
-        process.stdout.close()  # before the first answer, as `head` does after the first line
-        process.stdout = None
-        _, errors = process.communicate(b"it rains\n" * count)
-    assert (process.returncode, errors.decode()) == (141, "")
+def test_a_reader_that_has_enough_ends_it_quietly(adapters: dict[str, str], tmp_path: Path, count: int) -> None:
+    (theirs, lines), (reader, answers) = Pipe(duplex=False), Pipe(duplex=False)
+    log, argv = tmp_path / "errors", ["-m", "spafit_hf.cli", "predict", adapters["film"], "--json"]
+    program = Program(argv, log=log, pipes={0: theirs, 1: answers})
+    theirs.close()
+    answers.close()
+    reader.close()  # before the first answer, as `head` does after the first line
+    with open(os.dup(lines.fileno()), "wb") as text:
+        lines.close()
+        text.write(b"it rains\n" * count)
+    assert (program.wait(), log.read_text()) == (141, "")
 
 
 def test_folders_that_cannot_be_served(adapters: dict[str, str], tmp_path: Path, capsys: Captured) -> None:

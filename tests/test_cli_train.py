@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 import yaml
 from datasets import Dataset
 from models import tiny
+from programs import ranks
 from reviews_run import BAD, GOOD, train_flags
 from safetensors.torch import load_file
 from transformers import HfArgumentParser
@@ -277,10 +278,12 @@ def test_what_it_prints(
 @pytest.mark.slow
 def test_two_processes_train_together_and_one_of_them_prints(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
     flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=2, use_cpu=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launch, "-m", "spafit_hf.cli", *flags], capture_output=True, text=True, check=True)
+    log = tmp_path / "log"
+    both = ranks(2, ["-m", "spafit_hf.cli", *flags], tmp_path, os.environ, log)
+    assert [program.wait() for program in both] == [0, 0], log.read_text()
+    printed = log.read_text()
     for text in ("to measure on; base", "Label 'verdict'", "scaled from 24", "epoch 1: ", "epoch 2: ", "written to"):
-        assert done.stdout.count(text) == 1
+        assert printed.count(text) == 1
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["history"][-1]["step"] == 2 * -(-results["train_rows"] // (2 * 4))
     assert results["arguments"]["use_cpu"] is True

@@ -5,7 +5,6 @@ Two processes on gloo, half a batch each, must end where one process with the wh
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -18,10 +17,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from peft import PeftModel
+from programs import LIMIT, Program, ranks
 from safetensors.torch import load_file
 from scripts import tiny
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
@@ -29,7 +28,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-LIMIT = 180  # seconds for one program
+LAUNCHERS = ("--use_fsdp", "--fsdp_version")  # options of accelerate's launcher, not of the script
 STEPS = 10  # of 8 in an epoch: the second epoch has begun, in another order
 SAVED = 4
 TOLERANCE = 1e-6  # of a weight after STEPS steps of Adam, which turns the last bit of a small gradient into more
@@ -41,80 +40,61 @@ class Work:
 
     folder: Path
 
-    def run(self, out: str, *options: str, launcher: str = "python", wait: bool = True, script: str = "watched"):
-        """Run the script with `options`, its output in `out`; returns its text, or the process if not to wait."""
-        port = str(free_port())
-        starts = {
-            "python": [sys.executable],
-            "torchrun": [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--nproc_per_node",
-                "2",
-                "--master_port",
-                port,
-            ],
-            # --cpu would start one process (accelerate 1.15 wants MPI for more), so the script says --use_cpu itself
-            "accelerate": [
-                *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
-                *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
-                *(() if "--use_fsdp" in options else ("--multi_gpu",)),
-            ],
-        }
-        size = "8" if launcher == "python" else "4"
-        first = [
-            option for option in options if option.startswith("--use_fsdp") or option.startswith("--fsdp_version")
-        ]
+    def command(self, out: str, *options: str, rows: int) -> list[str]:
+        """The script and its options; `rows` to a batch of one process."""
         common = {
             "model_name_or_path": "model", "train_file": "train.json", "validation_file": "validation.json",
             "test_file": "test.json", "lora_r": "4", "max_steps": str(STEPS), "save_steps": str(SAVED),
             "logging_steps": "1", "learning_rate": "2e-3", "cache_dir": "cache", "disable_tqdm": "true",
-            "per_device_train_batch_size": size, "output_dir": out,
+            "per_device_train_batch_size": str(rows), "output_dir": out,
         }  # fmt: skip
-        command = [*starts[launcher], *first, str(HERE / "scripts" / f"{script}.py"), "--do_train", "--do_eval"]
-        command += [
-            "--do_predict",
-            "--use_cpu",
-            *(word for name, value in common.items() for word in (f"--{name}", value)),
-        ]
-        command += [option for option in options if option not in first]
-        command += [] if launcher == "python" else ["--ddp_backend", "gloo"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
+        flags = [word for name, value in common.items() for word in (f"--{name}", value)]
+        script = str(HERE / "scripts" / "watched.py")
+        return [script, "--do_train", "--do_eval", "--do_predict", "--use_cpu", *flags, *options]
+
+    def start(self, out: str, *options: str, processes: int = 1) -> list[Program]:
+        """Start the script with `options`, its output in `out`; several processes share the batch."""
         log = self.folder / f"{out}.log"
-        with log.open("a") as sink:
-            process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=sink, stderr=subprocess.STDOUT
-            )
-        if not wait:
-            return process
-        try:
-            code = process.wait(LIMIT)
-        except subprocess.TimeoutExpired:
-            kill(process)
-            code = "none in time"
-        text = log.read_text()
-        assert code == 0, text[-5000:]
+        if processes == 1:
+            return [Program(self.command(out, *options, rows=8), self.folder, environment(), log)]
+        argv = self.command(out, *options, "--ddp_backend", "gloo", rows=8 // processes)
+        return ranks(processes, argv, self.folder, environment(), log)
+
+    def run(self, out: str, *options: str, processes: int = 1) -> str:
+        """What the script prints."""
+        codes = [program.wait() for program in self.start(out, *options, processes=processes)]
+        text = (self.folder / f"{out}.log").read_text()
+        assert codes == [0] * processes, text[-5000:]
         return text
+
+    def launch(self, out: str, *options: str, launcher: str) -> str:
+        """What the script prints on two processes that torchrun or `accelerate launch` starts."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        start = {
+            "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
+            # --cpu would start one process (accelerate 1.15 wants MPI for more), so the script says --use_cpu itself
+            "accelerate": [
+                *("-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
+                *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
+                *(option for option in options if option.startswith(LAUNCHERS)),
+                *(() if "--use_fsdp" in options else ("--multi_gpu",)),
+            ],
+        }[launcher]
+        own = [option for option in options if not option.startswith(LAUNCHERS)]
+        command = [sys.executable, *start, *self.command(out, *own, "--ddp_backend", "gloo", rows=4)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(command, cwd=self.folder, env=environment(), timeout=LIMIT, check=False, **pipes)
+        assert done.returncode == 0, done.stdout[-5000:]
+        return done.stdout
 
     def weights(self, out: str, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
         return load_file(self.folder / out / name)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL for a program and its workers, which torchrun puts in sessions of their own."""
-    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
-        launcher = psutil.Process(process.pid)
-        for one in [launcher, *launcher.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-    process.wait()
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
 
 
 def facts(text: str) -> list[dict[str, float]]:
@@ -160,21 +140,21 @@ def test_the_script_trains_evaluates_predicts_and_writes_a_card(work: Work, alon
 
 
 def test_the_script_resumes_when_started_again(work: Work, alone: str) -> None:
-    process = work.run("again", wait=False)
-    kill_after_save(work.folder / "again", process)
+    kill_after_save(work.folder / "again", work.start("again"))
     text = work.run("again")
     assert "resuming from it" in text
     assert facts(text)[-1]["resumed_at"] == SAVED
     assert gap(work.weights("alone"), work.weights("again")) == 0
 
 
-def kill_after_save(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def kill_after_save(folder: Path, programs: list[Program]) -> None:
     """Kill a run after its first save. What it may have saved since is removed: something has to be left to do."""
     saved = folder / f"checkpoint-{SAVED}" / "trainer_state.json"
     deadline = time.monotonic() + LIMIT
-    while not saved.is_file() and process.poll() is None and time.monotonic() < deadline:
+    while not saved.is_file() and not any(one.ended for one in programs) and time.monotonic() < deadline:
         time.sleep(0.02)
-    kill(process)
+    for one in programs:
+        one.kill()
     assert saved.is_file(), folder.with_suffix(".log").read_text()[-5000:]
     for later in folder.glob("checkpoint-*"):
         if later != saved.parent:
@@ -183,7 +163,7 @@ def kill_after_save(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_processes_equal_one(launcher: str, work: Work, alone: str) -> None:
-    text = work.run(launcher, launcher=launcher)
+    text = work.launch(launcher, launcher=launcher)
     assert [(one["ddp"], one["searches"]) for one in facts(text)] == [(True, False)] * 2
     assert gap(work.weights("alone"), work.weights(launcher)) < TOLERANCE
     results = [(work.folder / out / "predict_results.txt").read_text() for out in ("alone", launcher)]
@@ -195,19 +175,18 @@ def test_two_processes_equal_one(launcher: str, work: Work, alone: str) -> None:
 
 def test_two_processes_that_accumulate_equal_one(work: Work, alone: str) -> None:
     options = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
-    work.run("accumulated", *options, launcher="torchrun")
+    work.run("accumulated", *options, processes=2)
     assert gap(work.weights("alone"), work.weights("accumulated")) < TOLERANCE
 
 
 def test_sharded_training_equals_one_process_and_resumes(work: Work, alone: str) -> None:
     options = ("--fsdp", "--fsdp_config", '{"version": 2}')
-    process = work.run("sharded", *options, launcher="torchrun", wait=False)
-    kill_after_save(work.folder / "sharded", process)
+    kill_after_save(work.folder / "sharded", work.start("sharded", *options, processes=2))
     checkpoint = work.folder / "sharded" / f"checkpoint-{SAVED}"
     adapter_bytes = (checkpoint / "adapter_model.safetensors").stat().st_size
     # accelerate keeps a copy of its own, of the trained tensors alone
     assert (checkpoint / "pytorch_model_fsdp.bin").stat().st_size < 3 * adapter_bytes
-    text = work.run("sharded", *options, launcher="torchrun")
+    text = work.run("sharded", *options, processes=2)
     assert [one["sharded"] for one in facts(text)][-2:] == [1.0, 1.0]
     assert facts(text)[-1]["resumed_at"] == SAVED
     assert gap(work.weights("alone"), work.weights("sharded")) < TOLERANCE
@@ -224,14 +203,15 @@ def test_sharded_checkpoints_best_model_and_activation_checkpointing(work: Work)
     best = ("--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", str(SAVED), "--use_dora")
     config = '{"version": 2, "state_dict_type": "SHARDED_STATE_DICT", "activation_checkpointing": true}'
     work.run("best", *best)
-    text = work.run("best_sharded", *best, "--fsdp", "--fsdp_config", config, launcher="torchrun")
+    text = work.run("best_sharded", *best, "--fsdp", "--fsdp_config", config, processes=2)
     assert facts(text)[-1]["sharded"] == 1.0
     assert gap(work.weights("best"), work.weights("best_sharded")) < TOLERANCE
 
 
 def test_sharded_full_fine_tuning_through_accelerate(work: Work) -> None:
     work.run("full", "--strategy", "full")
-    text = work.run("full_sharded", "--use_fsdp", "--fsdp_version=2", "--strategy", "full", launcher="accelerate")
+    options = ("--use_fsdp", "--fsdp_version=2", "--strategy", "full")
+    text = work.launch("full_sharded", *options, launcher="accelerate")
     assert facts(text)[-1]["sharded"] == 1.0
     assert (
         gap(work.weights("full", "model.safetensors"), work.weights("full_sharded", "model.safetensors")) < TOLERANCE
@@ -241,16 +221,11 @@ def test_sharded_full_fine_tuning_through_accelerate(work: Work) -> None:
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_zero_3_writes_what_the_engine_computes_and_resumes(work: Work) -> None:
     """On two processes. accelerate counts one on CPUs and gives both the same rows, which is all the same to ZeRO."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-    command += [str(free_port()), str(HERE / "scripts" / "zero.py"), "model"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-    environment["PYTHONPATH"] = str(HERE.parent)
+    environ = {**environment(), "DS_ACCELERATOR": "cpu"}
     for out, resumed in (("zero", ""), ("zero_resumed", "zero/checkpoint-2")):
-        program = [*command, out, resumed]
-        done = subprocess.run(
-            program, cwd=work.folder, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
-        )
-        assert done.returncode == 0, done.stderr[-5000:]
+        log = work.folder / f"{out}.log"
+        both = ranks(2, [HERE / "scripts" / "zero.py", "model", out, resumed], work.folder, environ, log)
+        assert [program.wait() for program in both] == [0, 0], log.read_text()[-5000:]
     base = AutoModelForSequenceClassification.from_pretrained(work.folder / "model")
     model = PeftModel.from_pretrained(base, work.folder / "zero").eval()
     batch = {name: torch.as_tensor(value) for name, value in tiny.dataset(1)[0].items() if name != "label"}

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from programs import Program, ranks
 from scripts import tiny
 from scripts.runs import ROWS, losses, spafit_trainer
 from torch import nn
@@ -237,20 +237,16 @@ def test_the_folder_is_removed_while_training(tmp_path: Path) -> None:
 
 
 CHILD = """
-import json, sys
-sys.path[:0] = {path!r}
-import torch
-torch.set_num_threads(1)
+import json
 from pathlib import Path
+import torch
 from test_trainer_prefix_cache import losses, run, slow, use
 {work}
 """
 
 
-def child(work: str, **env: str) -> subprocess.Popen[bytes]:
-    """A process with this module's names that does some work."""
-    code = CHILD.format(path=[entry for entry in sys.path if entry], work=work)
-    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | env)
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def slow(seconds: float) -> None:
@@ -270,16 +266,14 @@ def slow(seconds: float) -> None:
 
 
 def killed_when(ready: Callable[[], bool], folder: Path, cache: Path) -> None:
-    process = child(
-        f"slow(0.2)\nrun(Path({str(folder)!r}), {str(cache)!r}, save_strategy='steps', save_steps=2).train()"
-    )
+    work = f"slow(0.2)\nrun(Path({str(folder)!r}), {str(cache)!r}, save_strategy='steps', save_steps=2).train()"
+    program = Program(["-c", CHILD.format(work=work)], env=environment())
     until = time.monotonic() + 60
-    while not ready() and process.poll() is None and time.monotonic() < until:
+    while not ready() and not program.ended and time.monotonic() < until:
         time.sleep(0.01)
-    ended = process.poll()
-    process.kill()
-    process.wait()
-    assert ended is None, "the child ended before it was killed"
+    ended = program.ended
+    program.kill()
+    assert not ended, "the program ended before it was killed"
     assert ready()
 
 
@@ -312,20 +306,12 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_ranks_build_and_read_together(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     live = run(tmp_path, "off")
     live.train()
     cache = str(tmp_path / "cache")
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    work = RANK.format(out=str(tmp_path), cache=cache)
-    ranks = [child(work, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-    try:
-        assert [process.wait(120) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
+    work = CHILD.format(work=RANK.format(out=str(tmp_path), cache=cache))
+    both = ranks(2, ["-c", work], tmp_path, environment(), tmp_path / "log")
+    assert [program.wait() for program in both] == [0, 0], (tmp_path / "log").read_text()
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0][0] == pytest.approx(losses(live), abs=1e-6)
     for _, counted in found:  # each computed its half, and read what the other one wrote

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
+
+from programs import Program
 
 TESTS = Path(__file__).parents[1]
 #: Anything of the caller's own that would send a worker to another Hub, or offline.
@@ -69,7 +70,7 @@ class HubClient:
         for name in (name for name, value in env.items() if value is None):
             clean.pop(name, None)
         self.env = clean
-        self._worker: subprocess.Popen[str] | None = None
+        self._worker: _Worker | None = None
 
     def __call__(self, source: str, **arguments: Any) -> Any:
         """Runs `source` (its arguments are its variables) and returns what it assigned to `result`, through JSON.
@@ -77,22 +78,12 @@ class HubClient:
         Raises:
             ClientFailure: for whatever `source` raised.
         """
-        if self._worker is None or self._worker.poll() is not None:
-            self._worker = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("worker.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=self.env,
-            )
-        assert self._worker.stdin is not None
-        assert self._worker.stdout is not None
+        if self._worker is None or self._worker.program.ended:
+            self._worker = _Worker(self.env)
         call = {"source": textwrap.dedent(source), "arguments": arguments}
-        self._worker.stdin.write(json.dumps(call, default=str) + "\n")
-        self._worker.stdin.flush()
-        answer = self._worker.stdout.readline()
+        answer = self._worker.ask(json.dumps(call, default=str))
         if not answer:
-            raise ClientFailure(["Died"], [f"the worker ended with {self._worker.wait()}"], "")
+            raise ClientFailure(["Died"], [f"the worker ended with {self._worker.program.wait()}"], "")
         reply = json.loads(answer)
         if "failure" in reply:
             raise ClientFailure(**reply["failure"])
@@ -109,12 +100,29 @@ class HubClient:
 
     def close(self) -> None:
         if self._worker is not None:
-            assert self._worker.stdin is not None
-            self._worker.stdin.close()
-            try:
-                self._worker.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._worker.kill()
-            assert self._worker.stdout is not None
-            self._worker.stdout.close()
+            self._worker.close()
             self._worker = None
+
+
+class _Worker:
+    """The program, a line to it and a line back."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        (theirs, calls), (answers, back) = Pipe(duplex=False), Pipe(duplex=False)
+        self.program = Program([Path(__file__).with_name("worker.py")], env=env, pipes={0: theirs, 1: back})
+        theirs.close()
+        back.close()
+        self.calls, self.answers = os.fdopen(os.dup(calls.fileno()), "w"), os.fdopen(os.dup(answers.fileno()))
+        calls.close()
+        answers.close()
+
+    def ask(self, call: str) -> str:
+        """The answer; nothing if the program has ended."""
+        self.calls.write(call + "\n")
+        self.calls.flush()
+        return self.answers.readline()
+
+    def close(self) -> None:
+        self.calls.close()
+        self.program.wait(10)
+        self.answers.close()

@@ -1,0 +1,112 @@
+"""Whole programs in processes of their own, without each importing torch again: they are forked from one that has.
+
+    test --argv, folder, environment--> fork server (torch and what else knows no Hub) --fork--> program
+
+Whatever reads the environment when it is imported (transformers, huggingface_hub, this package) is imported by the
+program itself, so that it is as new there as in a process that was started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+SERVER = multiprocessing.get_context("forkserver")
+PRELOADED = """torch torch._dynamo torch._inductor torch.distributed.fsdp sklearn.metrics scipy.stats pandas
+pyarrow.parquet matplotlib.figure PIL.Image yaml jinja2 requests dill multiprocess"""
+SERVER.set_forkserver_preload(PRELOADED.split())
+LIMIT = 180
+"""Seconds for one program."""
+
+
+class Program:
+    """One that runs.
+
+    Args:
+        argv: a script's path and its arguments; ["-m", module, ...]; ["-c", code, ...].
+        folder: where it runs, that of the test by default.
+        env: its whole environment, that of the test by default.
+        log: what it prints is added to this file; by default it goes where the test's goes.
+        pipes: connections that take the place of standard input and output, by their numbers 0 and 1.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        folder: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        pipes: Mapping[int, Connection] | None = None,
+    ) -> None:
+        self.log = log
+        words = [os.fspath(word) for word in argv]
+        given = (words, str(folder or Path.cwd()), dict(os.environ if env is None else env), log, dict(pipes or {}))
+        self.process = SERVER.Process(target=_run, args=given)
+        self.process.start()
+
+    def wait(self, seconds: float = LIMIT) -> int | None:
+        """Its exit status; it is killed where it has none in time."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.kill()
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    @property
+    def ended(self) -> bool:
+        return self.process.exitcode is not None
+
+
+def ranks(count: int, argv: Sequence[str | os.PathLike[str]], folder: Path, env: Mapping[str, str], log: Path):
+    """`count` processes of one program that find each other, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    found = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        Program(argv, folder, {**env, **found, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log)
+        for rank in range(count)
+    ]
+
+
+def _run(argv: list[str], folder: str, env: dict[str, str], log: Path | None, pipes: dict[int, Connection]) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+    if log is not None:
+        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+    for number, pipe in pipes.items():
+        os.dup2(pipe.fileno(), number)
+        pipe.close()
+    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))  # multiprocessing has put /dev/null there
+    kind, *rest = argv if argv[0] in ("-m", "-c") else ("", *argv)
+    given = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:0] = [*given, *([] if kind else [os.path.dirname(rest[0])])]
+    sys.argv = rest
+    try:
+        if kind == "-c":
+            exec(compile(rest[0], "<program>", "exec"), {"__name__": "__main__"})
+        elif kind == "-m":
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(rest[0], run_name="__main__")
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        sys.stderr.flush()
