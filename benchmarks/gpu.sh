@@ -16,8 +16,7 @@ if [ -z "${PYTHON:-}" ] && [ ! -x "$python" ]; then
     if python3 benchmarks/lacking.py > "$out/lacking.txt" || ! make .venv/.installed; then python=python3; fi
 fi
 "$python" benchmarks/lacking.py > "$out/lacking.txt" || { echo "$python lacks:"; cat "$out/lacking.txt"; }
-device=$("$python" -c 'import pytest, spafit_hf.trainer, spafit_hf.predictor, torch
-print("cuda" if torch.cuda.is_available() else "cpu")') || { echo "install what is lacking, or set PYTHON"; exit 1; }
+device=$("$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")') || { echo "install what is lacking, or set PYTHON"; exit 1; }
 
 if [ "$device" = cuda ]; then
     tests="-m gpu" sizes='"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096'
