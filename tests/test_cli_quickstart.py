@@ -10,7 +10,7 @@ import pytest
 import transformers
 from reviews_run import write_base
 
-from spafit_hf.cli import main
+from spafit_hf.cli import main, quickstart
 from spafit_hf.cli.quickstart import METHODS, SENTENCES
 from spafit_hf.data.reviews import cached_movie_reviews
 
@@ -54,6 +54,7 @@ def test_it_reads_like_a_page(
 def test_a_terminal_gets_a_bar_for_each_method(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(quickstart, "_predict", lambda adapter: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     transformers.logging.set_verbosity_warning()  # Trainer shows no bars where another test has asked for errors alone
     assert main(["quickstart", "--max_train_rows", "8", "--epochs", "2"]) == 0
@@ -61,7 +62,10 @@ def test_a_terminal_gets_a_bar_for_each_method(
     assert set(bars) == {*(method.strategy for method in METHODS), "measuring", "Prefix cache"}
 
 
-def test_verbose_shows_it_all(capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_verbose_shows_it_all(
+    capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart, "_predict", lambda adapter: None)
     assert main(["quickstart", "--max_train_rows", "8", "--epochs", "1", "--verbose"]) == 0
     out, err = capsys.readouterr()
     assert out.count("{'loss': ") == len(METHODS)
