@@ -19,12 +19,11 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from safetensors.torch import save_file
 from torch import nn
 
-from spafit_hf import tuner
 from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, base_facts
 from spafit_hf.adapter.verify import check_written
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
 from spafit_hf.strategy import Strategy
-from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType
+from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType, saving
 from spafit_hf.tuner.config import rewrites_base
 from spafit_hf.tuner.entrance import embeddings_were_resized
 from spafit_hf.tuner.layer import Norm
@@ -123,7 +122,7 @@ def save_pretrained(
         model.create_or_update_model_card(os.fspath(save_directory))
 
 
-tuner.save_pretrained = save_pretrained
+saving.save_pretrained = save_pretrained
 
 
 def portable_obstacle(

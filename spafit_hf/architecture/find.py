@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture.kinds import is_linear, is_norm
 from spafit_hf.architecture.known import NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED
-from spafit_hf.architecture.new import new_parameters, outside_pretrained, owners, told_apart
+from spafit_hf.architecture.new import new_biases, new_parameters, outside_pretrained, owners, told_apart
 from spafit_hf.architecture.parts import Architecture, Stack
 from spafit_hf.architecture.stacks import join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
@@ -124,7 +124,8 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     base_name, base = _base(model)
     kept = tuple(name for name in PRETRAINED_OUTSIDE.get(model_type, ()) if name in dict(model.named_children()))
     head = told_apart(model, _head(model, base, kept))
-    new = tuple(name for name in owners(model, new_parameters(model)) if not f"{name}.".startswith(_below(head)))
+    parameters = new_parameters(model)
+    new = tuple(name for name in owners(model, parameters) if not f"{name}.".startswith(_below(head)))
     if not head:
         # A bare encoder's pooler is for whoever reads it; what is trained on the states never does.
         new = tuple(name for name in new if "pooler" not in name.split("."))
@@ -153,6 +154,7 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
         projections=tuple(name for name in linear if name not in pooler),
         head=head,
         new=new,
+        new_biases=new_biases(model, parameters),
     )
 
 

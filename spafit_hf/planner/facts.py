@@ -17,7 +17,8 @@ class Group:
     """What trains in some layers of one stack, or outside the layers (then `stack` is "" and `layers` is ())."""
 
     name: str
-    """The stratum's name, or "frozen"; outside the layers "outer biases", "outside the layers", "new" or "head"."""
+    """The stratum's name, or "frozen"; outside the layers "outer biases", "outside the layers", "new biases",
+    "new" or "head"."""
     stack: str
     """Name of the stack, "" outside the layers."""
     layers: tuple[int, ...]

@@ -185,6 +185,12 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
     if strategy.head:
         head = ", ".join(architecture.head) or "none: the model has no task head"
         new = f"every weight of {_few(architecture.new)}, not in the base's checkpoint"
+        fresh = tuple(
+            name for name in architecture.new_biases if not any(name in each.bias_modules for each in groups)
+        )
+        if fresh:
+            what = f"biases of {_few(fresh)}, not in the base's checkpoint"
+            add("new biases", what, _bias_tensors(modules, fresh), bias_modules=fresh)
         for name, what, names in (("new", new, architecture.new), ("head", head, architecture.head)):
             if names or name == "head":
                 add(name, what, _whole_tensors(modules, names))

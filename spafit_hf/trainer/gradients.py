@@ -1,8 +1,9 @@
 """What trains gets a gradient: watched once, over the first accumulation window of a run.
 
     tensors that train -> the first window's backward passes -> those still without a gradient
-                                                                 a few of a kind and a stratum    one warning
-                                                                 all of a kind or a stratum       ValueError
+                                                                 a few                          one warning
+                                                                 all of a stratum of one stack  a warning of its own
+                                                                 all of a kind or a stratum     ValueError
 
 LoRA A has a gradient of zeros at first, since B is zero: that is a gradient. None is what is looked for.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -41,7 +42,7 @@ class GradientWatch:
 
     def __init__(self, model: nn.Module, plan: Plan | None, *, compiled: bool = False) -> None:
         self.strata = {
-            module: group.name
+            module: (group.name, group.stack)
             for group in (plan.groups if plan is not None else ())
             for module in (*group.lora_modules, *group.bias_modules)
         }
@@ -91,7 +92,8 @@ class GradientWatch:
         """
         if not self.dead:
             return
-        for what, names in self._wholes():
+        strata = self._strata()
+        for what, names in self._wholes(strata).items():
             if self.dead.issuperset(names):
                 raise ValueError(
                     f"{what} would not train: in the first step none of its {len(names)} tensors got a gradient, "
@@ -102,16 +104,27 @@ class GradientWatch:
         if needs_all:
             raise ValueError(f"{text}. DDP waits for them; --ddp_find_unused_parameters true lets it go on.")
         logger.warning("%s. They stay as they are.", text)
+        for (stratum, stack), names in strata.items():
+            if self.dead.issuperset(names):
+                logger.warning("Of the stack %s nothing of %s trains: no tensor of it got one.", stack, stratum)
 
-    def _wholes(self) -> Iterable[tuple[str, set[str]]]:
-        """The kinds and strata, each with its tensors."""
+    def _strata(self) -> dict[tuple[str, str], set[str]]:
+        """Name and stack of each stratum, with its tensors."""
+        strata: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for name in self.tensors:
+            stratum = self.strata.get(owner_of(name).removeprefix("base_model.model."))
+            if stratum is not None:
+                strata[stratum].add(name)
+        return strata
+
+    def _wholes(self, strata: Mapping[tuple[str, str], set[str]]) -> dict[str, set[str]]:
+        """The kinds, and the strata over all stacks, each with its tensors."""
         wholes: dict[str, set[str]] = defaultdict(set)
         for name in self.tensors:
             wholes[KIND_WORDS[parameter_kind(name)]].add(name)
-            stratum = self.strata.get(owner_of(name).removeprefix("base_model.model."))
-            if stratum is not None:
-                wholes[stratum].add(name)
-        return wholes.items()
+        for (stratum, _), names in strata.items():
+            wholes[stratum] |= names
+        return wholes
 
     def _described(self, names: Iterable[str]) -> str:
         """Modules by name for each reason, those of all layers under one."""
