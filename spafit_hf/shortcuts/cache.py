@@ -120,9 +120,7 @@ class PrefixCache:
     def prepare(self, inputs: Mapping[str, Any]) -> Border:
         """Find the border, check one batch both ways, open the store.
 
-        Args:
-            inputs: a batch of a few rows of different lengths, on the model's device. Without padding in it nothing
-                shows whether states depend on padding.
+        The batch has a few rows of different lengths: without padding nothing shows whether states depend on it.
 
         Raises:
             NotCacheable: when the states cannot come from a cache.
@@ -188,10 +186,7 @@ class PrefixCache:
     # ---- weights ----
 
     def drop_weights(self) -> int:
-        """Take the frozen prefix's weights out of memory; `close` brings them back.
-
-        Returns:
-            Their bytes.
+        """Take the frozen prefix's weights, of so many bytes, out of memory; `close` brings them back.
 
         Raises:
             OSError: when they cannot be written to the cache's disk.

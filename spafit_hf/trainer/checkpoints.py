@@ -16,9 +16,9 @@ from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-logger = logging.getLogger(__name__)
+from spafit_hf.names import WEIGHTS_FILE
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+logger = logging.getLogger(__name__)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -39,7 +39,7 @@ def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | No
     """What to resume from, with a checkpoint that was cut short replaced by the whole one before it.
 
     Args:
-        checkpoint: as `Trainer.train` takes it: a folder, True for the last one of the run, None or False for none.
+        checkpoint: as `Trainer.train` takes it.
         output_dir: the run's folder.
 
     Returns:
@@ -68,7 +68,7 @@ def check_fits(model: PeftModel, adapter_name: str, checkpoint: str) -> None:
     Raises:
         ValueError: when tensors are missing, superfluous or of another shape.
     """
-    file = Path(checkpoint) / ADAPTER_WEIGHTS
+    file = Path(checkpoint) / WEIGHTS_FILE
     if not file.is_file():
         return
     with safe_open(file, framework="pt") as tensors:

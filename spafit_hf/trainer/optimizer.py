@@ -37,9 +37,7 @@ def parameter_kind(name: str, head: Iterable[str] = ()) -> str:
 def split_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float], head: Iterable[str] = ()
 ) -> frozenset[str]:
-    """Split the parameter groups of a fresh optimizer by kind, in place; all other settings of a group are kept.
-
-    Each group gets a key "kind".
+    """Split the parameter groups of a fresh optimizer by kind, in place; each gets a key "kind", and keeps the others.
 
     Args:
         optimizer: one that has made no step.
@@ -72,11 +70,7 @@ def has_untrained_pooler(model: nn.Module, architecture: Architecture) -> bool:
     Sentence encoders and masked language models carry such a pooler: random weights of a small scale and a bias of
     zeros, while the layers below have biases that are not. Its output is an order of magnitude smaller than that of a
     trained one, and the head has to grow as much larger before it says anything. Full fine-tuning trains the pooler
-    and does not notice.
-
-    Args:
-        model: the base, not wrapped yet.
-        architecture: of the base.
+    and does not notice. The model is not wrapped yet.
     """
     layers = architecture.stacks[-1].layers
     below = [model.get_submodule(name) for name in layers[-1].modules["output"]] if layers else []

@@ -31,10 +31,7 @@ class LengthGroupedSampler(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch, counted from zero."""
@@ -49,11 +46,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class LengthSortedSampler(Sampler[int]):
-    """Indices from the longest example to the shortest: the least padding, and too little memory shows at once.
-
-    Args:
-        lengths: length of each example, in tokens.
-    """
+    """Indices from the longest example (of `lengths`, in tokens) to the shortest: too little memory shows at once."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.order = np.argsort(-np.asarray(lengths), kind="stable")
@@ -67,9 +60,7 @@ class LengthSortedSampler(Sampler[int]):
     def restore(self, values: Any) -> Any:
         """What came out for the sorted examples, in the order of the dataset.
 
-        Args:
-            values: arrays with a row per example, or tuples, lists and dicts of them, or None. Arrays with another
-                number of rows (`preprocess_logits_for_metrics` may make them) stay as they are.
+        Arrays with another number of rows (`preprocess_logits_for_metrics` may make them) stay as they are.
         """
         if isinstance(values, np.ndarray) and len(values) == len(self):
             restored = np.empty_like(values)

@@ -39,6 +39,13 @@ LOOKED_AT = 64
 """Examples among which the probe looks for short and long ones, where no table knows the lengths of all."""
 
 
+def _check_whole(trainer: Trainer, refusal: type[ValueError]) -> None:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise refusal("the model is sharded by FSDP or DeepSpeed; use DDP (torchrun without them).")
+    if trainer.args.n_gpu > 1:
+        raise refusal("DataParallel copies the model in each step; use DDP (torchrun), or one GPU.")
+
+
 class PrefixShortCut:
     """The hidden states of frozen leading layers from a cache.
 
@@ -119,10 +126,7 @@ class PrefixShortCut:
     def _check_setup(self) -> None:
         """Refuse what the cache cannot go together with."""
         trainer, args = self.trainer, self.trainer.args
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise NotCacheable("the model is sharded by FSDP or DeepSpeed; use DDP (torchrun without them).")
-        if args.n_gpu > 1:
-            raise NotCacheable("DataParallel copies the model in each step; use DDP (torchrun), or one GPU.")
+        _check_whole(trainer, NotCacheable)
         if args.torch_compile:
             raise NotCacheable("a compiled model does not read from a disk; drop --torch_compile.")
         if not trainer.is_in_train and (args.fp16_full_eval or args.bf16_full_eval):
@@ -338,12 +342,8 @@ class FirstTokenShortCut:
             self.stack.enter_context(self.narrowed.attached(training=gradients))
 
     def _check_setup(self) -> None:
-        trainer = self.trainer
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise NotFirstToken("the model is sharded by FSDP or DeepSpeed.")
-        if trainer.args.n_gpu > 1:
-            raise NotFirstToken("DataParallel copies the model in each step; use DDP (torchrun), or one GPU.")
-        if trainer.args.torch_compile:
+        _check_whole(self.trainer, NotFirstToken)
+        if self.trainer.args.torch_compile:
             raise NotFirstToken("a compiled model keeps the shapes it was compiled with.")
         if self.prefix.holds_last_layer:
             raise NotFirstToken("the states of the last layer come from the prefix cache.")

@@ -8,29 +8,27 @@ Everything else is Trainer's. Overridden is what is wrong or wasteful for strata
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate.utils import DistributedDataParallelKwargs, extract_model_from_parallel
+from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers import (
-    DataCollator,
     EvalPrediction,
     PreTrainedModel,
     Seq2SeqTrainer,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -46,7 +44,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from spafit_hf.adapter import save_adapter, start_from
 from spafit_hf.architecture import find_architecture
-from spafit_hf.planner import Plan, plan
+from spafit_hf.planner import Plan
 from spafit_hf.shortcuts.cache import PrefixCache
 from spafit_hf.shortcuts.first_token import FirstToken
 from spafit_hf.strategy import Strategy, StrategyLike
@@ -60,17 +58,14 @@ from spafit_hf.trainer.arguments import (
 from spafit_hf.trainer.checkpoints import check_fits, resumable
 from spafit_hf.trainer.gradients import GradientWatch, may_pass_over
 from spafit_hf.trainer.hub import HubPushMixin
-from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
+from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, split_groups
 from spafit_hf.trainer.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
-from spafit_hf.trainer.sharding import gather_deltas, shard_by_layer, whole_again, whole_parameters
+from spafit_hf.trainer.sharding import gather_deltas, shard_by_layer, whole_parameters
 from spafit_hf.trainer.shortcuts import FirstTokenShortCut, PrefixShortCut
-from spafit_hf.tuner import SpafitConfig, get_spafit_model
+from spafit_hf.trainer.wrapping import has_adapter, is_ours, taken_out, warn_of_halves, wrap, wrapped_before
 from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
-
-WRAPPED = "_spafit_wrapped"
-"""Where a plain model notes what a trainer has made of it."""
 
 
 class StrataTrainer(Trainer):
@@ -87,8 +82,8 @@ class StrataTrainer(Trainer):
     _watch: GradientWatch | None = None
     """Until the first optimizer step of a run."""
 
-    _wrapped: list[tuple[PeftModel, list[nn.Parameter]]] | None = None
-    """While the trainer is made: what it has wrapped, and what of that trained before."""
+    _undo: ExitStack | None = None
+    """While the trainer is made: what makes a model plain again that was given plain."""
 
     # Trainer's own, None only until they are made.
     model: Any
@@ -102,39 +97,22 @@ class StrataTrainer(Trainer):
     def __init__(
         self,
         *,
-        model: nn.Module | None,
-        args: TrainingArguments,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None],
-        strategy: StrategyLike | None,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        strategy: StrategyLike | None = None,
         **others: Any,
     ) -> None:
         """Trainer's, with the model wrapped first. Where that fails, a model that was given plain is plain again."""
+        if args is None:
+            seq2seq = isinstance(self, Seq2SeqTrainer)
+            args = (SpafitSeq2SeqTrainingArguments if seq2seq else SpafitTrainingArguments)(output_dir="tmp_trainer")
         self._opened = ExitStack()
         """What the short cuts of a training or an evaluation have changed on the model, to be undone at its end."""
         self._prefix = PrefixShortCut(self, self._opened)
         self._first_token = FirstTokenShortCut(self, self._opened, self._prefix)
-        self._wrapped = []
-        complete = False
-        try:
-            model = self._begin(model, args, optimizers[0], strategy)
-            super().__init__(model=model, args=args, optimizers=optimizers, **others)
-            complete = True
-        finally:
-            if not complete:
-                for wrapped, trained in self._wrapped:
-                    _unwrap(wrapped, trained)
-            self._wrapped = None
-
-    def _begin(
-        self,
-        model: nn.Module | None,
-        args: TrainingArguments,
-        optimizer: torch.optim.Optimizer | None,
-        strategy: StrategyLike | None,
-    ) -> nn.Module | None:
-        """What happens before Trainer's own `__init__`: settle the strategy and wrap the model."""
         self.args = args
-        self._optimizer_was_given = optimizer is not None
+        self._optimizer_was_given = optimizers[0] is not None
         self._native = False
         self._loss_was_probed = False
         self._pooler_is_untrained = False
@@ -142,15 +120,20 @@ class StrataTrainer(Trainer):
         self._length_sampler: LengthGroupedSampler | None = None
         _follow_log_level(args)
         self._settle_strategy(strategy, model)
-        if model is None:
-            return None
-        model = self._in_strata(model)
-        if optimizer is not None:
-            _check_holds_trainable(optimizer, model)
-        return model
+        with ExitStack() as self._undo:
+            if model is not None:
+                model = self._in_strata(model)
+                if optimizers[0] is not None:
+                    _check_holds_trainable(optimizers[0], model)
+            super().__init__(model=model, args=args, optimizers=optimizers, **others)
+            self._undo.pop_all()
+        self._undo = None
+        if isinstance(self.model, PeftModel) and getattr(args, "generation_config", None) is not None:
+            # Seq2SeqTrainer sets it on PEFT's wrapper, which `generate` does not ask.
+            self.model.get_base_model().generation_config = self.model.generation_config
 
     def _settle_strategy(self, strategy: StrategyLike | None, model: nn.Module | None) -> None:
-        if strategy is not None and model is not None and _has_adapter(model):
+        if strategy is not None and model is not None and has_adapter(model):
             logger.warning("The model has an adapter already; strategy=%s is not used.", strategy)
         if not isinstance(self.args, StrataArguments):
             self._plain_strategy = Strategy.coerce(DEFAULT_STRATEGY if strategy is None else strategy)
@@ -177,68 +160,29 @@ class StrataTrainer(Trainer):
         """Wrap a plain model. One with an adapter is taken as it is, and full fine-tuning leaves it plain."""
         self.plan, self._pooler_is_untrained = None, False
         strategy = self.strategy
-        plain = extract_model_from_parallel(model, keep_torch_compile=False)
-        if plain is not model and (_has_adapter(model) or not strategy.full):
-            logger.warning(
-                "The model was given within %s: training goes on without, so that what is saved has the names of the "
-                "model's own. To train it compiled: --torch_compile.",
-                type(model).__name__,
-            )
-            model = plain
-        before = _wrapped_before(model)
-        there = before is not None or _has_adapter(model)
+        model = taken_out(model, strategy)
+        wrapped = wrapped_before(model, strategy)
+        there = wrapped is not None or has_adapter(model)
         start = self.args.init_adapter if isinstance(self.args, StrataArguments) else ""
         if start and (there or strategy.full):
             found = "the model has an adapter already" if there else "full fine-tuning trains none"
             raise ValueError(f"init_adapter={start!r} starts a new adapter, and {found}; leave it out.")
-        if before is not None:
-            return self._go_on_with(before, strategy)
-        if there or strategy.full:
-            halves = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
-            if halves and not there and not self.args.deepspeed:  # which keeps fp32 copies itself
-                logger.warning(
-                    "Full fine-tuning of weights in %s: small steps are lost. Load the model with "
-                    "dtype=torch.float32, and train with --bf16 for its speed.",
-                    halves.pop(),
-                )
-            return model
-        wrapped = self._wrap(model, strategy)
-        if start:
-            start_from(wrapped, start, token=self.args.hub_token)
-        return wrapped
-
-    def _wrap(self, model: nn.Module, strategy: Strategy) -> PeftModel:
-        if isinstance(model, PreTrainedModel) and model.is_activation_checkpointing:
-            # Switched on by hand before: PEFT would turn input gradients on for it, so let `train` do it our way.
-            model.activation_checkpointing_disable()
-            model.disable_input_require_grads()
-            self.args.activation_checkpointing = self.args.gradient_checkpointing = True
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        with whole_again(model.parameters()):  # plan and layers read shapes, which ZeRO-3 hides
-            self.plan = plan(model, strategy)
-            self._pooler_is_untrained = has_untrained_pooler(model, self.plan.architecture)
-            # The same LoRA for the same seed, whatever drew random numbers before.
-            set_seed(self.args.seed)
-            initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
-            how = {} if initial == "default" else {"init_lora_weights": initial}
-            wrapped = get_spafit_model(model, strategy, **how)
-        # By the dictionary: as an attribute it would be a submodule of the model that it wraps.
-        vars(model)[WRAPPED] = (wrapped, self.plan, self._pooler_is_untrained)
-        if self._wrapped is not None:
-            self._wrapped.append((wrapped, trained))
-        return wrapped
-
-    def _go_on_with(self, before: tuple[PeftModel, Plan, bool], strategy: Strategy) -> PeftModel:
-        """Take the adapter that a trainer before this one has put into the model: a cell of a notebook run twice."""
-        wrapped, the_plan, untrained = before
-        if the_plan.strategy != strategy:
-            raise ValueError(
-                f"the model holds the adapter of an earlier trainer, of {the_plan.strategy}, and this one is to train "
-                f"{strategy}; load the model again before making this trainer."
+        if wrapped is not None:
+            logger.warning(
+                "The model holds the adapter of an earlier trainer, of the same strategy: going on with it."
             )
-        logger.warning("The model holds the adapter of an earlier trainer, of the same strategy: going on with it.")
-        self.plan, self._pooler_is_untrained = the_plan, untrained
-        return wrapped
+        elif there or strategy.full:
+            if not there:
+                warn_of_halves(model, self.args)
+            return model
+        else:
+            wrapped = wrap(model, strategy, self.args)
+            if self._undo is not None:
+                self._undo.callback(wrapped.undo)
+            if start:
+                start_from(wrapped.model, start, token=self.args.hub_token)
+        self.plan, self._pooler_is_untrained = wrapped.plan, wrapped.untrained_pooler
+        return wrapped.model
 
     # ---- the short cuts ----
 
@@ -263,7 +207,7 @@ class StrataTrainer(Trainer):
         return self._first_token.refused
 
     def _trains_adapter(self) -> bool:
-        return _has_adapter(self.model) if self.model is not None else not self.strategy.full
+        return has_adapter(self.model) if self.model is not None else not self.strategy.full
 
     # ---- training ----
 
@@ -308,7 +252,7 @@ class StrataTrainer(Trainer):
     def _watch_gradients(self) -> None:
         self._watch = None
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if _is_ours(model) and not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
+        if is_ours(model) and not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
             self._watch = GradientWatch(model, self.plan, compiled=self.args.torch_compile)
             self._opened.callback(self._watch.close)
 
@@ -318,7 +262,7 @@ class StrataTrainer(Trainer):
         if self.plan is not None:
             logger.info("Training in strata:\n%s", self.plan)
         else:
-            what = "the adapter of the model given" if _has_adapter(self.model) else f"strategy {self.strategy.name}"
+            what = "the adapter of the model given" if has_adapter(self.model) else f"strategy {self.strategy.name}"
             trained, total = get_model_param_count(self.model, trainable_only=True), get_model_param_count(self.model)
             logger.info("Training %s: %s of %s parameters.", what, f"{trained:,}", f"{total:,}")
 
@@ -569,7 +513,7 @@ class StrataTrainer(Trainer):
             output_dir: the folder, `args.output_dir` by default.
         """
         self._native = _internal_call and output_dir is not None  # how Trainer saves a checkpoint
-        if _is_ours(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if is_ours(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             # Trainer would gather the whole base on each save. The adapter and the base's biases are enough.
             with whole_parameters(self.model, keep=self.args.should_save):
                 self._save(output_dir)
@@ -589,7 +533,7 @@ class StrataTrainer(Trainer):
         if not self.args.should_save and not self.is_distributed_loading_by_transformers:
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if _is_ours(model):
+        if is_ours(model):
             logger.info("Saving the adapter to %s", folder)
             form = save_adapter(
                 model, folder, model.active_adapter, form="native" if self._native else "auto", task=self.task
@@ -608,9 +552,21 @@ class StrataTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model
-        if _is_ours(target) and not self.is_fsdp_enabled:
+        if is_ours(target) and not self.is_fsdp_enabled:
             check_fits(target, target.active_adapter, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _with_strategy(theirs: type[Trainer]) -> Any:
+    """`StrataTrainer.__init__` with the signature of a trainer of transformers, and `strategy` at its end."""
+    known = inspect.signature(theirs.__init__)
+
+    def __init__(self: StrataTrainer, *given: Any, **named: Any) -> None:
+        StrataTrainer.__init__(**known.bind_partial(self, *given).arguments, **named)
+
+    last = inspect.signature(StrataTrainer.__init__).parameters["strategy"]
+    vars(__init__)["__signature__"] = known.replace(parameters=[*known.parameters.values(), last])
+    return __init__
 
 
 class SpafitTrainer(HubPushMixin, StrataTrainer):
@@ -622,47 +578,15 @@ class SpafitTrainer(HubPushMixin, StrataTrainer):
     Args:
         strategy: name, dict, YAML or JSON file, or `Strategy`. It takes the place of the strategy in `args`. By
             default that of `SpafitTrainingArguments`, and spafit-4-9-II with plain `TrainingArguments`.
-        others: those of `transformers.Trainer`, in its order.
+        others: those of `transformers.Trainer`, in its order: model, args, data_collator, train_dataset, eval_dataset,
+            processing_class, model_init, compute_loss_func, compute_metrics, callbacks, optimizers,
+            optimizer_cls_and_kwargs, preprocess_logits_for_metrics.
 
     Raises:
         ValueError: for a strategy that does not fit the model, or an optimizer made before the model was wrapped.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | nn.Module | None = None,
-        args: TrainingArguments | None = None,
-        data_collator: DataCollator | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        model_init: Callable[..., PreTrainedModel] | None = None,
-        compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        *,
-        strategy: StrategyLike | None = None,
-    ) -> None:
-        args = SpafitTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            strategy=strategy,
-        )
+    __init__ = _with_strategy(Trainer)
 
 
 class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
@@ -670,45 +594,11 @@ class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
 
     Args:
         strategy: as for `SpafitTrainer`.
-        others: those of `transformers.Seq2SeqTrainer`, in its order.
+        others: those of `transformers.Seq2SeqTrainer`, in its order: as for `SpafitTrainer`, but for
+            optimizer_cls_and_kwargs.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | nn.Module | None = None,
-        args: TrainingArguments | None = None,
-        data_collator: DataCollator | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        model_init: Callable[..., PreTrainedModel] | None = None,
-        compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        *,
-        strategy: StrategyLike | None = None,
-    ) -> None:
-        args = SpafitSeq2SeqTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            strategy=strategy,
-        )
-        if isinstance(self.model, PeftModel) and getattr(args, "generation_config", None) is not None:
-            # Seq2SeqTrainer sets it on PEFT's wrapper, which `generate` does not ask.
-            self.model.get_base_model().generation_config = self.model.generation_config
+    __init__ = _with_strategy(Seq2SeqTrainer)
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------
@@ -719,31 +609,6 @@ def _follow_log_level(args: TrainingArguments) -> None:
     package, level = logging.getLogger("spafit_hf"), args.get_process_log_level()
     if args.log_level != "passive" or level < package.getEffectiveLevel():
         package.setLevel(level)
-
-
-def _has_adapter(model: nn.Module) -> bool:
-    """Whether a model comes with an adapter: PEFT's wrapper, or one that transformers' `add_adapter` put in."""
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    return isinstance(model, PeftModel) or bool(getattr(model, "_hf_peft_config_loaded", False))
-
-
-def _wrapped_before(model: nn.Module) -> tuple[PeftModel, Plan, bool] | None:
-    """What an earlier trainer has made of a plain model: PEFT's wrapper, the plan, whether its pooler is untrained."""
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        return vars(model).get(WRAPPED)
-    vars(model).pop(WRAPPED, None)  # merged or unloaded since
-    return None
-
-
-def _unwrap(model: PeftModel, trained: Iterable[nn.Parameter]) -> None:
-    """Take the adapter out again, and let train what did before."""
-    vars(model.unload()).pop(WRAPPED, None)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-
-
-def _is_ours(model: nn.Module) -> bool:
-    return isinstance(model, PeftModel) and isinstance(model.peft_config[model.active_adapter], SpafitConfig)
 
 
 def _restored(rows: EvalPrediction, sampler: LengthSortedSampler) -> EvalPrediction:

@@ -149,12 +149,11 @@ class SpafitConfig(LoraConfig):
 
     @classmethod
     def from_plan(cls, plan: Plan, **lora_kwargs: Any) -> SpafitConfig:
-        """The configuration that carries out a plan.
+        """The configuration that carries out a plan of the model that the adapter is for.
 
         Args:
-            plan: a plan of the model that the adapter is for.
-            **lora_kwargs: further fields of `LoraConfig`, such as `init_lora_weights` or `task_type`. What the plan
-                decides (modules, ranks and the like) is not among them.
+            plan: decides modules, ranks and the like.
+            **lora_kwargs: further fields of `LoraConfig`, such as `init_lora_weights` or `task_type`.
 
         Raises:
             ValueError: for full fine-tuning, which has no adapter, and for fields that the plan decides.
@@ -176,13 +175,7 @@ class SpafitConfig(LoraConfig):
         return config
 
     def fill(self, lora: Mapping[str, LoraSettings], biases: Iterable[str], head: Iterable[str]) -> None:
-        """Write modules into this configuration. The most frequent settings become its own, others patterns.
-
-        Args:
-            lora: full module name -> its LoRA settings.
-            biases: full names of the modules with a bias delta.
-            head: names of the modules of the task head.
-        """
+        """Write modules, by full names, into this configuration: the most frequent settings as its own, others as patterns."""
         self.bias_modules = sorted(biases)
         self.target_modules = set(lora)
         if not lora and not self.bias_modules:

@@ -45,12 +45,7 @@ class DeltaLayer(LoraLayer):
     # ---- an adapter's part in this module, and its removal (`delete_adapter`, inherited) ----
 
     def add_delta(self, adapter_name: str, *, zero: bool, inference_mode: bool = False) -> None:
-        """Give an adapter a bias delta on this module.
-
-        Args:
-            zero: start at zero, so that the model still computes what its base does; else small random values.
-            inference_mode: the delta does not train.
-        """
+        """Give an adapter a bias delta on this module: zero, so that the model computes what its base does, or random."""
         device = next(self.get_base_layer().parameters()).device
         delta = torch.zeros(self.out_features, dtype=torch.float32, device=device)
         if not zero:
