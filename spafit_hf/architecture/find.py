@@ -178,12 +178,12 @@ def _head(model: nn.Module, base: nn.Module, kept: tuple[str, ...]) -> tuple[str
         for child_name, child in children
         if child is not base and child_name not in kept
         # PEFT copies the modules of a head, and a list of modules is none (the TDNN of x-vectors).
-        for name in ([f"{child_name}.{key}" for key in child._modules] if _is_list(child) else [child_name])
+        for name in (
+            [f"{child_name}.{key}" for key in child._modules]
+            if isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            else [child_name]
+        )
     )
-
-
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
 def _embeddings(model: nn.Module, base_name: str, base: nn.Module) -> str | None:

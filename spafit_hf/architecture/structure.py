@@ -33,9 +33,7 @@ _INTO = {  # last parts of names, lower case
     *("fc1", "lin1", "linear1", "c_fc", "fc_in", "dense_h_to_4h", "intermediate_dense"),
     *("wi", "wi_0", "wi_1", "w1", "w3", "gate_proj", "up_proj", "gate_up_proj"),
 }
-_OUT_OF = {
-    *("fc2", "lin2", "linear2", "c_proj", "fc_out", "dense_4h_to_h", "output_dense", "wo", "w2", "down_proj"),
-}
+_OUT_OF = {*("fc2", "lin2", "linear2", "c_proj", "fc_out", "dense_4h_to_h", "output_dense", "wo", "w2", "down_proj")}
 _FUSED = {"c_attn", "in_proj", "w_pack", "query_key_value"}
 _POSITIONS = {"pos_proj", "linear_pos"}  # what a key is for relative positions
 _ATTENTION_OUTPUT = re.compile(

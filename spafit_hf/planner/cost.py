@@ -22,10 +22,7 @@ class Flops:
     activation_gradient: int
     weight_gradient: int
 
-    @property
-    def total(self) -> int:
-        """All three."""
-        return self.forward + self.activation_gradient + self.weight_gradient
+    total = property(lambda self: self.forward + self.activation_gradient + self.weight_gradient, doc="All three.")
 
 
 _CROSS = re.compile(r"cross|encoder_attn|EncDec", re.IGNORECASE)

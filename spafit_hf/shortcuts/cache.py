@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -52,15 +53,6 @@ class CacheSettings:
     """Take the frozen layers' weights out of memory once every example is stored."""
 
 
-@dataclass
-class CacheUse:
-    """What a cache was good for, in rows."""
-
-    read: int = 0
-    computed: int = 0
-    stored: int = 0
-
-
 class PrefixCache:
     """The frozen prefix of one model, from a cache.
 
@@ -85,7 +77,8 @@ class PrefixCache:
         self.base = base_of(model)
         self.precision = precision
         self.ignored = (*IGNORED, *ignored)
-        self.use = CacheUse()
+        self.use = SimpleNamespace(read=0, computed=0, stored=0)
+        """What the cache was good for, in rows."""
         self.probed: ProbeResult | None = None
         self._entry: Entry | None = None
         self._store: Store | None = None

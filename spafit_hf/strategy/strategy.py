@@ -16,14 +16,7 @@ import yaml
 
 from spafit_hf.strategy.methods import SPAFIT_NAME, bounds_fields, method_fields
 from spafit_hf.strategy.reading import field_names, is_int, parse_json, parse_yaml, refuse_unknown_keys
-from spafit_hf.strategy.stratum import (
-    LORA_SETTINGS,
-    LoraSettings,
-    Stratum,
-    absolute_range,
-    range_text,
-    span,
-)
+from spafit_hf.strategy.stratum import LORA_SETTINGS, LoraSettings, Stratum, absolute_range, range_text, span
 from spafit_hf.words import layers_text
 
 _SUFFIXES = (".yaml", ".yml", ".json")

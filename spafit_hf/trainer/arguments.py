@@ -61,8 +61,7 @@ class StrataArguments:
         "the strategy's name. -1: not set.",
     )
     n2: int = _option(
-        NOT_SET,
-        "Last layer of group 2 (biases), from zero, in the model's own depth. Goes with --n1. -1: not set.",
+        NOT_SET, "Last layer of group 2 (biases), from zero, in the model's own depth. Goes with --n1. -1: not set."
     )
     lora_r: int = _option(64, "Rank of LoRA in every stratum that does not state its own.")
     lora_alpha: float = _option(128.0, "LoRA is scaled by lora_alpha / lora_r.")

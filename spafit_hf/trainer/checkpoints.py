@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
@@ -73,9 +73,7 @@ def check_fits(model: PeftModel, adapter_name: str, checkpoint: str) -> None:
         return
     with safe_open(file, framework="pt") as tensors:
         found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    state: dict[str, torch.Tensor] = get_peft_model_state_dict(
-        model, adapter_name=adapter_name, save_embedding_layers=False
-    )
+    state: dict[str, Any] = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     # Resized embeddings are in the file as well, and are not part of the adapter.
     adapter = {name for name in found if ".lora_" in name} | set(expected)

@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -61,14 +62,11 @@ class GradientWatch:
             owners = {owner_of(name) for name in self.tensors}
             for name in owners | {_parent(owner) for owner in owners}:
                 if name in modules:
-                    self._hooks.callback(modules[name].register_forward_pre_hook(self._noting(name)).remove)
+                    self._hooks.callback(modules[name].register_forward_pre_hook(partial(self._note, name)).remove)
 
-    def _noting(self, name: str) -> Any:
-        def note(_module: nn.Module, _inputs: Any) -> None:
-            assert self._ran is not None
-            self._ran.add(name)
-
-        return note
+    def _note(self, name: str, _module: nn.Module, _inputs: Any) -> None:
+        assert self._ran is not None
+        self._ran.add(name)
 
     def look(self) -> bool:
         """Look at the gradients after the backward passes of a window; True when this was the last look."""

@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from peft import PeftModel
 from torch import nn
@@ -36,7 +35,7 @@ from spafit_hf.tuner.plain import base_of
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 64
-"""Examples among which the probe looks for short and long ones, where no table knows the lengths of all."""
+"""Examples among which the probe looks for short and long ones."""
 
 
 def _check_whole(trainer: Trainer, refusal: type[ValueError]) -> None:
@@ -169,15 +168,9 @@ class PrefixShortCut:
 
     def _probe_examples(self, dataset: Any) -> list[int]:
         """Places of a few examples, from the shortest to the longest."""
-        known = None
-        if isinstance(dataset, datasets.Dataset):
-            known = example_lengths(dataset, self._main_input(), self.trainer.args.length_column_name)
-        if known is not None:
-            lengths = dict(enumerate(known))
-        else:
-            count = len(dataset)
-            looked_at = dict.fromkeys(count * part // LOOKED_AT for part in range(LOOKED_AT if count else 0))
-            lengths = {index: self._example_length(dataset[index]) for index in looked_at}
+        count = len(dataset)
+        looked_at = dict.fromkeys(count * part // LOOKED_AT for part in range(LOOKED_AT if count else 0))
+        lengths = {index: self._example_length(dataset[index]) for index in looked_at}
         if not lengths:
             raise NotCacheable("there are no examples to look at.")
         order = sorted(lengths, key=lengths.__getitem__)

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from operator import attrgetter
 from typing import Any
 
 import safetensors.torch
@@ -24,29 +25,15 @@ from peft import PeftModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
-from transformers import (
-    EvalPrediction,
-    PreTrainedModel,
-    Seq2SeqTrainer,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_pt_utils import find_batch_size, get_model_param_count
-from transformers.trainer_utils import (
-    BestRun,
-    EvalLoopOutput,
-    TrainOutput,
-    has_length,
-)
+from transformers.trainer_utils import BestRun, EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from spafit_hf.adapter import save_adapter, start_from
 from spafit_hf.architecture import find_architecture
 from spafit_hf.planner import Plan
-from spafit_hf.shortcuts.cache import PrefixCache
-from spafit_hf.shortcuts.first_token import FirstToken
 from spafit_hf.strategy import Strategy, StrategyLike
 from spafit_hf.trainer.arguments import (
     DEFAULT_STRATEGY,
@@ -142,10 +129,7 @@ class StrataTrainer(Trainer):
             if self.args.n1 != NOT_SET or self.args.strategy not in (DEFAULT_STRATEGY, text):
                 logger.warning(
                     "The trainer's strategy=%s takes the place of the arguments' strategy=%s, n1=%d, n2=%d; drop one.",
-                    text,
-                    self.args.strategy,
-                    self.args.n1,
-                    self.args.n2,
+                    *(text, self.args.strategy, self.args.n1, self.args.n2),
                 )
             # Into the arguments, so that logs, cards and a search over strategies have one place to look at.
             self.args.strategy, self.args.n1, self.args.n2 = text, NOT_SET, NOT_SET
@@ -186,37 +170,21 @@ class StrataTrainer(Trainer):
 
     # ---- the short cuts ----
 
-    @property
-    def prefix_cache(self) -> PrefixCache | None:
-        """The cache of the model that trains; None while there is none."""
-        return self._prefix.cache
-
-    @property
-    def prefix_cache_refused(self) -> str:
-        """Why the model is trained without one, though one was wanted."""
-        return self._prefix.refused
-
-    @property
-    def first_token(self) -> FirstToken | None:
-        """The narrowed last layer of the model; None while there is none."""
-        return self._first_token.narrowed
-
-    @property
-    def first_token_refused(self) -> str:
-        """Why the last layer is computed whole, though narrowing it was wanted."""
-        return self._first_token.refused
+    prefix_cache = property(attrgetter("_prefix.cache"))
+    """The cache of the model that trains; None while there is none."""
+    prefix_cache_refused = property(attrgetter("_prefix.refused"))
+    """Why the model is trained without one, though one was wanted."""
+    first_token = property(attrgetter("_first_token.narrowed"))
+    """The narrowed last layer of the model; None while there is none."""
+    first_token_refused = property(attrgetter("_first_token.refused"))
+    """Why the last layer is computed whole, though narrowing it was wanted."""
 
     def _trains_adapter(self) -> bool:
         return has_adapter(self.model) if self.model is not None else not self.strategy.full
 
     # ---- training ----
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; a checkpoint that was cut short by a kill is replaced by the whole one before it.
 
         _prepare_for_training   table of strata, sharding, optimizer; the prefix cache opens and is built
@@ -230,7 +198,7 @@ class StrataTrainer(Trainer):
             self.args.gradient_checkpointing_kwargs = self.args.activation_checkpointing_kwargs
         checkpoint = resumable(resume_from_checkpoint, self.args.output_dir or "")
         try:
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            return super().train(checkpoint, *args, **kwargs)
         finally:
             self._opened.close()
 
@@ -246,15 +214,12 @@ class StrataTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._prefix.open_for_training()
         self._first_token.open()
-        self._watch_gradients()
-        return prepared
-
-    def _watch_gradients(self) -> None:
         self._watch = None
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if is_ours(model) and not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
             self._watch = GradientWatch(model, self.plan, compiled=self.args.torch_compile)
             self._opened.callback(self._watch.close)
+        return prepared
 
     def _log_strata(self) -> None:
         if not self.args.should_log:
@@ -293,12 +258,9 @@ class StrataTrainer(Trainer):
         (https://github.com/huggingface/transformers/issues/47688).
         """
         several = self.args.gradient_accumulation_steps * self.args.world_size * max(self.args.n_gpu, 1) > 1
-        own_loss = (
-            self.compute_loss_func is not None
-            or self.label_smoother is not None
-            or type(self).compute_loss is not Trainer.compute_loss  # a script's own, which knows what it takes
-        )
-        if several and num_items_in_batch is not None and not own_loss and not self._loss_was_probed:
+        # A script's own loss knows what it takes.
+        own = self.compute_loss_func or self.label_smoother or type(self).compute_loss is not Trainer.compute_loss
+        if several and num_items_in_batch is not None and not own and not self._loss_was_probed:
             found = self._loss_takes_items(model, inputs, num_items_in_batch)
             if found is not None:
                 self.model_accepts_loss_kwargs, self._loss_was_probed = found, True
@@ -337,7 +299,9 @@ class StrataTrainer(Trainer):
         sampler = getattr(dataloader.batch_sampler, "sampler", None)
         compute_metrics = self.compute_metrics
         if isinstance(sampler, LengthSortedSampler) and compute_metrics is not None:
-            self.compute_metrics = lambda rows: compute_metrics(_restored(rows, sampler))
+            self.compute_metrics = lambda rows: compute_metrics(
+                EvalPrediction(*map(sampler.restore, (rows.predictions, rows.label_ids, rows.inputs, rows.losses)))
+            )
         try:
             # Leaves the random state as it was: a run that was killed between a save and an evaluation goes on without
             # that evaluation, and has to draw the same dropout.
@@ -351,23 +315,15 @@ class StrataTrainer(Trainer):
             self.compute_metrics = compute_metrics
             if not self.is_in_train:
                 self._opened.close()
-        if not isinstance(sampler, LengthSortedSampler):
-            return output
-        return output._replace(
-            predictions=sampler.restore(output.predictions), label_ids=sampler.restore(output.label_ids)
-        )
+        if isinstance(sampler, LengthSortedSampler):
+            parts = {name: sampler.restore(getattr(output, name)) for name in ("predictions", "label_ids")}
+            return output._replace(**parts)
+        return output
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: Any = None,
-        **kwargs: Any,
-    ) -> Any:
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """`Trainer.prediction_step`, after a look at the first batch."""
         self._first_token.look_at(inputs, training=False)
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     # ---- data ----
 
@@ -411,7 +367,12 @@ class StrataTrainer(Trainer):
         if not exists:
             opt_model = self.model if model is None else model
             if self._pooler_is_untrained and "head" not in rates:
-                rates["head"] = self._rate_behind_untrained_pooler()
+                rates["head"] = UNTRAINED_POOLER_FACTOR * self.args.learning_rate
+                logger.warning(
+                    "The base's pooler was never trained (its bias is zero), and what the head reads of it is small: "
+                    "the head learns at %g, %d times --learning_rate. Another rate: --head_learning_rate.",
+                    *(rates["head"], UNTRAINED_POOLER_FACTOR),
+                )
             head = find_architecture(opt_model).head if "head" in rates and not self._trains_adapter() else ()
             present = split_groups(optimizer, opt_model, rates, head)
             for kind in sorted(set(rates) - present):
@@ -425,16 +386,6 @@ class StrataTrainer(Trainer):
             return {}
         rates = {"bias": self.args.bias_learning_rate, "head": self.args.head_learning_rate}
         return {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
-
-    def _rate_behind_untrained_pooler(self) -> float:
-        rate = UNTRAINED_POOLER_FACTOR * self.args.learning_rate
-        logger.warning(
-            "The base's pooler was never trained (its bias is zero), and what the head reads from it is small: the "
-            "head learns at %g, %d times --learning_rate. Another rate: --head_learning_rate.",
-            rate,
-            UNTRAINED_POOLER_FACTOR,
-        )
-        return rate
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Trainer's choice without the bias deltas: a bias does not decay, whether trained in place or as a delta."""
@@ -601,19 +552,11 @@ class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
     __init__ = _with_strategy(Seq2SeqTrainer)
 
 
-# -- helpers ----------------------------------------------------------------------------------------------------------
-
-
 def _follow_log_level(args: TrainingArguments) -> None:
     """Let this package log where transformers does, as scripts set the level of transformers alone."""
     package, level = logging.getLogger("spafit_hf"), args.get_process_log_level()
     if args.log_level != "passive" or level < package.getEffectiveLevel():
         package.setLevel(level)
-
-
-def _restored(rows: EvalPrediction, sampler: LengthSortedSampler) -> EvalPrediction:
-    parts = (rows.predictions, rows.label_ids, rows.inputs, rows.losses)
-    return EvalPrediction(*(sampler.restore(part) for part in parts))
 
 
 def _as_text(strategy: StrategyLike) -> str:

@@ -25,15 +25,9 @@ from spafit_hf.tuner.layer import DeltaLayer
 from spafit_hf.tuner.model import SpafitModel
 
 __all__ = [
-    "DeltaLayer",
-    "SpafitConfig",
-    "SpafitModel",
-    "SpafitPeftType",
-    "apply_labels",
-    "get_spafit_model",
-    "labels_of",
-    "task_type_of",
-]
+    "DeltaLayer", "SpafitConfig", "SpafitModel", "SpafitPeftType",
+    "apply_labels", "get_spafit_model", "labels_of", "task_type_of",
+]  # fmt: skip
 
 # `peft.utils.register_peft_method` takes only members of its own closed enum, hence the three mappings.
 PEFT_TYPE_TO_CONFIG_MAPPING[SpafitPeftType.SPAFIT] = SpafitConfig  # type: ignore[index]

@@ -42,15 +42,8 @@ LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 #: Beginnings of the values of `init_lora_weights` for which PEFT moves a part of the base's weights into LoRA.
 REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
-_PLANNED_FIELDS = (
-    "target_modules",
-    "bias_modules",
-    "module_settings",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layers_pattern",
-)
+_TARGETS = ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
+_PLANNED_FIELDS = (*_TARGETS, "bias_modules", "module_settings")
 
 
 def _none_or(name: str) -> Any:
@@ -116,7 +109,7 @@ class SpafitConfig(LoraConfig):
             setattr(self, name, value)
         super().__post_init__()
         if self.strategy is not None and self.bias_modules is None:
-            for name in ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"):
+            for name in _TARGETS:
                 if getattr(self, name):
                     raise ValueError(
                         f"strategy and {name} were both given, and both say which modules train; drop {name} and "
@@ -175,7 +168,7 @@ class SpafitConfig(LoraConfig):
         return config
 
     def fill(self, lora: Mapping[str, LoraSettings], biases: Iterable[str], head: Iterable[str]) -> None:
-        """Write modules, by full names, into this configuration: the most frequent settings as its own, others as patterns."""
+        """Write modules, by full names, into this configuration: the commonest settings as its own, others apart."""
         self.bias_modules = sorted(biases)
         self.target_modules = set(lora)
         if not lora and not self.bias_modules:

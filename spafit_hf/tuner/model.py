@@ -109,11 +109,8 @@ class SpafitModel(LoraModel):
                 layer = wrap(layer)
                 layer._active_adapter = adapter_name
                 self._replace_module(parent, target_name, layer, target)
-            layer.add_delta(
-                adapter_name,
-                zero=lora_config.init_lora_weights is not False,
-                inference_mode=lora_config.inference_mode,
-            )
+            zero = lora_config.init_lora_weights is not False
+            layer.add_delta(adapter_name, zero=zero, inference_mode=lora_config.inference_mode)
             if adapter_name not in self.active_adapters:
                 layer.lora_delta[adapter_name].requires_grad_(False)
 
@@ -141,16 +138,10 @@ class SpafitModel(LoraModel):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls,
-        model: nn.Module,
-        config: SpafitConfig,
-        adapter_name: str,
-        state_dict: dict[str, torch.Tensor],
-        unwanted_adapter_names: list[str],
+        cls, model: nn.Module, config: SpafitConfig, *args: Any, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
         # PEFT writes the magnitudes of DoRA under their old name if the configuration says DoRA; here a module may.
-        as_dora = _changed(config, use_dora=True)
-        return super()._get_adapter_state_dict(model, as_dora, adapter_name, state_dict, unwanted_adapter_names)
+        return super()._get_adapter_state_dict(model, _changed(config, use_dora=True), *args, **kwargs)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -288,18 +279,16 @@ class SpafitModel(LoraModel):
 
     # ---- weighted combinations ----
 
-    def add_weighted_adapter(
+    def add_weighted_adapter(  # type: ignore[override]  # what PEFT takes by place further on is taken by name
         self,
         adapters: list[str],
         weights: list[float],
         adapter_name: str,
         combination_type: str = "svd",
-        svd_rank: int | None = None,
-        svd_clamp: int | None = None,
-        svd_full_matrices: bool = True,
-        svd_driver: str | None = None,
+        *,
         density: float | None = None,
         majority_sign_method: str = "total",
+        **svd: Any,
     ) -> None:
         """Add an adapter that is a weighted combination of others: LoRA as PEFT combines it, deltas likewise.
 
@@ -314,18 +303,8 @@ class SpafitModel(LoraModel):
             )
         layers = self._delta_layers()
         bias_modules = sorted(key for key, layer in layers.items() if set(adapters) & set(layer.lora_delta))
-        super().add_weighted_adapter(
-            adapters,
-            weights,
-            adapter_name,
-            combination_type,
-            svd_rank,
-            svd_clamp,
-            svd_full_matrices,
-            svd_driver,
-            density,
-            majority_sign_method,
-        )
+        sparse: dict[str, Any] = {"density": density, "majority_sign_method": majority_sign_method}
+        super().add_weighted_adapter(adapters, weights, adapter_name, combination_type, **svd, **sparse)
         config = self.peft_config[adapter_name]
         config.strategy = None  # a combination carries out no single strategy
         config.bias_modules = bias_modules or self.peft_config[adapters[0]].bias_modules
