@@ -13,12 +13,15 @@ It is a plugin of pytest too: each of the two runs loads this file (`-p`) in a p
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+import types
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,6 +80,10 @@ def pytest_configure() -> None:
     """Put the configuration in place before a test imports it."""
     import peft
 
+    if importlib.util.find_spec("diffusers") is None:  # for an `isinstance` in what all the files share
+        stub = types.ModuleType("diffusers")
+        vars(stub).update(StableDiffusionPipeline=type("Absent", (), {}), __spec__=ModuleSpec("diffusers", None))
+        sys.modules["diffusers"] = stub
     if os.environ.get(SWAPPED):
         from spafit_hf import SpafitConfig
 
@@ -121,7 +128,9 @@ def fetch_tests(folder: Path) -> Path:
     (archive,) = folder.glob("peft-*.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    return folder / f"peft-{VERSION}" / "tests"
+    tests = folder / f"peft-{VERSION}" / "tests"
+    (tests / "__init__.py").touch()  # they import one another, and the archive leaves this out
+    return tests
 
 
 def write_models(cache: Path) -> None:
@@ -152,9 +161,14 @@ def run(tests: Path, files: list[str], home: Path, *, swapped: bool) -> dict[str
     report = home / f"report{int(swapped)}.json"
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "HF_HUB_OFFLINE": "1"}
     env |= {"HF_HOME": str(home), SWAPPED: "1" if swapped else "", REPORT: str(report)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.peft_suite", "-p", "no:cacheprovider", "-W"]
-    subprocess.run([*command, "ignore", *(f"{file}.py" for file in files)], cwd=tests, env=env, check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-o", "addopts=", "-p", "no:cacheprovider"]
+    names = [f"tests/{file}.py" for file in files]
+    subprocess.run([*command, "-p", "benchmarks.peft_suite", *names], cwd=tests.parent, env=env, check=False)
     return json.loads(report.read_text(encoding="utf-8"))
+
+
+def _of(file: str, outcomes: dict[str, str]) -> dict[str, str]:
+    return {name: outcome for name, outcome in outcomes.items() if name.startswith(f"tests/{file}.py")}
 
 
 def compared(stock: dict[str, str], ours: dict[str, str]) -> dict[str, Any]:
@@ -182,10 +196,7 @@ def main() -> None:
         stock, ours = (run(tests, args.files, home, swapped=swapped) for swapped in (False, True))
     result = {
         "versions": {name: version(name) for name in ("peft", "transformers", "torch")},
-        "files": {
-            file: compared(*({k: v for k, v in each.items() if k.startswith(f"{file}.py")} for each in (stock, ours)))
-            for file in args.files
-        },
+        "files": {file: compared(*(_of(file, each) for each in (stock, ours))) for file in args.files},
     }
     args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for file, figures in result["files"].items():

@@ -201,12 +201,11 @@ def _run(first: FirstToken, inputs: dict[str, Any], gradients: bool) -> dict[str
     if gradients:
         generator = torch.Generator().manual_seed(0)
         # Not the loss: it may be flat where the outputs are not, and there may be no labels.
-        total = torch.stack(
-            [
-                (value.float() * torch.randn(value.shape, generator=generator).to(value.device)).sum()
-                for value in outputs.values()
-            ]
-        ).sum()
+        weighted = (
+            (value.float() * torch.randn(value.shape, generator=generator).to(value.device)).sum()
+            for value in outputs.values()
+        )
+        total = torch.stack([*weighted]).sum()
         trained = {name: parameter for name, parameter in first.base.named_parameters() if parameter.requires_grad}
         values = torch.autograd.grad(total, [entering[0], *trained.values()], allow_unused=True)
         named = zip(["the states that enter the last layer", *trained], values, strict=True)

@@ -115,9 +115,6 @@ def facts_of_run(
     )
 
 
-# -- the model --------------------------------------------------------------------------------------------------------
-
-
 def _value(setting: Any) -> Any:
     """A member of an enum as its name, anything else as it is."""
     return getattr(setting, "value", setting)
@@ -165,9 +162,6 @@ def _labels(config: PretrainedConfig, task_type: str | None, problem: str | None
     return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
 
 
-# -- the data ---------------------------------------------------------------------------------------------------------
-
-
 def data_of(dataset: Any) -> Data:
     """What a dataset remembers of where it is from; nothing for one that was built by hand or from local files."""
     if not isinstance(dataset, Dataset):
@@ -186,9 +180,6 @@ def data_of(dataset: Any) -> Data:
         train_split=str(dataset.split) if dataset.split is not None else None,
         train_rows=dataset.num_rows,
     )
-
-
-# -- results ----------------------------------------------------------------------------------------------------------
 
 
 def _figures(entry: Mapping[str, Any], start: str = "eval_") -> dict[str, float]:
@@ -242,9 +233,6 @@ def _main_figure(trainer: Trainer, data: Data) -> str | None:
     if chosen and chosen != "loss":
         return chosen
     return TASKS[data.glue].main_metric if data.glue else None
-
-
-# -- settings ---------------------------------------------------------------------------------------------------------
 
 
 def _settings(trainer: Trainer) -> dict[str, Any]:

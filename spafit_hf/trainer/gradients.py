@@ -33,12 +33,10 @@ LAYER_DROP_STEPS = 20
 
 
 class GradientWatch:
-    """Which tensors of a model get no gradient, and which of their modules do not run.
+    """Which tensors of a model (PEFT's wrapper) get no gradient, and which of their modules do not run.
 
-    Args:
-        model: PEFT's wrapper, as it trains.
-        plan: its plan, for the names of strata; None where it is not known.
-        compiled: no module is watched then, as that would break the compiled graph; tensors are.
+    Names of strata come from its plan, where there is one. Of a compiled model no module is watched, as that would
+    break the graph; tensors are.
     """
 
     def __init__(self, model: nn.Module, plan: Plan | None, *, compiled: bool = False) -> None:

@@ -19,11 +19,9 @@ KINDS = ("lora", "base", "bias", "head")
 
 
 def parameter_kind(name: str, head: Iterable[str] = ()) -> str:
-    """The kind of a trained parameter, one of `KINDS`, from its name in the model.
+    """The kind of a trained parameter, one of `KINDS`, from its name in `model.named_parameters()`.
 
-    Args:
-        name: as in `model.named_parameters()`.
-        head: names of the head's modules in a model without adapter; in a PEFT model the head is found by itself.
+    `head` names the head's modules in a model without adapter; in a PEFT model the head is found by itself.
     """
     parts = name.split(".")
     if "modules_to_save" in parts or any(name.startswith(f"{module}.") for module in head):

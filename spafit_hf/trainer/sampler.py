@@ -76,10 +76,7 @@ class LengthSortedSampler(Sampler[int]):
 def example_lengths(dataset: Any, input_name: str, length_column: str) -> list[int] | None:
     """The length of each example, or None where examples have none (pixels, free-form items, an empty dataset).
 
-    Args:
-        dataset: anything with `__len__` and `__getitem__`.
-        input_name: the model's main input, such as "input_ids"; its length counts where there is no length column.
-        length_column: a column of a `datasets.Dataset` that holds lengths.
+    That of the model's main input counts ("input_ids"), where a `datasets.Dataset` has no length column.
     """
     if not isinstance(dataset, Sized) or not len(dataset):
         return None

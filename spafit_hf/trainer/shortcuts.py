@@ -218,10 +218,7 @@ class PrefixShortCut:
         if shown:
             logger.info(
                 "Prefix cache: %d frozen layers from %s. One batch both ways differs by %.1e, by %.1e as %s.",
-                cache.border.length,
-                cache.store.folder,
-                cache.probed.exact,
-                cache.probed.stored,
+                *(cache.border.length, cache.store.folder, cache.probed.exact, cache.probed.stored),
                 cache.settings.dtype,
             )
         drop = cache.settings.drop_weights
@@ -242,7 +239,8 @@ class PrefixShortCut:
             else:
                 logger.info("Prefix cache: %s bytes of frozen weights have left memory.", f"{dropped:,}")
         if shown:
-            logger.info("Prefix cache: %d rows, %s bytes.", len(cache.store), f"{_bytes_of(cache):,}")
+            taken = cache.store.used_bytes(cache.store.folder) if cache.store.folder.is_dir() else 0
+            logger.info("Prefix cache: %d rows, %s bytes.", len(cache.store), f"{taken:,}")
 
     def _fill(self, cache: PrefixCache, dataset: Any) -> None:
         trainer = self.trainer
@@ -266,13 +264,6 @@ class PrefixShortCut:
                 bar.update()
                 if cache.store.full:
                     break
-
-
-def _bytes_of(cache: PrefixCache) -> int:
-    try:
-        return cache.store.used_bytes(cache.store.folder)
-    except OSError:  # the folder could not be made
-        return 0
 
 
 class FirstTokenShortCut:

@@ -105,7 +105,10 @@ class StrataTrainer(Trainer):
         self._pooler_is_untrained = False
         self._rates: dict[str, Any] = {}
         self._length_sampler: LengthGroupedSampler | None = None
-        _follow_log_level(args)
+        # This package logs where transformers does, as scripts set the level of transformers alone.
+        package, level = logging.getLogger("spafit_hf"), args.get_process_log_level()
+        if args.log_level != "passive" or level < package.getEffectiveLevel():
+            package.setLevel(level)
         self._settle_strategy(strategy, model)
         with ExitStack() as self._undo:
             if model is not None:
@@ -277,10 +280,9 @@ class StrataTrainer(Trainer):
         return loss
 
     def _loss_takes_items(self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int) -> bool | None:
-        """Whether the loss halves when the number of items doubles. Without dropout: no random number is drawn.
+        """Whether the loss halves when the number of items doubles; None where the batch, without labels, has none.
 
-        Returns:
-            None where the batch does not tell: one without a single label has no loss.
+        Without dropout: no random number is drawn.
         """
         model.eval()
         inputs = self._prepare_inputs(inputs)
@@ -292,10 +294,7 @@ class StrataTrainer(Trainer):
         return abs(once - 2 * twice) < abs(once - twice)
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's loop; over examples sorted by length, metrics and caller see them in the order of the dataset.
-
-        Outside of training it opens the short cuts for itself.
-        """
+        """Trainer's loop; over examples sorted by length, metrics and caller see them in the order of the dataset."""
         sampler = getattr(dataloader.batch_sampler, "sampler", None)
         compute_metrics = self.compute_metrics
         if isinstance(sampler, LengthSortedSampler) and compute_metrics is not None:
@@ -306,7 +305,7 @@ class StrataTrainer(Trainer):
             # Leaves the random state as it was: a run that was killed between a save and an evaluation goes on without
             # that evaluation, and has to draw the same dropout.
             with torch.random.fork_rng(devices=[]):
-                if not self.is_in_train:
+                if not self.is_in_train:  # which has opened the short cuts
                     if self._prefix.wanted:
                         self._prefix.open(dataloader.dataset)
                     self._first_token.open()
@@ -363,7 +362,10 @@ class StrataTrainer(Trainer):
         """Trainer's optimizer with its parameter groups split by kind, each kind at its own learning rate."""
         exists = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        rates = self._separate_rates()
+        rates: dict[str, float] = {}
+        if isinstance(self.args, StrataArguments):
+            rates = {kind: getattr(self.args, f"{kind}_learning_rate") for kind in ("bias", "head")}
+            rates = {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
         if not exists:
             opt_model = self.model if model is None else model
             if self._pooler_is_untrained and "head" not in rates:
@@ -380,12 +382,6 @@ class StrataTrainer(Trainer):
         elif self._optimizer_was_given and rates:
             logger.warning("An optimizer was passed, so these have no effect: %s.", ", ".join(rates))
         return optimizer
-
-    def _separate_rates(self) -> dict[str, float]:
-        if not isinstance(self.args, StrataArguments):
-            return {}
-        rates = {"bias": self.args.bias_learning_rate, "head": self.args.head_learning_rate}
-        return {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Trainer's choice without the bias deltas: a bias does not decay, whether trained in place or as a delta."""
@@ -550,13 +546,6 @@ class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
     """
 
     __init__ = _with_strategy(Seq2SeqTrainer)
-
-
-def _follow_log_level(args: TrainingArguments) -> None:
-    """Let this package log where transformers does, as scripts set the level of transformers alone."""
-    package, level = logging.getLogger("spafit_hf"), args.get_process_log_level()
-    if args.log_level != "passive" or level < package.getEffectiveLevel():
-        package.setLevel(level)
 
 
 def _as_text(strategy: StrategyLike) -> str:
