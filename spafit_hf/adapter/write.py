@@ -106,12 +106,13 @@ def save_pretrained(
     """`PeftModel.save_pretrained` of a wrapped model: each adapter in the form that plain PEFT reads.
 
     Whatever this package's form cannot be written from is left to PEFT's own: shards of tensors, pickles, an adapter
-    of another method.
+    of another method, or one that names LoRA's modules alone and so is nothing but LoRA.
 
     Args: as in PEFT; a `state_dict` is of no use, since the model holds its tensors whole.
     """
     names = selected_adapters or list(model.peft_config)
-    ours = all(isinstance(model.peft_config.get(name), SpafitConfig) for name in names)
+    configs = [model.peft_config.get(name) for name in names]
+    ours = all(isinstance(each, SpafitConfig) and each.bias_modules is not None for each in configs)
     whole = all(type(each.data) is torch.Tensor and each.numel() for each in model.parameters())
     if not (ours and whole and safe_serialization) or others.get("path_initial_model_for_weight_conversion"):
         arguments = {"selected_adapters": selected_adapters, "is_main_process": is_main_process, **others}
