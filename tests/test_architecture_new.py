@@ -120,6 +120,8 @@ def test_a_copy_is_what_it_was_copied_from(language_model: Path, caplog: pytest.
     new = new_parameters(model)
     assert "bert.pooler.dense.weight" in new
     assert new_parameters(copy.deepcopy(model)) == new
+    parts = hf.EncoderDecoderModel.from_encoder_decoder_pretrained(language_model, language_model)
+    assert new_parameters(copy.deepcopy(parts)) == new_parameters(parts) != ()
     copied = copy.deepcopy(model)
     copied.config._name_or_path = "nowhere"
     assert new_parameters(copied) == ()

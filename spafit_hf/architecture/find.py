@@ -28,11 +28,7 @@ _PRETRAINING_CLASS = re.compile(
 
 
 def find_architecture(model: nn.Module) -> Architecture:
-    """Find the parts of a transformers model by its structure.
-
-    Args:
-        model: any class of a transformers model (XModel, XForSequenceClassification, XForCausalLM ...), on any device,
-            not yet wrapped by PEFT.
+    """The parts of a transformers model of any class, on any device, not wrapped by PEFT, found by its structure.
 
     Raises:
         ValueError: when the model is wrapped, shares its layers, or its parts cannot be found.

@@ -129,7 +129,7 @@ def _brought(model: nn.Module) -> set[str]:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, LookupError) as error:
         logger.warning(
             "%s is a copy, which does not say what its checkpoint brought, and that cannot be read (%s): all of it is "
             "taken for pretrained. Load it again in place of copying it.",

@@ -36,15 +36,10 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | None:
-    """What to resume from, with a checkpoint that was cut short replaced by the whole one before it.
+    """What to resume from, as `Trainer.train` takes it, a checkpoint that was cut short replaced by one before it.
 
-    Args:
-        checkpoint: as `Trainer.train` takes it.
-        output_dir: the run's folder.
-
-    Returns:
-        A whole checkpoint; None where the run was killed during its first save, so that it starts again; or
-        `checkpoint` itself where there is nothing to correct.
+    None where the run was killed during its first save, so that it starts again; `checkpoint` itself where there is
+    nothing to correct.
     """
     if not checkpoint:
         return None

@@ -49,13 +49,9 @@ PACKAGES = ("spafit-hf", "peft", "transformers", "torch", "datasets", "tokenizer
 def facts_of_run(
     trainer: Trainer, plan: Plan | None = None, revision: str | None = None, license: str | None = None
 ) -> CardFacts:
-    """Everything a trainer knows that belongs on a card. May be asked during training, too.
+    """Everything a trainer with a model knows that belongs on a card. May be asked during training, too.
 
-    Args:
-        trainer: with a model.
-        plan: of its model, if it trains in strata.
-        revision: commit of the base's repository that was loaded.
-        license: of the base.
+    `plan` is its model's, if it trains in strata; `revision` (a commit) and `license` are those of the base.
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     adapter = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None

@@ -77,11 +77,7 @@ class GradientWatch:
         self._hooks.close()
 
     def report(self, *, needs_all: bool = False) -> None:
-        """Name what has no gradient, if anything has none.
-
-        Args:
-            needs_all: no training is possible with it: DDP waits for every gradient, unless it searches for those
-                that are missing.
+        """Name what has no gradient, if anything has none; DDP `needs_all`, unless it searches for those missing.
 
         Raises:
             ValueError: for a stratum or a kind without any gradient, and where all are needed.

@@ -124,19 +124,8 @@ class HubPushMixin(Trainer):
     ) -> None:
         """Write the card into `args.output_dir`, with the facts it is from and the picture of the training curve.
 
-        A card that was written by hand stays as it is. The arguments are Trainer's; `describe` takes every other
-        fact.
-
-        Args:
-            language: code of the data's language.
-            license: of the adapter; the base's by default.
-            tags: further tags.
-            model_name: title of the card.
-            finetuned_from: Hub id of the base.
-            tasks: the Hub's name of the task, such as "summarization".
-            dataset_tags: Hub id of the dataset.
-            dataset: its name for a reader.
-            dataset_args: its configuration.
+        A card that was written by hand stays as it is. The arguments are Trainer's (`license`: the base's by default);
+        `describe` takes every other fact.
         """
         if not self.is_world_process_zero():
             return

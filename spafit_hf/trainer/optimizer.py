@@ -35,16 +35,10 @@ def parameter_kind(name: str, head: Iterable[str] = ()) -> str:
 def split_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float], head: Iterable[str] = ()
 ) -> frozenset[str]:
-    """Split the parameter groups of a fresh optimizer by kind, in place; each gets a key "kind", and keeps the others.
+    """Split the parameter groups of a fresh optimizer by kind, in place, and return the kinds present.
 
-    Args:
-        optimizer: one that has made no step.
-        model: the model whose parameters it holds.
-        rates: kind -> learning rate, for kinds whose rate is not that of their group.
-        head: see `parameter_kind`.
-
-    Returns:
-        The kinds present.
+    Each group gets a key "kind" and, where `rates` has its kind, a learning rate of its own; all else is kept. For
+    `head` see `parameter_kind`.
     """
     kinds = {id(parameter): parameter_kind(name, head) for name, parameter in model.named_parameters()}
     groups: list[dict[str, Any]] = []

@@ -73,13 +73,19 @@ class LengthSortedSampler(Sampler[int]):
         return values
 
 
-def example_lengths(dataset: Any, input_name: str, length_column: str) -> list[int] | None:
+def main_input(processor: Any) -> str:
+    """The name of a model's main input, such as "input_ids", as its tokenizer or processor knows it."""
+    return str((getattr(processor, "model_input_names", None) or ["input_ids"])[0])
+
+
+def example_lengths(dataset: Any, processor: Any, length_column: str) -> list[int] | None:
     """The length of each example, or None where examples have none (pixels, free-form items, an empty dataset).
 
     That of the model's main input counts ("input_ids"), where a `datasets.Dataset` has no length column.
     """
     if not isinstance(dataset, Sized) or not len(dataset):
         return None
+    input_name = main_input(processor)
     if isinstance(dataset, datasets.Dataset):
         if length_column in dataset.column_names:
             return [int(length) for length in dataset[length_column]]

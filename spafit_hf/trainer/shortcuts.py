@@ -29,7 +29,7 @@ from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, probe, to
 from spafit_hf.shortcuts.probe import ROWS
 from spafit_hf.shortcuts.rows import with_padding
 from spafit_hf.trainer.arguments import StrataArguments
-from spafit_hf.trainer.sampler import example_lengths
+from spafit_hf.trainer.sampler import example_lengths, main_input
 from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
@@ -198,13 +198,9 @@ class PrefixShortCut:
         return "left", 0
 
     def _example_length(self, example: Any) -> int:
-        name = self._main_input()
+        name = main_input(self.trainer.processing_class)
         value: Any = example.get(name) if isinstance(example, Mapping) else getattr(example, name, None)
         return len(value) if isinstance(value, (list, tuple)) or bool(getattr(value, "ndim", 0)) else 0
-
-    def _main_input(self) -> str:
-        names = getattr(self.trainer.processing_class, "model_input_names", None) or ["input_ids"]
-        return str(names[0])
 
     # ---- the build ----
 
@@ -244,7 +240,7 @@ class PrefixShortCut:
 
     def _fill(self, cache: PrefixCache, dataset: Any) -> None:
         trainer = self.trainer
-        lengths = example_lengths(dataset, self._main_input(), trainer.args.length_column_name)
+        lengths = example_lengths(dataset, trainer.processing_class, trainer.args.length_column_name)
         order: Iterable[int] = range(len(dataset))
         if lengths is not None:
             # Longest first: what does not fit in memory shows at once.

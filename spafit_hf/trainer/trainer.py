@@ -353,8 +353,7 @@ class StrataTrainer(Trainer):
         return SequentialSampler(eval_dataset) if lengths is None else LengthSortedSampler(lengths)  # type: ignore[arg-type]
 
     def _lengths(self, dataset: Any) -> list[int] | None:
-        names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
-        return example_lengths(dataset, names[0], self.args.length_column_name)
+        return example_lengths(dataset, self.processing_class, self.args.length_column_name)
 
     # ---- optimizer ----
 
@@ -454,11 +453,7 @@ class StrataTrainer(Trainer):
     # ---- saving and loading ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter so that plain PEFT can read it too, and the tokenizer; for full fine-tuning the model.
-
-        Args:
-            output_dir: the folder, `args.output_dir` by default.
-        """
+        """Write the adapter so that plain PEFT can read it too, and the tokenizer; for full fine-tuning the model."""
         self._native = _internal_call and output_dir is not None  # how Trainer saves a checkpoint
         if is_ours(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             # Trainer would gather the whole base on each save. The adapter and the base's biases are enough.
