@@ -28,8 +28,8 @@ _HOMES = {
     "Strategy": "strategy",
     "Plan": "planner",
     "plan": "planner",
-    "SpafitConfig": "tuner",
-    "get_spafit_model": "adapter",  # which gives it a save_pretrained that plain PEFT reads
+    "SpafitConfig": "adapter",  # which gives what is wrapped a save_pretrained that plain PEFT reads
+    "get_spafit_model": "adapter",
     "load_adapter": "adapter",
     "save_adapter": "adapter",
     "SpafitTrainingArguments": "trainer",

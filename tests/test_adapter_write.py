@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import (
     OPTForSequenceClassification,
 )
 
-from spafit_hf import Strategy, Stratum, get_spafit_model, load_adapter, save_adapter
+from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, portable_obstacle
 from spafit_hf.strategy import ROLES
 
@@ -447,8 +448,9 @@ def test_a_new_parameter_of_no_module_of_its_own_is_refused_before_training(tmp_
     transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes, **convolutions)).save_pretrained(tmp_path / "base")
     kind = transformers.Wav2Vec2ForSequenceClassification
     model = kind.from_pretrained(tmp_path / "base", use_weighted_layer_sum=True)
-    torch.nn.init.normal_(model.layer_weights)
-    with pytest.raises(ValueError, match=r"layer_weights is new with the task .* Save the model once"):
+    with pytest.raises(
+        ValueError, match=r"layer_weights is new with the task and would neither .* Save the model once"
+    ):
         get_spafit_model(model, "spafit-4-9-II")
     model.save_pretrained(tmp_path / "whole")
     wrapped = get_spafit_model(kind.from_pretrained(tmp_path / "whole"), "spafit-4-9-II", r=4)
@@ -493,12 +495,15 @@ def test_a_head_with_the_name_of_a_pretrained_part(tmp_path: Path) -> None:
     assert torch.equal(logits(load_adapter(base, tmp_path), inputs("modernbert")), expected)
 
 
-@pytest.mark.parametrize("loaded", [False, True])
-def test_what_scripts_for_peft_call_writes_what_plain_peft_reads(loaded: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("made_by", ["get_spafit_model", "get_peft_model", "load_adapter"])
+def test_what_scripts_for_peft_call_writes_what_plain_peft_reads(made_by: str, tmp_path: Path) -> None:
     """`trainer.model.save_pretrained(out)`, and `push_to_hub`, which calls it."""
-    model = get_spafit_model(tiny("bert"), "spafit-4-9-II", r=4)
+    if made_by == "get_peft_model":
+        model = get_peft_model(tiny("bert"), SpafitConfig(strategy="spafit-4-9-II", r=4, task_type="SEQ_CLS"))
+    else:
+        model = get_spafit_model(tiny("bert"), "spafit-4-9-II", r=4)
     stir(model)
-    if loaded:
+    if made_by == "load_adapter":
         save_adapter(model, tmp_path / "first")
         model = load_adapter(tiny("bert"), tmp_path / "first")
     expected = logits(model, inputs("bert"))
@@ -512,6 +517,21 @@ def test_what_scripts_for_peft_call_writes_what_plain_peft_reads(loaded: bool, t
     assert [path.name for path in (tmp_path / "two").iterdir() if path.is_dir()] == ["other"]
     model.save_pretrained(tmp_path / "none", is_main_process=False)
     assert not list((tmp_path / "none").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("make", "form"), [(partial(tiny, "bert"), "absolute"), (partial(tiny, "llama"), "lora-bias"), (stablelm, "mixed")]
+)
+def test_a_portable_folder_loads_over_the_adapter_it_is_of(make, form, tmp_path):
+    """A stock Trainer resumes in this way."""
+    model, again = (get_spafit_model(make(), "spafit-4-9-II", r=2) for _ in range(2))
+    stir(model)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "spafit_config.json").read_text())["form"] == form
+    again.load_adapter(tmp_path, "default", is_trainable=True)
+    torch.testing.assert_close(logits(again, inputs("bert")), logits(model, inputs("bert")), atol=1e-6, rtol=0)
+    after, before = again.unload().state_dict(), make().state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 def test_the_model_inside_refuses_to_save_itself_until_it_is_plain_again(tmp_path: Path) -> None:

@@ -569,11 +569,12 @@ def test_describing_wrongly(changes: dict[str, Any], message: str) -> None:
         describe_architecture(Unusual(), **({"layers": "blocks", "roles": BY_HAND} | changes))
 
 
-def test_fewer_layers_than_the_config_has_are_shared_layers() -> None:
+def test_a_model_cut_in_memory_is_no_model_that_shares_its_layers() -> None:
     model = AutoModel.from_config(AutoConfig.for_model("roformer", **COMMON))
-    assert find_architecture(model).num_layers == 3
-    model.config.num_hidden_layers = 6
+    model.encoder.layer = model.encoder.layer[:2]
+    assert find_architecture(model).num_layers == 2
+    model.config.num_hidden_groups = 2
     with pytest.raises(
-        ValueError, match=r"holds 3 layers, the config has 6; layers that share weights have no strata"
+        ValueError, match=r"holds 2 layers, the config has 3; layers that share weights have no strata"
     ):
         find_architecture(model)

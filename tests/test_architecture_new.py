@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import scripts.tiny
+import torch
 import transformers as hf
 from models import FAMILIES
+from scripts.runs import spafit_trainer
 from torch import nn
 
-from spafit_hf import plan
+from spafit_hf import get_spafit_model, plan
 from spafit_hf.architecture import find_architecture
 from spafit_hf.architecture.new import copy_marks, new_parameters
 
@@ -52,15 +58,25 @@ def test_what_is_random_as_a_whole_has_nothing_new() -> None:
     assert find_architecture(hf.BertForSequenceClassification(FAMILIES["bert"].config())).new == ()
 
 
-def test_a_bare_encoder_has_no_use_for_a_new_pooler(language_model: Path) -> None:
+def test_a_bare_encoder_has_no_use_for_a_new_pooler(language_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = hf.BertModel.from_pretrained(language_model)
     assert new_parameters(model) == ("pooler.dense.weight", "pooler.dense.bias")
     assert find_architecture(model).new == ()
+    assert any(
+        note.startswith("not in the base's checkpoint, and frozen: pooler.dense;")
+        for note in plan(model, "lora-II").notes
+    )
+    get_spafit_model(model, "lora-II")
+    assert "pooler.dense: not in the base's checkpoint, so random at each load" in caplog.text
 
 
 def test_a_new_head_of_a_language_model(encoder: Path) -> None:
     the_plan = plan(hf.BertForMaskedLM.from_pretrained(encoder), "spafit-4-9-II")
     assert (the_plan.head, the_plan.architecture.head, the_plan.num_labels) == (TRANSFORM, (), None)
+    # The bias of the output matrix, whose weight is the word embeddings'.
+    group = next(group for group in the_plan.groups if group.name == "new biases")
+    assert group.bias_modules == ("cls.predictions.decoder",)
+    assert not any("not in the base's checkpoint" in note for note in the_plan.notes)
 
 
 def test_new_cross_attention_trains_whole_in_every_layer(language_model: Path) -> None:
@@ -85,9 +101,60 @@ def test_what_stands_outside_the_pretrained_part_is_the_head(encoder: Path) -> N
         assert plan(Net(bert), "spafit-4-9-II").head == ("head",)
 
 
-def test_a_copy_keeps_its_marks(language_model: Path) -> None:
+def test_a_module_of_ones_own_trains_with_all_that_is_in_it(encoder: Path) -> None:
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.dense = nn.Parameter(torch.ones(1)), nn.Linear(16, 16)
+
+    model = Net(hf.BertModel.from_pretrained(encoder))
+    model.pooling = Pooling()
+    assert plan(model, "spafit-4-9-II").head == ("head", "pooling")
+    model.scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match=r"scale is new with the task .* put it into a module of its own"):
+        get_spafit_model(model, "spafit-4-9-II")
+
+
+def test_a_copy_is_what_it_was_copied_from(language_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = hf.BertForSequenceClassification.from_pretrained(language_model)
+    new = new_parameters(model)
+    assert "bert.pooler.dense.weight" in new
+    assert new_parameters(copy.deepcopy(model)) == new
+    parts = hf.EncoderDecoderModel.from_encoder_decoder_pretrained(language_model, language_model)
+    assert new_parameters(copy.deepcopy(parts)) == new_parameters(parts) != ()
     copied = copy.deepcopy(model)
+    copied.config._name_or_path = "nowhere"
     assert new_parameters(copied) == ()
+    assert "BertForSequenceClassification is a copy" in caplog.text
+    copied = copy.deepcopy(model)
     copy_marks(model, copied)
-    assert new_parameters(copied) == new_parameters(model) != ()
+    assert new_parameters(copied) == new
+
+
+def test_every_reader_gives_the_logits_of_the_training(tmp_path: Path) -> None:
+    """On a base without a pooler, in a new process with another seed."""
+    base = tmp_path / "base"
+    hf.BertForMaskedLM(scripts.tiny.bert().config).save_pretrained(base)
+    scripts.tiny.tokenizer().save_pretrained(base)
+    names = {0: "no", 1: "yes"}
+    model = hf.BertForSequenceClassification.from_pretrained(
+        base, id2label=names, label2id={"no": 0, "yes": 1}, hidden_dropout_prob=0.0
+    )
+    run = spafit_trainer(tmp_path / "run", model, max_steps=6, strategy="spafit-4-9-II")
+    run.train()
+    run.save_model()
+    rows = scripts.tiny.sentences(12, seed=1)  # what the trainer evaluates on
+    table = "\n".join(["text,label", *(f"{row['text']},{names[row['label']]}" for row in rows)])
+    (tmp_path / "rows.csv").write_text(table + "\n")
+    batch = scripts.tiny.tokenizer()([row["text"] for row in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = run.model.eval()(**batch).logits
+    command = [sys.executable, "-m", "scripts.readers", *map(str, (base, tmp_path / "run", tmp_path / "rows.csv"))]
+    done = subprocess.run(
+        [*command, str(tmp_path)], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    scores, loss = logits.softmax(-1), torch.tensor(run.evaluate()["eval_loss"])
+    expected = {"predict": scores, "predictor": scores, "evaluate": loss}
+    for reader, found in json.loads(done.stdout.splitlines()[-1]).items():
+        assert torch.allclose(torch.tensor(found), expected.get(reader, logits), atol=2e-6, rtol=0), reader

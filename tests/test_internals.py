@@ -38,6 +38,7 @@ PARAMETERS = {
     "peft.tuners.lora.LoraModel._get_adapter_state_dict": (
         "cls model config adapter_name state_dict unwanted_adapter_names"
     ),
+    "peft.tuners.lora.LoraModel._remap_adapter_state_dict_for_load": "cls model config adapter_name state_dict",
     "peft.tuners.lora.LoraModel._enable_peft_forward_hooks": "self *args **kwargs",
     "peft.tuners.lora.LoraModel._unload_and_optionally_merge": "self merge progressbar safe_merge adapter_names",
     "peft.tuners.lora.LoraModel.set_adapter": "self adapter_name inference_mode",

@@ -66,6 +66,15 @@ def test_dead_tensors_are_named_once_with_the_reason(tmp_path: Path, caplog: pyt
     assert "part of what this task never runs" in line
 
 
+def test_a_stack_that_is_dead_beside_a_living_one_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    model, watch = watched(models.tiny_generator("bart"), "spafit-4-9-II")
+    model.get_base_model().model.decoder(input_ids=IDS).last_hidden_state.sum().backward()
+    assert watch.look()
+    watch.report()
+    assert "Of the stack encoder nothing of group 3 trains" in caplog.text
+    assert "Of the stack decoder" not in caplog.text
+
+
 @pytest.mark.parametrize("given", [{}, {"activation_checkpointing": True}])
 def test_nothing_is_logged_of_a_whole_model_and_no_hook_stays(
     given: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -690,6 +690,15 @@ def test_modules_named_by_hand_need_no_strategy():
     assert not torch.equal(logits(model, batch), logits(tiny("bert"), batch))
 
 
+def test_the_names_of_a_plan_are_whole_names():
+    """Sam 3 has a text_projection, and its text encoder has one too, which no plan names."""
+    model = nn.ModuleDict({"projection": nn.Linear(2, 2), "inner": nn.ModuleDict({"projection": nn.Linear(2, 2)})})
+    for strategy, count in (("bitfit", 1), (None, 2)):
+        config = SpafitConfig(strategy=strategy, bias_modules=["projection"])
+        wrapped = get_peft_model(copy.deepcopy(model), config)
+        assert sum(isinstance(module, DeltaLayer) for module in wrapped.modules()) == count
+
+
 def test_a_norm_among_the_target_modules_gets_a_delta():
     model = get_peft_model(tiny("bert"), SpafitConfig(target_modules=["query", "output.LayerNorm"]))
     norm = model.get_submodule("base_model.model.bert.encoder.layer.0.output.LayerNorm")

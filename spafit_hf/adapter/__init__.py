@@ -10,10 +10,10 @@ from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter
 from spafit_hf.adapter.write import portable_obstacle, save_adapter
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
-from spafit_hf.tuner import get_spafit_model
+from spafit_hf.tuner import SpafitConfig, get_spafit_model
 
 __all__ = [
-    "CONFIG_FILE", "SIDECAR_FILE", "WEIGHTS_FILE", "AdapterError", "BaseFacts", "Sidecar",
+    "CONFIG_FILE", "SIDECAR_FILE", "WEIGHTS_FILE", "AdapterError", "BaseFacts", "Sidecar", "SpafitConfig",
     "VerifiedAdapter", "base_facts", "export_adapter", "fetch_adapter", "get_spafit_model", "load_adapter",
     "load_base", "merge_adapter", "portable_obstacle", "save_adapter", "start_from", "verify_adapter",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_adapter, verify_and_read
 from spafit_hf.hub import HubError, Pulled, pull_adapter
 from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
-from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of, with_saving
+from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import base_of, plain_view
 from spafit_hf.words import first_line
 
@@ -80,7 +80,7 @@ def _add(
     complete = False
     try:
         if loaded is None:
-            loaded = with_saving(get_peft_model(model, config, adapter_name=adapter_name))
+            loaded = get_peft_model(model, config, adapter_name=adapter_name)
         else:
             loaded.add_adapter(adapter_name, config)
         plain = loaded.get_base_model()

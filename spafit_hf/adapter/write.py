@@ -19,12 +19,11 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from safetensors.torch import save_file
 from torch import nn
 
-from spafit_hf import tuner
 from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, base_facts
 from spafit_hf.adapter.verify import check_written
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
 from spafit_hf.strategy import Strategy
-from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType
+from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType, saving
 from spafit_hf.tuner.config import rewrites_base
 from spafit_hf.tuner.entrance import embeddings_were_resized
 from spafit_hf.tuner.layer import Norm
@@ -107,12 +106,13 @@ def save_pretrained(
     """`PeftModel.save_pretrained` of a wrapped model: each adapter in the form that plain PEFT reads.
 
     Whatever this package's form cannot be written from is left to PEFT's own: shards of tensors, pickles, an adapter
-    of another method.
+    of another method, or one that names LoRA's modules alone and so is nothing but LoRA.
 
     Args: as in PEFT; a `state_dict` is of no use, since the model holds its tensors whole.
     """
     names = selected_adapters or list(model.peft_config)
-    ours = all(isinstance(model.peft_config.get(name), SpafitConfig) for name in names)
+    configs = [model.peft_config.get(name) for name in names]
+    ours = all(isinstance(each, SpafitConfig) and each.bias_modules is not None for each in configs)
     whole = all(type(each.data) is torch.Tensor and each.numel() for each in model.parameters())
     if not (ours and whole and safe_serialization) or others.get("path_initial_model_for_weight_conversion"):
         arguments = {"selected_adapters": selected_adapters, "is_main_process": is_main_process, **others}
@@ -123,7 +123,7 @@ def save_pretrained(
         model.create_or_update_model_card(os.fspath(save_directory))
 
 
-tuner.save_pretrained = save_pretrained
+saving.save_pretrained = save_pretrained
 
 
 def portable_obstacle(

@@ -35,13 +35,6 @@ from spafit_hf.architecture.kinds import in_out, is_linear, is_norm, takes_delta
 from spafit_hf.architecture.parts import Architecture, Layer, Stack
 
 __all__ = [
-    "Architecture",
-    "Layer",
-    "Stack",
-    "describe_architecture",
-    "find_architecture",
-    "in_out",
-    "is_linear",
-    "is_norm",
-    "takes_delta",
-]
+    "Architecture", "Layer", "Stack", "describe_architecture", "find_architecture",
+    "in_out", "is_linear", "is_norm", "takes_delta",
+]  # fmt: skip

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture.kinds import is_linear, is_norm
 from spafit_hf.architecture.known import NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED
-from spafit_hf.architecture.new import new_parameters, outside_pretrained, owners, told_apart
+from spafit_hf.architecture.new import new_biases, new_parameters, outside_pretrained, owners, told_apart
 from spafit_hf.architecture.parts import Architecture, Stack
 from spafit_hf.architecture.stacks import join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
@@ -28,11 +28,7 @@ _PRETRAINING_CLASS = re.compile(
 
 
 def find_architecture(model: nn.Module) -> Architecture:
-    """Find the parts of a transformers model by its structure.
-
-    Args:
-        model: any class of a transformers model (XModel, XForSequenceClassification, XForCausalLM ...), on any device,
-            not yet wrapped by PEFT.
+    """The parts of a transformers model of any class, on any device, not wrapped by PEFT, found by its structure.
 
     Raises:
         ValueError: when the model is wrapped, shares its layers, or its parts cannot be found.
@@ -124,7 +120,8 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     base_name, base = _base(model)
     kept = tuple(name for name in PRETRAINED_OUTSIDE.get(model_type, ()) if name in dict(model.named_children()))
     head = told_apart(model, _head(model, base, kept))
-    new = tuple(name for name in owners(model, new_parameters(model)) if not f"{name}.".startswith(_below(head)))
+    parameters = new_parameters(model)
+    new = tuple(name for name in owners(model, parameters) if not f"{name}.".startswith(_below(head)))
     if not head:
         # A bare encoder's pooler is for whoever reads it; what is trained on the states never does.
         new = tuple(name for name in new if "pooler" not in name.split("."))
@@ -153,6 +150,7 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
         projections=tuple(name for name in linear if name not in pooler),
         head=head,
         new=new,
+        new_biases=new_biases(model, parameters),
     )
 
 
@@ -176,12 +174,12 @@ def _head(model: nn.Module, base: nn.Module, kept: tuple[str, ...]) -> tuple[str
         for child_name, child in children
         if child is not base and child_name not in kept
         # PEFT copies the modules of a head, and a list of modules is none (the TDNN of x-vectors).
-        for name in ([f"{child_name}.{key}" for key in child._modules] if _is_list(child) else [child_name])
+        for name in (
+            [f"{child_name}.{key}" for key in child._modules]
+            if isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            else [child_name]
+        )
     )
-
-
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
 def _embeddings(model: nn.Module, base_name: str, base: nn.Module) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 REFUSED = {
     "albert": "ALBERT uses one set of weights for all of its layers, so no layer can train apart from the others; "
-    "take an encoder with layers of its own, such as BERT, RoBERTa or DeBERTa",
+    "take an encoder with layers of its own, such as BERT, RoBERTa or DeBERTa"
 }
 """Model types that have no strata, and why."""
 

@@ -58,6 +58,8 @@ class Architecture:
     new: tuple[str, ...] = ()
     """Other modules that the checkpoint did not bring, in the layers or outside: a pooler that a masked language model
     had not, an encoder-decoder's first cross attention. Random at each load, so they train with the head."""
+    new_biases: tuple[str, ...] = ()
+    """Modules of which the checkpoint lacked the bias alone: an output matrix that is the word embeddings' too."""
 
     @property
     def num_layers(self) -> int:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from spafit_hf.architecture.kinds import in_out, is_linear, is_norm
 from spafit_hf.architecture.known import ENCODERS
@@ -34,9 +33,7 @@ _INTO = {  # last parts of names, lower case
     *("fc1", "lin1", "linear1", "c_fc", "fc_in", "dense_h_to_4h", "intermediate_dense"),
     *("wi", "wi_0", "wi_1", "w1", "w3", "gate_proj", "up_proj", "gate_up_proj"),
 }
-_OUT_OF = {
-    *("fc2", "lin2", "linear2", "c_proj", "fc_out", "dense_4h_to_h", "output_dense", "wo", "w2", "down_proj"),
-}
+_OUT_OF = {*("fc2", "lin2", "linear2", "c_proj", "fc_out", "dense_4h_to_h", "output_dense", "wo", "w2", "down_proj")}
 _FUSED = {"c_attn", "in_proj", "w_pack", "query_key_value"}
 _POSITIONS = {"pos_proj", "linear_pos"}  # what a key is for relative positions
 _ATTENTION_OUTPUT = re.compile(
@@ -53,7 +50,7 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
     """The outermost lists of blocks with attention and feed-forward, told by the names of their linear layers.
 
     Raises:
-        ValueError: when there is none, or it holds fewer layers than the config speaks of.
+        ValueError: when there is none, or the config has more layers, which then share their weights.
     """
     lists = [
         (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
@@ -79,13 +76,12 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
     stacks = tuple(
         make_stack(model, name, path, roles, model_type) for name, (path, roles) in zip(names, found, strict=True)
     )
-    depth = model.config.num_hidden_layers if isinstance(model, PreTrainedModel) and _has_depth(model) else None
-    # A lone decoder (BartForCausalLM) has a depth of its own, beside that of the encoder which the config gives.
-    if depth is not None and len(stacks) == 1 and stacks[0].name != "decoder" and len(stacks[0].layers) < depth:
+    groups = getattr(getattr(model, "config", None), "num_hidden_groups", None)  # as ALBERT's, in a class of one's own
+    depth = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
+    if groups == len(stacks[0].layers) < depth:
         raise ValueError(
-            f"model type {model_type!r}: {stacks[0].path!r} holds {len(stacks[0].layers)} layers, the config has "
-            f"{depth}; layers that share weights have no strata. "
-            f"{by_hand(model.get_submodule(stacks[0].layers[0].path))}"
+            f"model type {model_type!r}: {stacks[0].path!r} holds {groups} layers, the config has {depth}; layers "
+            f"that share weights have no strata. {by_hand(model.get_submodule(stacks[0].layers[0].path))}"
         )
     return stacks
 
@@ -97,10 +93,6 @@ def _is_layer(block: nn.Module) -> bool:
 
 def _is_stage(block: nn.Module) -> bool:
     return any(isinstance(inner, nn.ModuleList) and any(map(_is_layer, inner)) for inner in block.modules())
-
-
-def _has_depth(model: PreTrainedModel) -> bool:
-    return "num_hidden_layers" in model.config.to_dict() or "num_hidden_layers" in type(model.config).attribute_map
 
 
 def _roles_of(block: nn.Module) -> Roles:

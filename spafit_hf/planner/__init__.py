@@ -27,13 +27,6 @@ from spafit_hf.planner.text import comparison_table
 from spafit_hf.strategy import LoraSettings
 
 __all__ = [
-    "Flops",
-    "Group",
-    "LoraSettings",
-    "ModelLike",
-    "Plan",
-    "build_model",
-    "comparison_table",
-    "plan",
-    "plan_each",
-]
+    "Flops", "Group", "LoraSettings", "ModelLike", "Plan",
+    "build_model", "comparison_table", "plan", "plan_each",
+]  # fmt: skip

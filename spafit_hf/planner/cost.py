@@ -22,10 +22,7 @@ class Flops:
     activation_gradient: int
     weight_gradient: int
 
-    @property
-    def total(self) -> int:
-        """All three."""
-        return self.forward + self.activation_gradient + self.weight_gradient
+    total = property(lambda self: self.forward + self.activation_gradient + self.weight_gradient, doc="All three.")
 
 
 _CROSS = re.compile(r"cross|encoder_attn|EncDec", re.IGNORECASE)
@@ -207,24 +204,18 @@ class CostedPlan(PlanFacts):
 
     def to_dict(self, batch: int = BATCH, seq: int = SEQ) -> dict[str, Any]:
         """Everything as JSON types, with memory and FLOPs for a batch of `batch` examples of `seq` tokens."""
+        sizes = ("trainable_parameters", "total_parameters", "share", "adapter_bytes")
+        memory = ("weight_bytes", "optimizer_bytes", "gradient_bytes")
         return {
             "strategy": self.strategy.to_dict(),
-            "model_type": self.model_type,
-            "model_class": self.model_class,
-            "num_labels": self.num_labels,
+            **{name: getattr(self, name) for name in ("model_type", "model_class", "num_labels")},
             "stacks": {stack.name: len(stack.layers) for stack in self.architecture.stacks},
             "scaling": list(self.scaling),
             "prefix_lengths": self.prefix_lengths,
             "groups": [group.to_dict() for group in self.groups],
             "head": list(self.head),
             "full": self.full,
-            "trainable_parameters": self.trainable_parameters,
-            "total_parameters": self.total_parameters,
-            "share": self.share,
-            "adapter_bytes": self.adapter_bytes,
-            "weight_bytes": self.weight_bytes,
-            "optimizer_bytes": self.optimizer_bytes,
-            "gradient_bytes": self.gradient_bytes,
+            **{name: getattr(self, name) for name in (*sizes, *memory)},
             "step": {
                 "batch": batch,
                 "seq": seq,

@@ -17,7 +17,8 @@ class Group:
     """What trains in some layers of one stack, or outside the layers (then `stack` is "" and `layers` is ())."""
 
     name: str
-    """The stratum's name, or "frozen"; outside the layers "outer biases", "outside the layers", "new" or "head"."""
+    """The stratum's name, or "frozen"; outside the layers "outer biases", "outside the layers", "new biases",
+    "new" or "head"."""
     stack: str
     """Name of the stack, "" outside the layers."""
     layers: tuple[int, ...]
@@ -101,15 +102,8 @@ class PlanFacts:
         length = len(json.dumps(header, separators=(",", ":")).encode())
         return 8 + length + -length % 8 + offset  # 8 bytes say how long the header is; it is padded to a multiple of 8
 
-    @property
-    def optimizer_bytes(self) -> int:
-        """AdamW's two moments in fp32: 8 bytes per trained value."""
-        return 8 * self.trainable_parameters
-
-    @property
-    def gradient_bytes(self) -> int:
-        """Gradients in fp32: 4 bytes per trained value."""
-        return 4 * self.trainable_parameters
+    optimizer_bytes = property(lambda self: 8 * self.trainable_parameters, doc="AdamW's two moments in fp32.")
+    gradient_bytes = property(lambda self: 4 * self.trainable_parameters, doc="Gradients in fp32.")
 
     @property
     def scaling(self) -> tuple[str, ...]:

@@ -93,7 +93,8 @@ def _checked(*plans: Plan) -> tuple[Plan, ...]:
 def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> Plan:
     modules = dict(model.named_modules())
     names = [name for stack in architecture.stacks for layer in stack.layers for name in layer.names(LORA_ROLES)]
-    output = _output_embeddings(model, modules)
+    table = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    output = next((name for name, module in modules.items() if module is table), None)
     parameters = list(model.parameters())
     python_gelu = any(type(module).__name__ == "NewGELUActivation" for module in modules.values())
     base = Plan(
@@ -185,6 +186,12 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
     if strategy.head:
         head = ", ".join(architecture.head) or "none: the model has no task head"
         new = f"every weight of {_few(architecture.new)}, not in the base's checkpoint"
+        fresh = tuple(
+            name for name in architecture.new_biases if not any(name in each.bias_modules for each in groups)
+        )
+        if fresh:
+            what = f"biases of {_few(fresh)}, not in the base's checkpoint"
+            add("new biases", what, _bias_tensors(modules, fresh), bias_modules=fresh)
         for name, what, names in (("new", new, architecture.new), ("head", head, architecture.head)):
             if names or name == "head":
                 add(name, what, _whole_tensors(modules, names))
@@ -227,7 +234,11 @@ def _lora_tensors(lora: dict[str, LoraSettings], linear: dict[str, tuple[int, in
 
 
 def _bias_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    return {f"{PREFIX}{name}.bias": (_bias_width(modules[name]),) for name in names}
+    own = {name: modules[name]._parameters.get("bias") for name in names}  # or the one that a matrix is given
+    return {
+        f"{PREFIX}{name}.bias": (in_out(modules[name])[1] if bias is None else bias.numel(),)
+        for name, bias in own.items()
+    }
 
 
 def _whole_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -244,14 +255,3 @@ def _few(names: tuple[str, ...]) -> str:
 
 def _values(tensors: dict[str, tuple[int, ...]]) -> int:
     return sum(map(math.prod, tensors.values()))
-
-
-def _bias_width(module: nn.Module) -> int:
-    """Length of the bias of a module that takes a delta, its own or the one it is given."""
-    bias = module._parameters.get("bias")
-    return in_out(module)[1] if bias is None else bias.numel()
-
-
-def _output_embeddings(model: nn.Module, modules: dict[str, nn.Module]) -> str | None:
-    table = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return next((name for name, module in modules.items() if module is table), None)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from spafit_hf.architecture import is_linear, is_norm, takes_delta
+from spafit_hf.architecture.new import new_parameters
 from spafit_hf.planner.facts import PlanFacts
 from spafit_hf.planner.text import some
 from spafit_hf.strategy import ROLES
@@ -31,6 +32,9 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
         if names:
             kinds = ", ".join(sorted({type(modules[name]).__name__ for name in names}))
             lines.append(f"{some(len(names), 'norm')} {what} ({kinds}): left alone.")
+    idle = dict.fromkeys(name.rpartition(".")[0] or name for name in untrained(result, modules[""]))
+    if idle:
+        lines.append(f"not in the base's checkpoint, and frozen: {_places(idle)}; its values are those of one load.")
     lines += _frozen_notes(result, modules)
     lines += _fused_notes(result)
     sizes = result.linear
@@ -50,6 +54,16 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
     if result.strategy.name == "bitfit":
         lines.append(BITFIT_NOTE)
     return (*lines, *head_notes(result))
+
+
+def untrained(result: PlanFacts, model: nn.Module) -> list[str]:
+    """Names of the parameters that the base's checkpoint did not bring and that do not train all the same."""
+    trained = [each for name in result.head for each in model.get_submodule(name).parameters()]
+    trained += [
+        bias for name in result.biases if (bias := model.get_submodule(name)._parameters.get("bias")) is not None
+    ]
+    known = {id(each) for each in trained}
+    return [name for name in new_parameters(model) if id(model.get_parameter(name)) not in known]
 
 
 BITFIT_NOTE = (

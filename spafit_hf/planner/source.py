@@ -12,16 +12,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from spafit_hf.names import resolve_base
 
@@ -76,10 +67,10 @@ def _from_config(config: PretrainedConfig, num_labels: int | None) -> nn.Module:
         kind = getattr(transformers, name, None) if wanted.search(name) else None
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.config_class is type(config):
             return kind(config)
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return AutoModelForSequenceClassification.from_config(config)
-    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        return AutoModelForImageClassification.from_config(config)
+    if type(config) in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return transformers.AutoModelForSequenceClassification.from_config(config)
+    if type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        return transformers.AutoModelForImageClassification.from_config(config)
     if num_labels is not None:
         raise ValueError(
             f"model type {config.model_type!r} has no classification head in transformers {transformers.__version__}; "

@@ -121,7 +121,7 @@ def _percent(share: float) -> str:
 def _bytes(count: int) -> str:
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
-            return f"{count / size:.2f} {unit}" if count < 100 * size else f"{count / size:.0f} {unit}"
+            return f"{count / size:.{0 if count >= 100 * size else 2}f} {unit}"
     return f"{count} B"
 
 

@@ -100,11 +100,7 @@ def frozen_layers(base: nn.Module) -> tuple[tuple[str, ...], str]:
 
 
 def find_border(model: nn.Module, inputs: Mapping[str, Any]) -> Border:
-    """Watch a forward pass and find the border.
-
-    Args:
-        model: the model that trains, wrapped by PEFT or plain, on its device.
-        inputs: a batch, as keyword arguments of the model's forward.
+    """Watch a forward pass (`inputs` are its keyword arguments) and find the border.
 
     Raises:
         NotCacheable: when no leading layer is frozen, something trains or holds an adapter that may run before the

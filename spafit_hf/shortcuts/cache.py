@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -52,15 +53,6 @@ class CacheSettings:
     """Take the frozen layers' weights out of memory once every example is stored."""
 
 
-@dataclass
-class CacheUse:
-    """What a cache was good for, in rows."""
-
-    read: int = 0
-    computed: int = 0
-    stored: int = 0
-
-
 class PrefixCache:
     """The frozen prefix of one model, from a cache.
 
@@ -85,7 +77,8 @@ class PrefixCache:
         self.base = base_of(model)
         self.precision = precision
         self.ignored = (*IGNORED, *ignored)
-        self.use = CacheUse()
+        self.use = SimpleNamespace(read=0, computed=0, stored=0)
+        """What the cache was good for, in rows."""
         self.probed: ProbeResult | None = None
         self._entry: Entry | None = None
         self._store: Store | None = None
@@ -120,9 +113,7 @@ class PrefixCache:
     def prepare(self, inputs: Mapping[str, Any]) -> Border:
         """Find the border, check one batch both ways, open the store.
 
-        Args:
-            inputs: a batch of a few rows of different lengths, on the model's device. Without padding in it nothing
-                shows whether states depend on padding.
+        The batch has a few rows of different lengths: without padding nothing shows whether states depend on it.
 
         Raises:
             NotCacheable: when the states cannot come from a cache.
@@ -188,10 +179,7 @@ class PrefixCache:
     # ---- weights ----
 
     def drop_weights(self) -> int:
-        """Take the frozen prefix's weights out of memory; `close` brings them back.
-
-        Returns:
-            Their bytes.
+        """Take the frozen prefix's weights, of so many bytes, out of memory; `close` brings them back.
 
         Raises:
             OSError: when they cannot be written to the cache's disk.

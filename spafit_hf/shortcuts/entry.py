@@ -38,12 +38,7 @@ class _Reached(Exception):
 
 
 class Entry:
-    """The way into one model at its border.
-
-    Args:
-        base: the transformers model, inside PEFT's wrapper if it has one.
-        border: its border.
-    """
+    """The way into one model (without PEFT's wrapper) at its border."""
 
     def __init__(self, base: nn.Module, border: Border) -> None:
         self.base = base
@@ -69,12 +64,7 @@ class Entry:
             part.eval()
 
     def run(self, forward: Callable[..., Any], inputs: dict[str, Any], states: torch.Tensor) -> Any:
-        """A forward pass that starts at the border.
-
-        Args:
-            forward: the model's own.
-            inputs: its keyword arguments.
-            states: shape (rows, tokens, width), in the dtype and on the device of the model.
+        """The model's own forward pass, started at the border with states of shape (rows, tokens, width).
 
         Raises:
             RuntimeError: when the model did not ask for the states.
@@ -136,13 +126,7 @@ class ProbeResult:
 
 
 def probe(entry: Entry, inputs: dict[str, Any], rows: Rows, dtype: torch.dtype) -> ProbeResult:
-    """Run a batch both ways and compare.
-
-    Args:
-        entry: attached to the model.
-        inputs: a batch of a few rows of different lengths, on the model's device.
-        rows: the same, as rows.
-        dtype: the dtype that states are stored in.
+    """Run a batch of a few rows both ways and compare; `dtype` is what states are stored in.
 
     Raises:
         NotCacheable: when the outputs differ by more than rounding, or the states do not fit the dtype.

@@ -39,15 +39,12 @@ class NotFirstToken(ValueError):
 
 
 class FirstToken:
-    """The last layer of one model, narrowed while `attached`.
+    """The last layer of one model (without PEFT's wrapper), narrowed while `attached`.
 
     Example:
         first = probe(model, batch)      # or NotFirstToken
         with first.attached():
             model(**batch)               # the backward pass of a checkpointed layer has to be in here as well
-
-    Args:
-        base: the transformers model, inside PEFT's wrapper if it has one.
 
     Raises:
         NotFirstToken: when the model has no such layer.
@@ -80,10 +77,7 @@ class FirstToken:
         self._tokens = 0
 
     def follow(self, calls: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        """Learn from a pass which parts run after attention.
-
-        Args:
-            calls: name and shape of the input of each part's call, in their order.
+        """Learn which parts run after attention, from the names and input shapes of a pass's calls in their order.
 
         Raises:
             NotFirstToken: when a part does not run once, or on something else than rows of tokens.
@@ -101,11 +95,7 @@ class FirstToken:
 
     @contextmanager
     def attached(self, *, training: bool = True) -> Iterator[None]:
-        """Within it the last layer is narrowed in every pass that asks for neither hidden states nor attentions.
-
-        Args:
-            training: in training mode as well, not only in eval mode.
-        """
+        """Within it the last layer is narrowed where a pass asks for no more; `training`: in training mode as well."""
         self._in_training = training
         with ExitStack() as hooks:
             body = self.base.base_model
@@ -140,15 +130,12 @@ def tokens_of(inputs: Mapping[str, Any]) -> int:
 
 
 def probe(base: nn.Module, inputs: Mapping[str, Any], *, gradients: bool = True) -> FirstToken:
-    """Run a few rows both ways and compare.
+    """The narrowed last layer, not attached, where a few rows run both ways give the same outputs (and `gradients`).
 
     Args:
         base: the transformers model, inside PEFT's wrapper if it has one, on its device.
         inputs: a batch as keyword arguments of its forward, of two tokens per row or more.
         gradients: compare them too; not needed for evaluation.
-
-    Returns:
-        The narrowed last layer, not attached.
 
     Raises:
         NotFirstToken: when outputs or gradients differ by more than rounding, or the model does not run that way.
@@ -214,12 +201,11 @@ def _run(first: FirstToken, inputs: dict[str, Any], gradients: bool) -> dict[str
     if gradients:
         generator = torch.Generator().manual_seed(0)
         # Not the loss: it may be flat where the outputs are not, and there may be no labels.
-        total = torch.stack(
-            [
-                (value.float() * torch.randn(value.shape, generator=generator).to(value.device)).sum()
-                for value in outputs.values()
-            ]
-        ).sum()
+        weighted = (
+            (value.float() * torch.randn(value.shape, generator=generator).to(value.device)).sum()
+            for value in outputs.values()
+        )
+        total = torch.stack([*weighted]).sum()
         trained = {name: parameter for name, parameter in first.base.named_parameters() if parameter.requires_grad}
         values = torch.autograd.grad(total, [entering[0], *trained.values()], allow_unused=True)
         named = zip(["the states that enter the last layer", *trained], values, strict=True)

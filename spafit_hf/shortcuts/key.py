@@ -27,12 +27,7 @@ KEY_BYTES = 16
 def facts_of(base: nn.Module, border: Border, dtype: torch.dtype, precision: str, device: str) -> dict[str, Any]:
     """Everything that computes states, but for the weights, as JSON types.
 
-    Args:
-        base: the transformers model.
-        border: its border.
-        dtype: the states are stored in it.
-        precision: what autocast does, such as "bf16"; "no" without it.
-        device: kind of the device, such as "cpu".
+    `dtype` is that of the stored states, `precision` what autocast does ("bf16", "no"), `device` a kind ("cpu").
     """
     config = base.config.to_dict() if isinstance(base, PreTrainedModel) else {}
     # What the head and the training are about has no part in states; other seeds and tasks share them.

@@ -22,12 +22,7 @@ ALIGNMENT = 64
 
 
 class Offload:
-    """The weights of a model's frozen prefix in a file. `restore` is the inverse of making one.
-
-    Args:
-        base: the transformers model.
-        border: its border.
-        folder: where the file goes.
+    """The weights of a model's frozen prefix in a file of `folder`. `restore` is the inverse of making one.
 
     Raises:
         OSError: when the file cannot be written. Then the model is as it was.

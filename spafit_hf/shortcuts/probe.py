@@ -28,9 +28,7 @@ TF32_TOLERANCE = 1e-2
 def tolerance(dtype: torch.dtype, device: torch.device) -> float:
     """Largest difference over the largest value that rounding explains, in the autocast that is on at the moment.
 
-    Args:
-        dtype: of the values, which may be fp32 under autocast all the same, after a norm.
-        device: where they are computed.
+    The dtype is that of the values, which may be fp32 under autocast all the same, after a norm.
     """
     limit = TOLERANCE[dtype]
     if torch.is_autocast_enabled(device.type):
@@ -59,11 +57,10 @@ class Difference:
 def difference(
     long: Mapping[str, torch.Tensor], short: Mapping[str, torch.Tensor], scale: float | None = None
 ) -> Difference:
-    """The value that differs most.
+    """The value that differs most; what is no number with a fraction is passed over.
 
     Args:
-        long: name -> what the long way gives; what is no number with a fraction is passed over.
-        short: the same, the short way.
+        long, short: name -> what the long and the short way give.
         scale: what differences are set against; None: the largest of each value's own.
     """
     worst = Difference()

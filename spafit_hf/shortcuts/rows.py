@@ -91,15 +91,10 @@ def without_padding(inputs: Mapping[str, Any], rows: Rows, row: int) -> dict[str
 
 
 def with_padding(inputs: Mapping[str, Any], rows: Rows, side: str, pad: int) -> dict[str, Any]:
-    """The batch with a quarter of its tokens taken out of the middle and as much padding at one side.
+    """The batch with a quarter of its tokens out of the middle and as much padding at one side, "left" or "right".
 
-    Its width stays, for a model may have no more positions, and so do special tokens at both ends.
-
-    Args:
-        inputs: a batch without padding, of two tokens per row or more.
-        rows: the same, as rows.
-        side: "left" or "right".
-        pad: the token that stands for padding.
+    Its width stays, for a model may have no more positions, and so do special tokens at both ends. Its rows are of two
+    tokens or more, without padding.
     """
     cut = max(1, rows.width // 4)
     start = (rows.width - cut) // 2

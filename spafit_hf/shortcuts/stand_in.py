@@ -19,11 +19,8 @@ class StandIn:
     """Stands in the place of a module's forward, as a method of the module, until `detach`.
 
     Being a method, it comes with another `self` in a copy of the module (for an average of weights, say), and is
-    pickled by its name. A copy runs what stood there, on itself.
-
-    Args:
-        module: the module whose forward to replace.
-        call: what runs instead. It is given the replaced forward, and what that would be.
+    pickled by its name. A copy runs what stood there, on itself. What runs instead, `call`, is given the replaced
+    forward, and what that would be.
     """
 
     def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
@@ -61,12 +58,7 @@ class StandIn:
 
 @contextmanager
 def standing_in(modules: Sequence[nn.Module], call: Callable[..., Any]) -> Iterator[None]:
-    """Within it each module runs `call(index, its forward, ...)`; afterwards its own again.
-
-    Args:
-        modules: the modules.
-        call: given a module's place among them, its forward, and what that would be given.
-    """
+    """Within it each module runs `call(its place among them, its forward, ...)`; afterwards its own again."""
     with ExitStack() as stack:
         for index, module in enumerate(modules):
             stack.callback(StandIn(module, partial(call, index)).detach)

@@ -31,15 +31,9 @@ LOCK_SECONDS = 60.0
 
 
 class Store:
-    """The entries of one fingerprint.
+    """The entries of one fingerprint, `name`, in the folder of the cache, all of which counts for `max_bytes`.
 
-    Args:
-        folder: of the cache, shared by all fingerprints; the budget counts all of it.
-        name: the fingerprint.
-        about: facts for `about.json`.
-        width: values per token.
-        dtype: of the stored states.
-        max_bytes: the budget.
+    States are of `dtype`, `width` values per token; `about` goes into `about.json`.
     """
 
     def __init__(
@@ -98,13 +92,10 @@ class Store:
         return states
 
     def put(self, entries: Sequence[tuple[bytes, torch.Tensor]]) -> int:
-        """Write rows that are not there yet. What does not fit is left out, and `full` says why.
+        """Write rows that are not there yet; returns how many. What does not fit is left out, and `full` says why.
 
         Args:
             entries: key and states of shape (tokens, width) in the store's dtype, on the CPU.
-
-        Returns:
-            How many were written.
         """
         fresh = {key: states.contiguous() for key, states in entries if key not in self._places}
         if self.full or not fresh:

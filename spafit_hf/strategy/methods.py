@@ -15,18 +15,9 @@ PAPER_DEPTH = 24
 """Number of layers that N1 and N2 in the paper's names refer to (BERT-large)."""
 
 METHODS = (
-    "full",
-    "bitfit",
-    "lora-I",
-    "lora-II",
-    "spafit-8-12-I",
-    "spafit-8-12-II",
-    "spafit-8-16-II",
-    "spafit-4-9-I",
-    "spafit-4-9-II",
-    "spafit-4-14-II",
-    "linear-probe",
-)
+    "full", "bitfit", "lora-I", "lora-II", "spafit-8-12-I", "spafit-8-12-II", "spafit-8-16-II", "spafit-4-9-I",
+    "spafit-4-9-II", "spafit-4-14-II", "linear-probe",
+)  # fmt: skip
 """The methods of the paper's Table 1 in its order, and linear probing (only the head trains)."""
 
 # FT-I and FT-II (paper, section 3): which attention matrices get LoRA.
@@ -36,15 +27,9 @@ FEED_FORWARD_BIASES = ("intermediate", "output", "output_norm")
 
 SPAFIT_NAME = re.compile(r"spafit-(-?\d+)-(-?\d+)-(i{1,2})(-absolute)?")
 _ALIASES = {
-    "fine-tuning": "full",
-    "full-fine-tuning": "full",
-    "full-finetuning": "full",
-    "full-ft": "full",
-    "full-bitfit": "bitfit",
-    "full-lora-i": "lora-i",
-    "full-lora-ii": "lora-ii",
-    "linear-probing": "linear-probe",
-    "head": "linear-probe",
+    **dict.fromkeys(("fine-tuning", "full-fine-tuning", "full-finetuning", "full-ft"), "full"),
+    **{f"full-{name}": name for name in ("bitfit", "lora-i", "lora-ii")},
+    **dict.fromkeys(("linear-probing", "head"), "linear-probe"),
 }
 
 
@@ -66,12 +51,8 @@ def method_fields(name: str, lora: LoraSettings) -> dict[str, Any]:
         return {"name": key}
     everywhere: dict[str, Any] = {"layers": (0, PAPER_DEPTH - 1), "name": "all layers"}
     if key == "bitfit":
-        return {
-            "name": key,
-            "strata": (Stratum(biases=ROLES, **everywhere),),
-            "depth": PAPER_DEPTH,
-            "outer_biases": True,
-        }
+        strata = (Stratum(biases=ROLES, **everywhere),)
+        return {"name": key, "strata": strata, "depth": PAPER_DEPTH, "outer_biases": True}
     if key in ("lora-i", "lora-ii"):
         kind = key.removeprefix("lora-").upper()
         stratum = Stratum(lora=ATTENTION_LORA[kind], **everywhere, **asdict(lora))

@@ -16,14 +16,7 @@ import yaml
 
 from spafit_hf.strategy.methods import SPAFIT_NAME, bounds_fields, method_fields
 from spafit_hf.strategy.reading import field_names, is_int, parse_json, parse_yaml, refuse_unknown_keys
-from spafit_hf.strategy.stratum import (
-    LORA_SETTINGS,
-    LoraSettings,
-    Stratum,
-    absolute_range,
-    range_text,
-    span,
-)
+from spafit_hf.strategy.stratum import LORA_SETTINGS, LoraSettings, Stratum, absolute_range, range_text, span
 from spafit_hf.words import layers_text
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -252,14 +245,8 @@ class Strategy:
 
     def to_dict(self) -> dict[str, Any]:
         """As a dict of JSON types; `from_dict` gives an equal strategy back."""
-        return {
-            "name": self.name,
-            "depth": self.depth,
-            "outer_biases": self.outer_biases,
-            "head": self.head,
-            "full": self.full,
-            "strata": [stratum.to_dict() for stratum in self.strata],
-        }
+        fields = {name: getattr(self, name) for name in ("name", "depth", "outer_biases", "head", "full")}
+        return {**fields, "strata": [stratum.to_dict() for stratum in self.strata]}
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
         """Write the strategy as YAML (.yaml, .yml) or JSON (.json); `from_file` gives an equal one back.

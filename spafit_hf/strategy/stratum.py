@@ -11,15 +11,9 @@ from spafit_hf.strategy.reading import closest, field_names, is_int, is_number, 
 from spafit_hf.words import listed
 
 ROLES = (
-    "query",
-    "key",
-    "value",
-    "attention_output",
-    "attention_norm",
-    "intermediate",
-    "output",
-    "output_norm",
-)
+    "query", "key", "value", "attention_output", "attention_norm",
+    "intermediate", "output", "output_norm",
+)  # fmt: skip
 """The paper's sub-layers of a transformer layer, in reading order. In BERT: attention.self.query, .key, .value,
 attention.output.dense, attention.output.LayerNorm, intermediate.dense, output.dense, output.LayerNorm."""
 

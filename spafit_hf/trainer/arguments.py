@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import yaml
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from spafit_hf.shortcuts.cache import DTYPES
-from spafit_hf.strategy import Strategy, StrategyLike
+from spafit_hf.strategy import LORA_SETTINGS, Strategy, StrategyLike
+from spafit_hf.words import listed
 
 DEFAULT_STRATEGY = "spafit-4-9-II"
 """The method of Table 2 that comes closest to full fine-tuning."""
@@ -32,6 +34,11 @@ INIT_LORA_WEIGHTS = ("default", "gaussian", "orthogonal")
 FIRST_TOKEN_MODES = ("auto", "on", "off")
 
 
+def _option(default: Any, text: str, choices: Iterable[str] | None = None) -> Any:
+    """A field as HfArgumentParser reads it: with a help text, and with what it may be."""
+    return field(default=default, metadata={"help": text} | ({"choices": list(choices)} if choices else {}))
+
+
 @dataclass
 class StrataArguments:
     """The fields that `SpafitTrainingArguments` and `SpafitSeq2SeqTrainingArguments` add.
@@ -43,96 +50,65 @@ class StrataArguments:
         ValueError: for a strategy that does not exist, a bound, a LoRA setting or a learning rate that cannot be.
     """
 
-    strategy: str = field(
-        default=DEFAULT_STRATEGY,
-        metadata={
-            "help": "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, linear-probe, "
-            "or the path of a .yaml or .json file with strata."
-        },
+    strategy: str = _option(
+        DEFAULT_STRATEGY,
+        "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, linear-probe, or the path "
+        "of a .yaml or .json file with strata.",
     )
-    n1: int = field(
-        default=NOT_SET,
-        metadata={
-            "help": "Last layer of group 1 (frozen), from zero, in the model's own depth. With --n2 it overrides the "
-            "numbers in the strategy's name. -1: not set."
-        },
+    n1: int = _option(
+        NOT_SET,
+        "Last layer of group 1 (frozen), from zero, in the model's own depth. With --n2 it overrides the numbers in "
+        "the strategy's name. -1: not set.",
     )
-    n2: int = field(
-        default=NOT_SET,
-        metadata={
-            "help": "Last layer of group 2 (biases), from zero, in the model's own depth. Goes with --n1. -1: not set."
-        },
+    n2: int = _option(
+        NOT_SET, "Last layer of group 2 (biases), from zero, in the model's own depth. Goes with --n1. -1: not set."
     )
-    lora_r: int = field(default=64, metadata={"help": "Rank of LoRA in every stratum that does not state its own."})
-    lora_alpha: float = field(default=128.0, metadata={"help": "LoRA is scaled by lora_alpha / lora_r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of LoRA, from 0 to below 1."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale LoRA by lora_alpha / sqrt(lora_r) (rsLoRA)."})
-    use_dora: bool = field(default=False, metadata={"help": "Train magnitude and direction apart (DoRA)."})
-    init_lora_weights: str = field(
-        default="default",
-        metadata={
-            "help": "How LoRA A starts: default (Kaiming uniform), gaussian, orthogonal.",
-            "choices": list(INIT_LORA_WEIGHTS),
-        },
+    lora_r: int = _option(64, "Rank of LoRA in every stratum that does not state its own.")
+    lora_alpha: float = _option(128.0, "LoRA is scaled by lora_alpha / lora_r.")
+    lora_dropout: float = _option(0.0, "Dropout on the input of LoRA, from 0 to below 1.")
+    use_rslora: bool = _option(False, "Scale LoRA by lora_alpha / sqrt(lora_r) (rsLoRA).")
+    use_dora: bool = _option(False, "Train magnitude and direction apart (DoRA).")
+    init_lora_weights: str = _option(
+        "default", "How LoRA A starts: default (Kaiming uniform), gaussian, orthogonal.", INIT_LORA_WEIGHTS
     )
-    init_adapter: str = field(
-        default="",
-        metadata={
-            "help": "Adapter folder or Hub id whose LoRA and bias deltas this adapter starts with, such as one of a "
-            "task with more rows; the head starts anew. It has to be of the same base, strategy, rank and alpha."
-        },
+    init_adapter: str = _option(
+        "",
+        "Adapter folder or Hub id whose LoRA and bias deltas this adapter starts with, such as one of a task with "
+        "more rows; the head starts anew. It has to be of the same base, strategy, rank and alpha.",
     )
-    bias_learning_rate: float = field(
-        default=-1.0, metadata={"help": "Learning rate of the bias deltas. -1: the same as --learning_rate."}
+    bias_learning_rate: float = _option(-1.0, "Learning rate of the bias deltas. -1: the same as --learning_rate.")
+    head_learning_rate: float = _option(
+        -1.0,
+        "Learning rate of the task head. -1: the same as --learning_rate, and 10 times it where the base's pooler was "
+        "never trained and stays frozen.",
     )
-    head_learning_rate: float = field(
-        default=-1.0,
-        metadata={
-            "help": "Learning rate of the task head. -1: the same as --learning_rate, and 10 times it where the "
-            "base's pooler was never trained and stays frozen."
-        },
+    train_sampling_strategy: str = _option(
+        "group_by_length",
+        "Sampler for training: 'group_by_length' (default; 'random' where examples have no length), 'random', "
+        "'sequential', or 'batch_rebalance'.",
+        ("random", "sequential", "group_by_length", "batch_rebalance"),
     )
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={
-            "help": "Sampler for training: 'group_by_length' (default; 'random' where examples have no length), "
-            "'random', 'sequential', or 'batch_rebalance'.",
-            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
-        },
+    first_token_only: str = _option(
+        "auto",
+        "Compute the last layer for the first token alone where the head reads no other, as in classifiers on BERT; "
+        "the first batch is run both ways, and any difference turns this off. 'auto': in evaluation and prediction "
+        "with an adapter, and in training that uses the prefix cache; 'on': also in other training, where dropout "
+        "draws fewer numbers and a seed so gives another run; 'off'.",
+        FIRST_TOKEN_MODES,
     )
-
-    first_token_only: str = field(
-        default="auto",
-        metadata={
-            "help": "Compute the last layer for the first token alone where the head reads no other, as in "
-            "classifiers on BERT; the first batch is run both ways, and any difference turns this off. 'auto': in "
-            "evaluation and prediction with an adapter, and in training that uses the prefix cache; 'on': also in "
-            "other training, where dropout draws fewer numbers and a seed so gives another run; 'off'.",
-            "choices": list(FIRST_TOKEN_MODES),
-        },
+    prefix_cache: str = _option(
+        "off",
+        "Keep the hidden states at the border of the frozen layers on disk and compute them once: 'off', 'auto' (in "
+        "the Hugging Face cache folder), or a folder. Dropout in the frozen layers is off then.",
     )
-
-    prefix_cache: str = field(
-        default="off",
-        metadata={
-            "help": "Keep the hidden states at the border of the frozen layers on disk and compute them once: 'off', "
-            "'auto' (in the Hugging Face cache folder), or a folder. Dropout in the frozen layers is off then."
-        },
+    prefix_cache_max_bytes: int = _option(
+        20_000_000_000, "Bytes that the cache's folder may take; examples beyond that are computed in each pass."
     )
-    prefix_cache_max_bytes: int = field(
-        default=20_000_000_000,
-        metadata={"help": "Bytes that the cache's folder may take; examples beyond that are computed in each pass."},
+    prefix_cache_dtype: str = _option(
+        "float16", "Type of the stored states: float16 (checked for range), bfloat16, or float32 (exact).", DTYPES
     )
-    prefix_cache_dtype: str = field(
-        default="float16",
-        metadata={
-            "help": "Type of the stored states: float16 (checked for range), bfloat16, or float32 (exact).",
-            "choices": list(DTYPES),
-        },
-    )
-    prefix_cache_drop_weights: bool = field(
-        default=False,
-        metadata={"help": "Take the frozen layers' weights out of memory while their states are read from disk."},
+    prefix_cache_drop_weights: bool = _option(
+        False, "Take the frozen layers' weights out of memory while their states are read from disk."
     )
 
     def __post_init__(self) -> None:
@@ -166,13 +142,7 @@ class StrataArguments:
         return built.with_bounds(self.n1, self.n2).with_lora(**self._lora_settings())
 
     def _lora_settings(self) -> dict[str, Any]:
-        return {
-            "r": self.lora_r,
-            "lora_alpha": self.lora_alpha,
-            "lora_dropout": self.lora_dropout,
-            "use_rslora": self.use_rslora,
-            "use_dora": self.use_dora,
-        }
+        return {name: getattr(self, "lora_r" if name == "r" else name) for name in LORA_SETTINGS}
 
     def _check_fields(self) -> None:
         for name, other in (("n1", "n2"), ("n2", "n1")):
@@ -183,40 +153,36 @@ class StrataArguments:
                 raise ValueError(
                     f"{other} is {getattr(self, other)} and {name} is not set; give both, as in --n1 2 --n2 5."
                 )
-        if self.lora_r < 1:
-            raise ValueError(f"lora_r is {self.lora_r}; the rank of LoRA must be at least 1, as in --lora_r 64.")
-        if not 0 < self.lora_alpha < float("inf"):
-            raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be a positive number, as in --lora_alpha 128.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(
-                f"lora_dropout is {self.lora_dropout}; it must be a probability from 0 to below 1, "
-                "as in --lora_dropout 0.1."
-            )
-        if self.init_lora_weights not in INIT_LORA_WEIGHTS:
-            raise ValueError(
-                f"init_lora_weights is {self.init_lora_weights!r}; allowed are {', '.join(INIT_LORA_WEIGHTS)} "
-                "(PEFT's others rewrite the base: for them pass a PeftModel to the trainer)."
-            )
-        if self.first_token_only not in FIRST_TOKEN_MODES:
-            raise ValueError(
-                f"first_token_only is {self.first_token_only!r}; allowed are {', '.join(FIRST_TOKEN_MODES)}."
-            )
-        if not self.prefix_cache:
-            raise ValueError("prefix_cache is empty; allowed are off, auto, or a folder.")
-        if self.prefix_cache_dtype not in DTYPES:
-            raise ValueError(f"prefix_cache_dtype is {self.prefix_cache_dtype!r}; allowed are {', '.join(DTYPES)}.")
-        if self.prefix_cache_max_bytes < 0:
-            raise ValueError(
-                f"prefix_cache_max_bytes is {self.prefix_cache_max_bytes}; it must be 0 or more, as in "
-                "--prefix_cache_max_bytes 20000000000."
-            )
-        for name in ("bias_learning_rate", "head_learning_rate"):
-            rate = getattr(self, name)
-            if rate != NOT_SET and not 0 <= rate < float("inf"):
-                raise ValueError(
-                    f"{name} is {rate}; it must be zero or more, as in --{name} 1e-3, or -1 for the same as "
-                    "--learning_rate."
-                )
+        rates = {name: getattr(self, name) for name in ("bias_learning_rate", "head_learning_rate")}
+        rate_text = "it must be zero or more, as in --{} 1e-3, or -1 for the same as --learning_rate"
+        bytes_text = "it must be 0 or more, as in --prefix_cache_max_bytes 20000000000"
+        rules: list[tuple[str, bool, str]] = [
+            ("lora_r", self.lora_r >= 1, "the rank of LoRA must be at least 1, as in --lora_r 64"),
+            ("lora_alpha", 0 < self.lora_alpha < inf, "it must be a positive number, as in --lora_alpha 128"),
+            (
+                "lora_dropout",
+                0 <= self.lora_dropout < 1,
+                "it must be a probability from 0 to below 1, as in --lora_dropout 0.1",
+            ),
+            (
+                "init_lora_weights",
+                self.init_lora_weights in INIT_LORA_WEIGHTS,
+                f"allowed are {listed(INIT_LORA_WEIGHTS)} (PEFT's others rewrite the base: for them pass a PeftModel "
+                "to the trainer)",
+            ),
+            (
+                "first_token_only",
+                self.first_token_only in FIRST_TOKEN_MODES,
+                f"allowed are {listed(FIRST_TOKEN_MODES)}",
+            ),
+            ("prefix_cache", bool(self.prefix_cache), "allowed are off, auto, or a folder"),
+            ("prefix_cache_dtype", self.prefix_cache_dtype in DTYPES, f"allowed are {listed(DTYPES)}"),
+            ("prefix_cache_max_bytes", self.prefix_cache_max_bytes >= 0, bytes_text),
+            *((name, rate == NOT_SET or 0 <= rate < inf, rate_text.format(name)) for name, rate in rates.items()),
+        ]
+        for name, holds, text in rules:
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; {text}.")
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any] | None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-logger = logging.getLogger(__name__)
+from spafit_hf.names import WEIGHTS_FILE
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+logger = logging.getLogger(__name__)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -36,15 +36,10 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | None:
-    """What to resume from, with a checkpoint that was cut short replaced by the whole one before it.
+    """What to resume from, as `Trainer.train` takes it, a checkpoint that was cut short replaced by one before it.
 
-    Args:
-        checkpoint: as `Trainer.train` takes it: a folder, True for the last one of the run, None or False for none.
-        output_dir: the run's folder.
-
-    Returns:
-        A whole checkpoint; None where the run was killed during its first save, so that it starts again; or
-        `checkpoint` itself where there is nothing to correct.
+    None where the run was killed during its first save, so that it starts again; `checkpoint` itself where there is
+    nothing to correct.
     """
     if not checkpoint:
         return None
@@ -68,14 +63,12 @@ def check_fits(model: PeftModel, adapter_name: str, checkpoint: str) -> None:
     Raises:
         ValueError: when tensors are missing, superfluous or of another shape.
     """
-    file = Path(checkpoint) / ADAPTER_WEIGHTS
+    file = Path(checkpoint) / WEIGHTS_FILE
     if not file.is_file():
         return
     with safe_open(file, framework="pt") as tensors:
         found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    state: dict[str, torch.Tensor] = get_peft_model_state_dict(
-        model, adapter_name=adapter_name, save_embedding_layers=False
-    )
+    state: dict[str, Any] = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     # Resized embeddings are in the file as well, and are not part of the adapter.
     adapter = {name for name in found if ".lora_" in name} | set(expected)

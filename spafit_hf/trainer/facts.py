@@ -49,13 +49,9 @@ PACKAGES = ("spafit-hf", "peft", "transformers", "torch", "datasets", "tokenizer
 def facts_of_run(
     trainer: Trainer, plan: Plan | None = None, revision: str | None = None, license: str | None = None
 ) -> CardFacts:
-    """Everything a trainer knows that belongs on a card. May be asked during training, too.
+    """Everything a trainer with a model knows that belongs on a card. May be asked during training, too.
 
-    Args:
-        trainer: with a model.
-        plan: of its model, if it trains in strata.
-        revision: commit of the base's repository that was loaded.
-        license: of the base.
+    `plan` is its model's, if it trains in strata; `revision` (a commit) and `license` are those of the base.
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     adapter = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None
@@ -115,9 +111,6 @@ def facts_of_run(
     )
 
 
-# -- the model --------------------------------------------------------------------------------------------------------
-
-
 def _value(setting: Any) -> Any:
     """A member of an enum as its name, anything else as it is."""
     return getattr(setting, "value", setting)
@@ -165,9 +158,6 @@ def _labels(config: PretrainedConfig, task_type: str | None, problem: str | None
     return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
 
 
-# -- the data ---------------------------------------------------------------------------------------------------------
-
-
 def data_of(dataset: Any) -> Data:
     """What a dataset remembers of where it is from; nothing for one that was built by hand or from local files."""
     if not isinstance(dataset, Dataset):
@@ -186,9 +176,6 @@ def data_of(dataset: Any) -> Data:
         train_split=str(dataset.split) if dataset.split is not None else None,
         train_rows=dataset.num_rows,
     )
-
-
-# -- results ----------------------------------------------------------------------------------------------------------
 
 
 def _figures(entry: Mapping[str, Any], start: str = "eval_") -> dict[str, float]:
@@ -242,9 +229,6 @@ def _main_figure(trainer: Trainer, data: Data) -> str | None:
     if chosen and chosen != "loss":
         return chosen
     return TASKS[data.glue].main_metric if data.glue else None
-
-
-# -- settings ---------------------------------------------------------------------------------------------------------
 
 
 def _settings(trainer: Trainer) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """What trains gets a gradient: watched once, over the first accumulation window of a run.
 
     tensors that train -> the first window's backward passes -> those still without a gradient
-                                                                 a few of a kind and a stratum    one warning
-                                                                 all of a kind or a stratum       ValueError
+                                                                 a few                          one warning
+                                                                 all of a stratum of one stack  a warning of its own
+                                                                 all of a kind or a stratum     ValueError
 
 LoRA A has a gradient of zeros at first, since B is zero: that is a gradient. None is what is looked for.
 """
@@ -12,8 +13,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -31,17 +33,15 @@ LAYER_DROP_STEPS = 20
 
 
 class GradientWatch:
-    """Which tensors of a model get no gradient, and which of their modules do not run.
+    """Which tensors of a model (PEFT's wrapper) get no gradient, and which of their modules do not run.
 
-    Args:
-        model: PEFT's wrapper, as it trains.
-        plan: its plan, for the names of strata; None where it is not known.
-        compiled: no module is watched then, as that would break the compiled graph; tensors are.
+    Names of strata come from its plan, where there is one. Of a compiled model no module is watched, as that would
+    break the graph; tensors are.
     """
 
     def __init__(self, model: nn.Module, plan: Plan | None, *, compiled: bool = False) -> None:
         self.strata = {
-            module: group.name
+            module: (group.name, group.stack)
             for group in (plan.groups if plan is not None else ())
             for module in (*group.lora_modules, *group.bias_modules)
         }
@@ -60,14 +60,11 @@ class GradientWatch:
             owners = {owner_of(name) for name in self.tensors}
             for name in owners | {_parent(owner) for owner in owners}:
                 if name in modules:
-                    self._hooks.callback(modules[name].register_forward_pre_hook(self._noting(name)).remove)
+                    self._hooks.callback(modules[name].register_forward_pre_hook(partial(self._note, name)).remove)
 
-    def _noting(self, name: str) -> Any:
-        def note(_module: nn.Module, _inputs: Any) -> None:
-            assert self._ran is not None
-            self._ran.add(name)
-
-        return note
+    def _note(self, name: str, _module: nn.Module, _inputs: Any) -> None:
+        assert self._ran is not None
+        self._ran.add(name)
 
     def look(self) -> bool:
         """Look at the gradients after the backward passes of a window; True when this was the last look."""
@@ -80,18 +77,15 @@ class GradientWatch:
         self._hooks.close()
 
     def report(self, *, needs_all: bool = False) -> None:
-        """Name what has no gradient, if anything has none.
-
-        Args:
-            needs_all: no training is possible with it: DDP waits for every gradient, unless it searches for those
-                that are missing.
+        """Name what has no gradient, if anything has none; DDP `needs_all`, unless it searches for those missing.
 
         Raises:
             ValueError: for a stratum or a kind without any gradient, and where all are needed.
         """
         if not self.dead:
             return
-        for what, names in self._wholes():
+        strata = self._strata()
+        for what, names in self._wholes(strata).items():
             if self.dead.issuperset(names):
                 raise ValueError(
                     f"{what} would not train: in the first step none of its {len(names)} tensors got a gradient, "
@@ -102,16 +96,27 @@ class GradientWatch:
         if needs_all:
             raise ValueError(f"{text}. DDP waits for them; --ddp_find_unused_parameters true lets it go on.")
         logger.warning("%s. They stay as they are.", text)
+        for (stratum, stack), names in strata.items():
+            if self.dead.issuperset(names):
+                logger.warning("Of the stack %s nothing of %s trains: no tensor of it got one.", stack, stratum)
 
-    def _wholes(self) -> Iterable[tuple[str, set[str]]]:
-        """The kinds and strata, each with its tensors."""
+    def _strata(self) -> dict[tuple[str, str], set[str]]:
+        """Name and stack of each stratum, with its tensors."""
+        strata: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for name in self.tensors:
+            stratum = self.strata.get(owner_of(name).removeprefix("base_model.model."))
+            if stratum is not None:
+                strata[stratum].add(name)
+        return strata
+
+    def _wholes(self, strata: Mapping[tuple[str, str], set[str]]) -> dict[str, set[str]]:
+        """The kinds, and the strata over all stacks, each with its tensors."""
         wholes: dict[str, set[str]] = defaultdict(set)
         for name in self.tensors:
             wholes[KIND_WORDS[parameter_kind(name)]].add(name)
-            stratum = self.strata.get(owner_of(name).removeprefix("base_model.model."))
-            if stratum is not None:
-                wholes[stratum].add(name)
-        return wholes.items()
+        for (stratum, _), names in strata.items():
+            wholes[stratum] |= names
+        return wholes
 
     def _described(self, names: Iterable[str]) -> str:
         """Modules by name for each reason, those of all layers under one."""

@@ -124,19 +124,8 @@ class HubPushMixin(Trainer):
     ) -> None:
         """Write the card into `args.output_dir`, with the facts it is from and the picture of the training curve.
 
-        A card that was written by hand stays as it is. The arguments are Trainer's; `describe` takes every other
-        fact.
-
-        Args:
-            language: code of the data's language.
-            license: of the adapter; the base's by default.
-            tags: further tags.
-            model_name: title of the card.
-            finetuned_from: Hub id of the base.
-            tasks: the Hub's name of the task, such as "summarization".
-            dataset_tags: Hub id of the dataset.
-            dataset: its name for a reader.
-            dataset_args: its configuration.
+        A card that was written by hand stays as it is. The arguments are Trainer's (`license`: the base's by default);
+        `describe` takes every other fact.
         """
         if not self.is_world_process_zero():
             return
@@ -336,17 +325,14 @@ class HubPushMixin(Trainer):
         self.push_in_progress = PushInProgress([*(running.jobs if running else ()), *jobs])  # type: ignore[arg-type]
 
     def _in_background(
-        self,
-        message: str,
-        place: str = "",
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        create_pr: bool = False,
+        self, message: str, place: str = "", token: str | None = None, create_pr: bool = False, **given: Any
     ) -> Future[CommitInfo]:
         """Push a copy of `output_dir`, made now, from a thread, to a place in the repo."""
         folder = str(self.args.output_dir)
         token = token or self.args.hub_token
+        where: dict[str, Any] = {"private": self.args.hub_private_repo}
+        where |= {"revision": None if create_pr else self.args.hub_revision}
+        where |= {name: value for name, value in given.items() if value not in (None, "")}
         scratch = tempfile.TemporaryDirectory(prefix="spafit-push-")
         for path in parcel(folder, tokens=[token] if token else ()).paths:
             shutil.copyfile(path, Path(scratch.name) / path.name)
@@ -357,12 +343,11 @@ class HubPushMixin(Trainer):
                     scratch.name,
                     self.hub_model_id or Path(folder).absolute().name,
                     token=token,
-                    private=private if private is not None else self.args.hub_private_repo,
-                    revision=revision or (None if create_pr else self.args.hub_revision),
                     message=message,
                     path_in_repo=place,
                     patience=self.hub_patience,
                     create_pr=create_pr,
+                    **where,
                 )
             except HubError as error:
                 failure = HubError(str(error).replace(scratch.name, folder))

@@ -19,11 +19,9 @@ KINDS = ("lora", "base", "bias", "head")
 
 
 def parameter_kind(name: str, head: Iterable[str] = ()) -> str:
-    """The kind of a trained parameter, one of `KINDS`, from its name in the model.
+    """The kind of a trained parameter, one of `KINDS`, from its name in `model.named_parameters()`.
 
-    Args:
-        name: as in `model.named_parameters()`.
-        head: names of the head's modules in a model without adapter; in a PEFT model the head is found by itself.
+    `head` names the head's modules in a model without adapter; in a PEFT model the head is found by itself.
     """
     parts = name.split(".")
     if "modules_to_save" in parts or any(name.startswith(f"{module}.") for module in head):
@@ -37,18 +35,10 @@ def parameter_kind(name: str, head: Iterable[str] = ()) -> str:
 def split_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float], head: Iterable[str] = ()
 ) -> frozenset[str]:
-    """Split the parameter groups of a fresh optimizer by kind, in place; all other settings of a group are kept.
+    """Split the parameter groups of a fresh optimizer by kind, in place, and return the kinds present.
 
-    Each group gets a key "kind".
-
-    Args:
-        optimizer: one that has made no step.
-        model: the model whose parameters it holds.
-        rates: kind -> learning rate, for kinds whose rate is not that of their group.
-        head: see `parameter_kind`.
-
-    Returns:
-        The kinds present.
+    Each group gets a key "kind" and, where `rates` has its kind, a learning rate of its own; all else is kept. For
+    `head` see `parameter_kind`.
     """
     kinds = {id(parameter): parameter_kind(name, head) for name, parameter in model.named_parameters()}
     groups: list[dict[str, Any]] = []
@@ -72,11 +62,7 @@ def has_untrained_pooler(model: nn.Module, architecture: Architecture) -> bool:
     Sentence encoders and masked language models carry such a pooler: random weights of a small scale and a bias of
     zeros, while the layers below have biases that are not. Its output is an order of magnitude smaller than that of a
     trained one, and the head has to grow as much larger before it says anything. Full fine-tuning trains the pooler
-    and does not notice.
-
-    Args:
-        model: the base, not wrapped yet.
-        architecture: of the base.
+    and does not notice. The model is not wrapped yet.
     """
     layers = architecture.stacks[-1].layers
     below = [model.get_submodule(name) for name in layers[-1].modules["output"]] if layers else []

@@ -31,10 +31,7 @@ class LengthGroupedSampler(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch, counted from zero."""
@@ -49,11 +46,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class LengthSortedSampler(Sampler[int]):
-    """Indices from the longest example to the shortest: the least padding, and too little memory shows at once.
-
-    Args:
-        lengths: length of each example, in tokens.
-    """
+    """Indices from the longest example (of `lengths`, in tokens) to the shortest: too little memory shows at once."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.order = np.argsort(-np.asarray(lengths), kind="stable")
@@ -67,9 +60,7 @@ class LengthSortedSampler(Sampler[int]):
     def restore(self, values: Any) -> Any:
         """What came out for the sorted examples, in the order of the dataset.
 
-        Args:
-            values: arrays with a row per example, or tuples, lists and dicts of them, or None. Arrays with another
-                number of rows (`preprocess_logits_for_metrics` may make them) stay as they are.
+        Arrays with another number of rows (`preprocess_logits_for_metrics` may make them) stay as they are.
         """
         if isinstance(values, np.ndarray) and len(values) == len(self):
             restored = np.empty_like(values)
@@ -82,16 +73,19 @@ class LengthSortedSampler(Sampler[int]):
         return values
 
 
-def example_lengths(dataset: Any, input_name: str, length_column: str) -> list[int] | None:
+def main_input(processor: Any) -> str:
+    """The name of a model's main input, such as "input_ids", as its tokenizer or processor knows it."""
+    return str((getattr(processor, "model_input_names", None) or ["input_ids"])[0])
+
+
+def example_lengths(dataset: Any, processor: Any, length_column: str) -> list[int] | None:
     """The length of each example, or None where examples have none (pixels, free-form items, an empty dataset).
 
-    Args:
-        dataset: anything with `__len__` and `__getitem__`.
-        input_name: the model's main input, such as "input_ids"; its length counts where there is no length column.
-        length_column: a column of a `datasets.Dataset` that holds lengths.
+    That of the model's main input counts ("input_ids"), where a `datasets.Dataset` has no length column.
     """
     if not isinstance(dataset, Sized) or not len(dataset):
         return None
+    input_name = main_input(processor)
     if isinstance(dataset, datasets.Dataset):
         if length_column in dataset.column_names:
             return [int(length) for length in dataset[length_column]]

@@ -23,13 +23,9 @@ from spafit_hf.tuner.layer import DeltaLayer
 def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
     """Within it, what an adapter folder is made of is whole on this process, where FSDP or ZeRO-3 shard the model.
 
-    The trained parameters, the base's vectors (biases, norm weights) and its embeddings are whole tensors; the large
-    frozen matrices stay as they are. Modules have their own classes, not those that FSDP gave them. Every process has
-    to enter, and nothing may be computed or changed within.
-
-    Args:
-        model: the wrapped model.
-        keep: whether this process needs the whole tensors, which are then on the CPU.
+    The trained parameters, the base's vectors (biases, norm weights) and its embeddings are whole tensors (on the CPU,
+    where this process needs to `keep` them); the large frozen matrices stay as they are. Modules have their own
+    classes, not those that FSDP gave them. Every process has to enter, and nothing may be computed or changed within.
     """
     with ExitStack() as stack:
         gathered = []

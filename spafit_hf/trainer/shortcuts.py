@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from peft import PeftModel
 from torch import nn
@@ -30,13 +29,20 @@ from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, probe, to
 from spafit_hf.shortcuts.probe import ROWS
 from spafit_hf.shortcuts.rows import with_padding
 from spafit_hf.trainer.arguments import StrataArguments
-from spafit_hf.trainer.sampler import example_lengths
+from spafit_hf.trainer.sampler import example_lengths, main_input
 from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 64
-"""Examples among which the probe looks for short and long ones, where no table knows the lengths of all."""
+"""Examples among which the probe looks for short and long ones."""
+
+
+def _check_whole(trainer: Trainer, refusal: type[ValueError]) -> None:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise refusal("the model is sharded by FSDP or DeepSpeed; use DDP (torchrun without them).")
+    if trainer.args.n_gpu > 1:
+        raise refusal("DataParallel copies the model in each step; use DDP (torchrun), or one GPU.")
 
 
 class PrefixShortCut:
@@ -119,10 +125,7 @@ class PrefixShortCut:
     def _check_setup(self) -> None:
         """Refuse what the cache cannot go together with."""
         trainer, args = self.trainer, self.trainer.args
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise NotCacheable("the model is sharded by FSDP or DeepSpeed; use DDP (torchrun without them).")
-        if args.n_gpu > 1:
-            raise NotCacheable("DataParallel copies the model in each step; use DDP (torchrun), or one GPU.")
+        _check_whole(trainer, NotCacheable)
         if args.torch_compile:
             raise NotCacheable("a compiled model does not read from a disk; drop --torch_compile.")
         if not trainer.is_in_train and (args.fp16_full_eval or args.bf16_full_eval):
@@ -165,15 +168,9 @@ class PrefixShortCut:
 
     def _probe_examples(self, dataset: Any) -> list[int]:
         """Places of a few examples, from the shortest to the longest."""
-        known = None
-        if isinstance(dataset, datasets.Dataset):
-            known = example_lengths(dataset, self._main_input(), self.trainer.args.length_column_name)
-        if known is not None:
-            lengths = dict(enumerate(known))
-        else:
-            count = len(dataset)
-            looked_at = dict.fromkeys(count * part // LOOKED_AT for part in range(LOOKED_AT if count else 0))
-            lengths = {index: self._example_length(dataset[index]) for index in looked_at}
+        count = len(dataset)
+        looked_at = dict.fromkeys(count * part // LOOKED_AT for part in range(LOOKED_AT if count else 0))
+        lengths = {index: self._example_length(dataset[index]) for index in looked_at}
         if not lengths:
             raise NotCacheable("there are no examples to look at.")
         order = sorted(lengths, key=lengths.__getitem__)
@@ -201,13 +198,9 @@ class PrefixShortCut:
         return "left", 0
 
     def _example_length(self, example: Any) -> int:
-        name = self._main_input()
+        name = main_input(self.trainer.processing_class)
         value: Any = example.get(name) if isinstance(example, Mapping) else getattr(example, name, None)
         return len(value) if isinstance(value, (list, tuple)) or bool(getattr(value, "ndim", 0)) else 0
-
-    def _main_input(self) -> str:
-        names = getattr(self.trainer.processing_class, "model_input_names", None) or ["input_ids"]
-        return str(names[0])
 
     # ---- the build ----
 
@@ -221,10 +214,7 @@ class PrefixShortCut:
         if shown:
             logger.info(
                 "Prefix cache: %d frozen layers from %s. One batch both ways differs by %.1e, by %.1e as %s.",
-                cache.border.length,
-                cache.store.folder,
-                cache.probed.exact,
-                cache.probed.stored,
+                *(cache.border.length, cache.store.folder, cache.probed.exact, cache.probed.stored),
                 cache.settings.dtype,
             )
         drop = cache.settings.drop_weights
@@ -245,11 +235,12 @@ class PrefixShortCut:
             else:
                 logger.info("Prefix cache: %s bytes of frozen weights have left memory.", f"{dropped:,}")
         if shown:
-            logger.info("Prefix cache: %d rows, %s bytes.", len(cache.store), f"{_bytes_of(cache):,}")
+            taken = cache.store.used_bytes(cache.store.folder) if cache.store.folder.is_dir() else 0
+            logger.info("Prefix cache: %d rows, %s bytes.", len(cache.store), f"{taken:,}")
 
     def _fill(self, cache: PrefixCache, dataset: Any) -> None:
         trainer = self.trainer
-        lengths = example_lengths(dataset, self._main_input(), trainer.args.length_column_name)
+        lengths = example_lengths(dataset, trainer.processing_class, trainer.args.length_column_name)
         order: Iterable[int] = range(len(dataset))
         if lengths is not None:
             # Longest first: what does not fit in memory shows at once.
@@ -269,13 +260,6 @@ class PrefixShortCut:
                 bar.update()
                 if cache.store.full:
                     break
-
-
-def _bytes_of(cache: PrefixCache) -> int:
-    try:
-        return cache.store.used_bytes(cache.store.folder)
-    except OSError:  # the folder could not be made
-        return 0
 
 
 class FirstTokenShortCut:
@@ -338,12 +322,8 @@ class FirstTokenShortCut:
             self.stack.enter_context(self.narrowed.attached(training=gradients))
 
     def _check_setup(self) -> None:
-        trainer = self.trainer
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise NotFirstToken("the model is sharded by FSDP or DeepSpeed.")
-        if trainer.args.n_gpu > 1:
-            raise NotFirstToken("DataParallel copies the model in each step; use DDP (torchrun), or one GPU.")
-        if trainer.args.torch_compile:
+        _check_whole(self.trainer, NotFirstToken)
+        if self.trainer.args.torch_compile:
             raise NotFirstToken("a compiled model keeps the shapes it was compiled with.")
         if self.prefix.holds_last_layer:
             raise NotFirstToken("the states of the last layer come from the prefix cache.")

@@ -8,47 +8,32 @@ Everything else is Trainer's. Overridden is what is wrong or wasteful for strata
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
+from operator import attrgetter
 from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate.utils import DistributedDataParallelKwargs, extract_model_from_parallel
+from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
-from transformers import (
-    DataCollator,
-    EvalPrediction,
-    PreTrainedModel,
-    Seq2SeqTrainer,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_pt_utils import find_batch_size, get_model_param_count
-from transformers.trainer_utils import (
-    BestRun,
-    EvalLoopOutput,
-    TrainOutput,
-    has_length,
-)
+from transformers.trainer_utils import BestRun, EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from spafit_hf.adapter import save_adapter, start_from
 from spafit_hf.architecture import find_architecture
-from spafit_hf.planner import Plan, plan
-from spafit_hf.shortcuts.cache import PrefixCache
-from spafit_hf.shortcuts.first_token import FirstToken
+from spafit_hf.planner import Plan
 from spafit_hf.strategy import Strategy, StrategyLike
 from spafit_hf.trainer.arguments import (
     DEFAULT_STRATEGY,
@@ -60,17 +45,14 @@ from spafit_hf.trainer.arguments import (
 from spafit_hf.trainer.checkpoints import check_fits, resumable
 from spafit_hf.trainer.gradients import GradientWatch, may_pass_over
 from spafit_hf.trainer.hub import HubPushMixin
-from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
+from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, split_groups
 from spafit_hf.trainer.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
-from spafit_hf.trainer.sharding import gather_deltas, shard_by_layer, whole_again, whole_parameters
+from spafit_hf.trainer.sharding import gather_deltas, shard_by_layer, whole_parameters
 from spafit_hf.trainer.shortcuts import FirstTokenShortCut, PrefixShortCut
-from spafit_hf.tuner import SpafitConfig, get_spafit_model
+from spafit_hf.trainer.wrapping import has_adapter, is_ours, taken_out, warn_of_halves, wrap, wrapped_before
 from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
-
-WRAPPED = "_spafit_wrapped"
-"""Where a plain model notes what a trainer has made of it."""
 
 
 class StrataTrainer(Trainer):
@@ -87,8 +69,8 @@ class StrataTrainer(Trainer):
     _watch: GradientWatch | None = None
     """Until the first optimizer step of a run."""
 
-    _wrapped: list[tuple[PeftModel, list[nn.Parameter]]] | None = None
-    """While the trainer is made: what it has wrapped, and what of that trained before."""
+    _undo: ExitStack | None = None
+    """While the trainer is made: what makes a model plain again that was given plain."""
 
     # Trainer's own, None only until they are made.
     model: Any
@@ -102,55 +84,46 @@ class StrataTrainer(Trainer):
     def __init__(
         self,
         *,
-        model: nn.Module | None,
-        args: TrainingArguments,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None],
-        strategy: StrategyLike | None,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        strategy: StrategyLike | None = None,
         **others: Any,
     ) -> None:
         """Trainer's, with the model wrapped first. Where that fails, a model that was given plain is plain again."""
+        if args is None:
+            seq2seq = isinstance(self, Seq2SeqTrainer)
+            args = (SpafitSeq2SeqTrainingArguments if seq2seq else SpafitTrainingArguments)(output_dir="tmp_trainer")
         self._opened = ExitStack()
         """What the short cuts of a training or an evaluation have changed on the model, to be undone at its end."""
         self._prefix = PrefixShortCut(self, self._opened)
         self._first_token = FirstTokenShortCut(self, self._opened, self._prefix)
-        self._wrapped = []
-        complete = False
-        try:
-            model = self._begin(model, args, optimizers[0], strategy)
-            super().__init__(model=model, args=args, optimizers=optimizers, **others)
-            complete = True
-        finally:
-            if not complete:
-                for wrapped, trained in self._wrapped:
-                    _unwrap(wrapped, trained)
-            self._wrapped = None
-
-    def _begin(
-        self,
-        model: nn.Module | None,
-        args: TrainingArguments,
-        optimizer: torch.optim.Optimizer | None,
-        strategy: StrategyLike | None,
-    ) -> nn.Module | None:
-        """What happens before Trainer's own `__init__`: settle the strategy and wrap the model."""
         self.args = args
-        self._optimizer_was_given = optimizer is not None
+        self._optimizer_was_given = optimizers[0] is not None
         self._native = False
         self._loss_was_probed = False
         self._pooler_is_untrained = False
         self._rates: dict[str, Any] = {}
         self._length_sampler: LengthGroupedSampler | None = None
-        _follow_log_level(args)
+        # This package logs where transformers does, as scripts set the level of transformers alone.
+        package, level = logging.getLogger("spafit_hf"), args.get_process_log_level()
+        if args.log_level != "passive" or level < package.getEffectiveLevel():
+            package.setLevel(level)
         self._settle_strategy(strategy, model)
-        if model is None:
-            return None
-        model = self._in_strata(model)
-        if optimizer is not None:
-            _check_holds_trainable(optimizer, model)
-        return model
+        with ExitStack() as self._undo:
+            if model is not None:
+                model = self._in_strata(model)
+                if optimizers[0] is not None:
+                    _check_holds_trainable(optimizers[0], model)
+            super().__init__(model=model, args=args, optimizers=optimizers, **others)
+            self._undo.pop_all()
+        self._undo = None
+        if isinstance(self.model, PeftModel) and getattr(args, "generation_config", None) is not None:
+            # Seq2SeqTrainer sets it on PEFT's wrapper, which `generate` does not ask.
+            self.model.get_base_model().generation_config = self.model.generation_config
 
     def _settle_strategy(self, strategy: StrategyLike | None, model: nn.Module | None) -> None:
-        if strategy is not None and model is not None and _has_adapter(model):
+        if strategy is not None and model is not None and has_adapter(model):
             logger.warning("The model has an adapter already; strategy=%s is not used.", strategy)
         if not isinstance(self.args, StrataArguments):
             self._plain_strategy = Strategy.coerce(DEFAULT_STRATEGY if strategy is None else strategy)
@@ -159,10 +132,7 @@ class StrataTrainer(Trainer):
             if self.args.n1 != NOT_SET or self.args.strategy not in (DEFAULT_STRATEGY, text):
                 logger.warning(
                     "The trainer's strategy=%s takes the place of the arguments' strategy=%s, n1=%d, n2=%d; drop one.",
-                    text,
-                    self.args.strategy,
-                    self.args.n1,
-                    self.args.n2,
+                    *(text, self.args.strategy, self.args.n1, self.args.n2),
                 )
             # Into the arguments, so that logs, cards and a search over strategies have one place to look at.
             self.args.strategy, self.args.n1, self.args.n2 = text, NOT_SET, NOT_SET
@@ -177,102 +147,47 @@ class StrataTrainer(Trainer):
         """Wrap a plain model. One with an adapter is taken as it is, and full fine-tuning leaves it plain."""
         self.plan, self._pooler_is_untrained = None, False
         strategy = self.strategy
-        plain = extract_model_from_parallel(model, keep_torch_compile=False)
-        if plain is not model and (_has_adapter(model) or not strategy.full):
-            logger.warning(
-                "The model was given within %s: training goes on without, so that what is saved has the names of the "
-                "model's own. To train it compiled: --torch_compile.",
-                type(model).__name__,
-            )
-            model = plain
-        before = _wrapped_before(model)
-        there = before is not None or _has_adapter(model)
+        model = taken_out(model, strategy)
+        wrapped = wrapped_before(model, strategy)
+        there = wrapped is not None or has_adapter(model)
         start = self.args.init_adapter if isinstance(self.args, StrataArguments) else ""
         if start and (there or strategy.full):
             found = "the model has an adapter already" if there else "full fine-tuning trains none"
             raise ValueError(f"init_adapter={start!r} starts a new adapter, and {found}; leave it out.")
-        if before is not None:
-            return self._go_on_with(before, strategy)
-        if there or strategy.full:
-            halves = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
-            if halves and not there and not self.args.deepspeed:  # which keeps fp32 copies itself
-                logger.warning(
-                    "Full fine-tuning of weights in %s: small steps are lost. Load the model with "
-                    "dtype=torch.float32, and train with --bf16 for its speed.",
-                    halves.pop(),
-                )
-            return model
-        wrapped = self._wrap(model, strategy)
-        if start:
-            start_from(wrapped, start, token=self.args.hub_token)
-        return wrapped
-
-    def _wrap(self, model: nn.Module, strategy: Strategy) -> PeftModel:
-        if isinstance(model, PreTrainedModel) and model.is_activation_checkpointing:
-            # Switched on by hand before: PEFT would turn input gradients on for it, so let `train` do it our way.
-            model.activation_checkpointing_disable()
-            model.disable_input_require_grads()
-            self.args.activation_checkpointing = self.args.gradient_checkpointing = True
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        with whole_again(model.parameters()):  # plan and layers read shapes, which ZeRO-3 hides
-            self.plan = plan(model, strategy)
-            self._pooler_is_untrained = has_untrained_pooler(model, self.plan.architecture)
-            # The same LoRA for the same seed, whatever drew random numbers before.
-            set_seed(self.args.seed)
-            initial = self.args.init_lora_weights if isinstance(self.args, StrataArguments) else "default"
-            how = {} if initial == "default" else {"init_lora_weights": initial}
-            wrapped = get_spafit_model(model, strategy, **how)
-        # By the dictionary: as an attribute it would be a submodule of the model that it wraps.
-        vars(model)[WRAPPED] = (wrapped, self.plan, self._pooler_is_untrained)
-        if self._wrapped is not None:
-            self._wrapped.append((wrapped, trained))
-        return wrapped
-
-    def _go_on_with(self, before: tuple[PeftModel, Plan, bool], strategy: Strategy) -> PeftModel:
-        """Take the adapter that a trainer before this one has put into the model: a cell of a notebook run twice."""
-        wrapped, the_plan, untrained = before
-        if the_plan.strategy != strategy:
-            raise ValueError(
-                f"the model holds the adapter of an earlier trainer, of {the_plan.strategy}, and this one is to train "
-                f"{strategy}; load the model again before making this trainer."
+        if wrapped is not None:
+            logger.warning(
+                "The model holds the adapter of an earlier trainer, of the same strategy: going on with it."
             )
-        logger.warning("The model holds the adapter of an earlier trainer, of the same strategy: going on with it.")
-        self.plan, self._pooler_is_untrained = the_plan, untrained
-        return wrapped
+        elif there or strategy.full:
+            if not there:
+                warn_of_halves(model, self.args)
+            return model
+        else:
+            wrapped = wrap(model, strategy, self.args)
+            if self._undo is not None:
+                self._undo.callback(wrapped.undo)
+            if start:
+                start_from(wrapped.model, start, token=self.args.hub_token)
+        self.plan, self._pooler_is_untrained = wrapped.plan, wrapped.untrained_pooler
+        return wrapped.model
 
     # ---- the short cuts ----
 
-    @property
-    def prefix_cache(self) -> PrefixCache | None:
-        """The cache of the model that trains; None while there is none."""
-        return self._prefix.cache
-
-    @property
-    def prefix_cache_refused(self) -> str:
-        """Why the model is trained without one, though one was wanted."""
-        return self._prefix.refused
-
-    @property
-    def first_token(self) -> FirstToken | None:
-        """The narrowed last layer of the model; None while there is none."""
-        return self._first_token.narrowed
-
-    @property
-    def first_token_refused(self) -> str:
-        """Why the last layer is computed whole, though narrowing it was wanted."""
-        return self._first_token.refused
+    prefix_cache = property(attrgetter("_prefix.cache"))
+    """The cache of the model that trains; None while there is none."""
+    prefix_cache_refused = property(attrgetter("_prefix.refused"))
+    """Why the model is trained without one, though one was wanted."""
+    first_token = property(attrgetter("_first_token.narrowed"))
+    """The narrowed last layer of the model; None while there is none."""
+    first_token_refused = property(attrgetter("_first_token.refused"))
+    """Why the last layer is computed whole, though narrowing it was wanted."""
 
     def _trains_adapter(self) -> bool:
-        return _has_adapter(self.model) if self.model is not None else not self.strategy.full
+        return has_adapter(self.model) if self.model is not None else not self.strategy.full
 
     # ---- training ----
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; a checkpoint that was cut short by a kill is replaced by the whole one before it.
 
         _prepare_for_training   table of strata, sharding, optimizer; the prefix cache opens and is built
@@ -286,7 +201,7 @@ class StrataTrainer(Trainer):
             self.args.gradient_checkpointing_kwargs = self.args.activation_checkpointing_kwargs
         checkpoint = resumable(resume_from_checkpoint, self.args.output_dir or "")
         try:
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            return super().train(checkpoint, *args, **kwargs)
         finally:
             self._opened.close()
 
@@ -302,15 +217,12 @@ class StrataTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._prefix.open_for_training()
         self._first_token.open()
-        self._watch_gradients()
-        return prepared
-
-    def _watch_gradients(self) -> None:
         self._watch = None
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if _is_ours(model) and not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
+        if is_ours(model) and not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
             self._watch = GradientWatch(model, self.plan, compiled=self.args.torch_compile)
             self._opened.callback(self._watch.close)
+        return prepared
 
     def _log_strata(self) -> None:
         if not self.args.should_log:
@@ -318,7 +230,7 @@ class StrataTrainer(Trainer):
         if self.plan is not None:
             logger.info("Training in strata:\n%s", self.plan)
         else:
-            what = "the adapter of the model given" if _has_adapter(self.model) else f"strategy {self.strategy.name}"
+            what = "the adapter of the model given" if has_adapter(self.model) else f"strategy {self.strategy.name}"
             trained, total = get_model_param_count(self.model, trainable_only=True), get_model_param_count(self.model)
             logger.info("Training %s: %s of %s parameters.", what, f"{trained:,}", f"{total:,}")
 
@@ -349,12 +261,9 @@ class StrataTrainer(Trainer):
         (https://github.com/huggingface/transformers/issues/47688).
         """
         several = self.args.gradient_accumulation_steps * self.args.world_size * max(self.args.n_gpu, 1) > 1
-        own_loss = (
-            self.compute_loss_func is not None
-            or self.label_smoother is not None
-            or type(self).compute_loss is not Trainer.compute_loss  # a script's own, which knows what it takes
-        )
-        if several and num_items_in_batch is not None and not own_loss and not self._loss_was_probed:
+        # A script's own loss knows what it takes.
+        own = self.compute_loss_func or self.label_smoother or type(self).compute_loss is not Trainer.compute_loss
+        if several and num_items_in_batch is not None and not own and not self._loss_was_probed:
             found = self._loss_takes_items(model, inputs, num_items_in_batch)
             if found is not None:
                 self.model_accepts_loss_kwargs, self._loss_was_probed = found, True
@@ -371,10 +280,9 @@ class StrataTrainer(Trainer):
         return loss
 
     def _loss_takes_items(self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int) -> bool | None:
-        """Whether the loss halves when the number of items doubles. Without dropout: no random number is drawn.
+        """Whether the loss halves when the number of items doubles; None where the batch, without labels, has none.
 
-        Returns:
-            None where the batch does not tell: one without a single label has no loss.
+        Without dropout: no random number is drawn.
         """
         model.eval()
         inputs = self._prepare_inputs(inputs)
@@ -386,19 +294,18 @@ class StrataTrainer(Trainer):
         return abs(once - 2 * twice) < abs(once - twice)
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's loop; over examples sorted by length, metrics and caller see them in the order of the dataset.
-
-        Outside of training it opens the short cuts for itself.
-        """
+        """Trainer's loop; over examples sorted by length, metrics and caller see them in the order of the dataset."""
         sampler = getattr(dataloader.batch_sampler, "sampler", None)
         compute_metrics = self.compute_metrics
         if isinstance(sampler, LengthSortedSampler) and compute_metrics is not None:
-            self.compute_metrics = lambda rows: compute_metrics(_restored(rows, sampler))
+            self.compute_metrics = lambda rows: compute_metrics(
+                EvalPrediction(*map(sampler.restore, (rows.predictions, rows.label_ids, rows.inputs, rows.losses)))
+            )
         try:
             # Leaves the random state as it was: a run that was killed between a save and an evaluation goes on without
             # that evaluation, and has to draw the same dropout.
             with torch.random.fork_rng(devices=[]):
-                if not self.is_in_train:
+                if not self.is_in_train:  # which has opened the short cuts
                     if self._prefix.wanted:
                         self._prefix.open(dataloader.dataset)
                     self._first_token.open()
@@ -407,23 +314,15 @@ class StrataTrainer(Trainer):
             self.compute_metrics = compute_metrics
             if not self.is_in_train:
                 self._opened.close()
-        if not isinstance(sampler, LengthSortedSampler):
-            return output
-        return output._replace(
-            predictions=sampler.restore(output.predictions), label_ids=sampler.restore(output.label_ids)
-        )
+        if isinstance(sampler, LengthSortedSampler):
+            parts = {name: sampler.restore(getattr(output, name)) for name in ("predictions", "label_ids")}
+            return output._replace(**parts)
+        return output
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: Any = None,
-        **kwargs: Any,
-    ) -> Any:
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """`Trainer.prediction_step`, after a look at the first batch."""
         self._first_token.look_at(inputs, training=False)
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     # ---- data ----
 
@@ -454,8 +353,7 @@ class StrataTrainer(Trainer):
         return SequentialSampler(eval_dataset) if lengths is None else LengthSortedSampler(lengths)  # type: ignore[arg-type]
 
     def _lengths(self, dataset: Any) -> list[int] | None:
-        names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
-        return example_lengths(dataset, names[0], self.args.length_column_name)
+        return example_lengths(dataset, self.processing_class, self.args.length_column_name)
 
     # ---- optimizer ----
 
@@ -463,11 +361,19 @@ class StrataTrainer(Trainer):
         """Trainer's optimizer with its parameter groups split by kind, each kind at its own learning rate."""
         exists = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        rates = self._separate_rates()
+        rates: dict[str, float] = {}
+        if isinstance(self.args, StrataArguments):
+            rates = {kind: getattr(self.args, f"{kind}_learning_rate") for kind in ("bias", "head")}
+            rates = {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
         if not exists:
             opt_model = self.model if model is None else model
             if self._pooler_is_untrained and "head" not in rates:
-                rates["head"] = self._rate_behind_untrained_pooler()
+                rates["head"] = UNTRAINED_POOLER_FACTOR * self.args.learning_rate
+                logger.warning(
+                    "The base's pooler was never trained (its bias is zero), and what the head reads of it is small: "
+                    "the head learns at %g, %d times --learning_rate. Another rate: --head_learning_rate.",
+                    *(rates["head"], UNTRAINED_POOLER_FACTOR),
+                )
             head = find_architecture(opt_model).head if "head" in rates and not self._trains_adapter() else ()
             present = split_groups(optimizer, opt_model, rates, head)
             for kind in sorted(set(rates) - present):
@@ -475,22 +381,6 @@ class StrataTrainer(Trainer):
         elif self._optimizer_was_given and rates:
             logger.warning("An optimizer was passed, so these have no effect: %s.", ", ".join(rates))
         return optimizer
-
-    def _separate_rates(self) -> dict[str, float]:
-        if not isinstance(self.args, StrataArguments):
-            return {}
-        rates = {"bias": self.args.bias_learning_rate, "head": self.args.head_learning_rate}
-        return {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
-
-    def _rate_behind_untrained_pooler(self) -> float:
-        rate = UNTRAINED_POOLER_FACTOR * self.args.learning_rate
-        logger.warning(
-            "The base's pooler was never trained (its bias is zero), and what the head reads from it is small: the "
-            "head learns at %g, %d times --learning_rate. Another rate: --head_learning_rate.",
-            rate,
-            UNTRAINED_POOLER_FACTOR,
-        )
-        return rate
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Trainer's choice without the bias deltas: a bias does not decay, whether trained in place or as a delta."""
@@ -563,13 +453,9 @@ class StrataTrainer(Trainer):
     # ---- saving and loading ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter so that plain PEFT can read it too, and the tokenizer; for full fine-tuning the model.
-
-        Args:
-            output_dir: the folder, `args.output_dir` by default.
-        """
+        """Write the adapter so that plain PEFT can read it too, and the tokenizer; for full fine-tuning the model."""
         self._native = _internal_call and output_dir is not None  # how Trainer saves a checkpoint
-        if _is_ours(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if is_ours(self.model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             # Trainer would gather the whole base on each save. The adapter and the base's biases are enough.
             with whole_parameters(self.model, keep=self.args.should_save):
                 self._save(output_dir)
@@ -589,7 +475,7 @@ class StrataTrainer(Trainer):
         if not self.args.should_save and not self.is_distributed_loading_by_transformers:
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if _is_ours(model):
+        if is_ours(model):
             logger.info("Saving the adapter to %s", folder)
             form = save_adapter(
                 model, folder, model.active_adapter, form="native" if self._native else "auto", task=self.task
@@ -608,9 +494,21 @@ class StrataTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model
-        if _is_ours(target) and not self.is_fsdp_enabled:
+        if is_ours(target) and not self.is_fsdp_enabled:
             check_fits(target, target.active_adapter, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _with_strategy(theirs: type[Trainer]) -> Any:
+    """`StrataTrainer.__init__` with the signature of a trainer of transformers, and `strategy` at its end."""
+    known = inspect.signature(theirs.__init__)
+
+    def __init__(self: StrataTrainer, *given: Any, **named: Any) -> None:
+        StrataTrainer.__init__(**known.bind_partial(self, *given).arguments, **named)
+
+    last = inspect.signature(StrataTrainer.__init__).parameters["strategy"]
+    vars(__init__)["__signature__"] = known.replace(parameters=[*known.parameters.values(), last])
+    return __init__
 
 
 class SpafitTrainer(HubPushMixin, StrataTrainer):
@@ -622,47 +520,15 @@ class SpafitTrainer(HubPushMixin, StrataTrainer):
     Args:
         strategy: name, dict, YAML or JSON file, or `Strategy`. It takes the place of the strategy in `args`. By
             default that of `SpafitTrainingArguments`, and spafit-4-9-II with plain `TrainingArguments`.
-        others: those of `transformers.Trainer`, in its order.
+        others: those of `transformers.Trainer`, in its order: model, args, data_collator, train_dataset, eval_dataset,
+            processing_class, model_init, compute_loss_func, compute_metrics, callbacks, optimizers,
+            optimizer_cls_and_kwargs, preprocess_logits_for_metrics.
 
     Raises:
         ValueError: for a strategy that does not fit the model, or an optimizer made before the model was wrapped.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | nn.Module | None = None,
-        args: TrainingArguments | None = None,
-        data_collator: DataCollator | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        model_init: Callable[..., PreTrainedModel] | None = None,
-        compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        *,
-        strategy: StrategyLike | None = None,
-    ) -> None:
-        args = SpafitTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            strategy=strategy,
-        )
+    __init__ = _with_strategy(Trainer)
 
 
 class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
@@ -670,85 +536,11 @@ class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
 
     Args:
         strategy: as for `SpafitTrainer`.
-        others: those of `transformers.Seq2SeqTrainer`, in its order.
+        others: those of `transformers.Seq2SeqTrainer`, in its order: as for `SpafitTrainer`, but for
+            optimizer_cls_and_kwargs.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | nn.Module | None = None,
-        args: TrainingArguments | None = None,
-        data_collator: DataCollator | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        model_init: Callable[..., PreTrainedModel] | None = None,
-        compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        *,
-        strategy: StrategyLike | None = None,
-    ) -> None:
-        args = SpafitSeq2SeqTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            strategy=strategy,
-        )
-        if isinstance(self.model, PeftModel) and getattr(args, "generation_config", None) is not None:
-            # Seq2SeqTrainer sets it on PEFT's wrapper, which `generate` does not ask.
-            self.model.get_base_model().generation_config = self.model.generation_config
-
-
-# -- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _follow_log_level(args: TrainingArguments) -> None:
-    """Let this package log where transformers does, as scripts set the level of transformers alone."""
-    package, level = logging.getLogger("spafit_hf"), args.get_process_log_level()
-    if args.log_level != "passive" or level < package.getEffectiveLevel():
-        package.setLevel(level)
-
-
-def _has_adapter(model: nn.Module) -> bool:
-    """Whether a model comes with an adapter: PEFT's wrapper, or one that transformers' `add_adapter` put in."""
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    return isinstance(model, PeftModel) or bool(getattr(model, "_hf_peft_config_loaded", False))
-
-
-def _wrapped_before(model: nn.Module) -> tuple[PeftModel, Plan, bool] | None:
-    """What an earlier trainer has made of a plain model: PEFT's wrapper, the plan, whether its pooler is untrained."""
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        return vars(model).get(WRAPPED)
-    vars(model).pop(WRAPPED, None)  # merged or unloaded since
-    return None
-
-
-def _unwrap(model: PeftModel, trained: Iterable[nn.Parameter]) -> None:
-    """Take the adapter out again, and let train what did before."""
-    vars(model.unload()).pop(WRAPPED, None)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-
-
-def _is_ours(model: nn.Module) -> bool:
-    return isinstance(model, PeftModel) and isinstance(model.peft_config[model.active_adapter], SpafitConfig)
-
-
-def _restored(rows: EvalPrediction, sampler: LengthSortedSampler) -> EvalPrediction:
-    parts = (rows.predictions, rows.label_ids, rows.inputs, rows.losses)
-    return EvalPrediction(*(sampler.restore(part) for part in parts))
+    __init__ = _with_strategy(Seq2SeqTrainer)
 
 
 def _as_text(strategy: StrategyLike) -> str:

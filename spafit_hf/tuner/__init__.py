@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
-from transformers import PreTrainedModel
 
 from spafit_hf.names import task_of_class
-from spafit_hf.planner import Plan, plan
+from spafit_hf.planner import plan
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner.config import LORA_DEFAULTS, SpafitConfig, SpafitPeftType
 from spafit_hf.tuner.entrance import check_entrance
@@ -27,15 +25,9 @@ from spafit_hf.tuner.layer import DeltaLayer
 from spafit_hf.tuner.model import SpafitModel
 
 __all__ = [
-    "DeltaLayer",
-    "SpafitConfig",
-    "SpafitModel",
-    "SpafitPeftType",
-    "apply_labels",
-    "get_spafit_model",
-    "labels_of",
-    "task_type_of",
-]
+    "DeltaLayer", "SpafitConfig", "SpafitModel", "SpafitPeftType",
+    "apply_labels", "get_spafit_model", "labels_of", "task_type_of",
+]  # fmt: skip
 
 # `peft.utils.register_peft_method` takes only members of its own closed enum, hence the three mappings.
 PEFT_TYPE_TO_CONFIG_MAPPING[SpafitPeftType.SPAFIT] = SpafitConfig  # type: ignore[index]
@@ -45,9 +37,6 @@ PEFT_TYPE_TO_PREFIX_MAPPING[SpafitPeftType.SPAFIT] = "lora_"  # type: ignore[ind
 
 #: Tasks whose heads PEFT trains and saves by itself. A strategy that leaves the head alone names no task.
 HEAD_TASKS = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
-
-save_pretrained: Callable[..., None] | None = None
-"""What a wrapped model saves itself with instead of PEFT's own; `spafit_hf.adapter`, which knows how, puts it here."""
 
 
 def task_type_of(model: nn.Module) -> TaskType | None:
@@ -92,39 +81,15 @@ def get_spafit_model(
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
     chosen = Strategy.coerce(strategy).with_lora(**settings)
     the_plan = plan(model, chosen)
-    check_entrance(model)
+    check_entrance(model, the_plan)
     task_type = task_type_of(model)
     lora_kwargs.setdefault("task_type", task_type if chosen.head or task_type not in HEAD_TASKS else None)
     wrapped = get_peft_model(model, SpafitConfig.from_plan(the_plan, **lora_kwargs), adapter_name=adapter_name)
-    return _with_table(wrapped, the_plan)
 
-
-def _with_table(model: PeftModel, the_plan: Plan) -> PeftModel:
     def print_trainable_parameters(self: PeftModel) -> None:
         """PEFT's line, and the table of strata."""
         type(self).print_trainable_parameters(self)
         print(the_plan)
 
-    model.print_trainable_parameters = types.MethodType(print_trainable_parameters, model)
-    return with_saving(model)
-
-
-def with_saving(model: PeftModel) -> PeftModel:
-    """Have a model of one of our adapters saved so that it opens again, whichever of its two names a script uses.
-
-    `PeftModel.save_pretrained` writes what plain PEFT reads. The transformers model inside would write the names of
-    wrapped layers, which `from_pretrained` takes for missing ones: it refuses until it is unloaded.
-    """
-    if save_pretrained is not None:
-        model.save_pretrained = types.MethodType(save_pretrained, model)
-    if isinstance(model.get_base_model(), PreTrainedModel):
-        model.get_base_model().save_pretrained = _refuse_to_save
-    return model
-
-
-def _refuse_to_save(*_: Any, **__: Any) -> None:
-    raise ValueError(
-        "this model holds an adapter in its layers, and what it would write could not be loaded again. Save the "
-        "adapter with trainer.save_model(folder) or the PeftModel's save_pretrained(folder), or merge it first "
-        "(model = trainer.model.merge_and_unload())."
-    )
+    wrapped.print_trainable_parameters = types.MethodType(print_trainable_parameters, wrapped)
+    return wrapped

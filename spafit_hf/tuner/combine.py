@@ -30,13 +30,9 @@ def combine_deltas(
     density: float | None,
     method: str,
 ) -> None:
-    """Give a layer the weighted combination of some of its deltas, as PEFT combines LoRA.
+    """Give `adapter_name` the combination of adapters with weights, each of which has a delta in this layer.
 
-    Args:
-        layer: the layer; every adapter of `weighted` has a delta there.
-        weighted: adapters with their weights.
-        adapter_name: the adapter that is made of them.
-        combination_type, density, method: as in `peft.LoraModel.add_weighted_adapter`.
+    The other arguments are those of `peft.LoraModel.add_weighted_adapter`.
     """
     if adapter_name not in layer.lora_delta:
         layer.add_delta(adapter_name, zero=True, inference_mode=True)

@@ -42,15 +42,8 @@ LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 #: Beginnings of the values of `init_lora_weights` for which PEFT moves a part of the base's weights into LoRA.
 REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
-_PLANNED_FIELDS = (
-    "target_modules",
-    "bias_modules",
-    "module_settings",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layers_pattern",
-)
+_TARGETS = ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
+_PLANNED_FIELDS = (*_TARGETS, "bias_modules", "module_settings")
 
 
 def _none_or(name: str) -> Any:
@@ -116,7 +109,7 @@ class SpafitConfig(LoraConfig):
             setattr(self, name, value)
         super().__post_init__()
         if self.strategy is not None and self.bias_modules is None:
-            for name in ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"):
+            for name in _TARGETS:
                 if getattr(self, name):
                     raise ValueError(
                         f"strategy and {name} were both given, and both say which modules train; drop {name} and "
@@ -149,12 +142,11 @@ class SpafitConfig(LoraConfig):
 
     @classmethod
     def from_plan(cls, plan: Plan, **lora_kwargs: Any) -> SpafitConfig:
-        """The configuration that carries out a plan.
+        """The configuration that carries out a plan of the model that the adapter is for.
 
         Args:
-            plan: a plan of the model that the adapter is for.
-            **lora_kwargs: further fields of `LoraConfig`, such as `init_lora_weights` or `task_type`. What the plan
-                decides (modules, ranks and the like) is not among them.
+            plan: decides modules, ranks and the like.
+            **lora_kwargs: further fields of `LoraConfig`, such as `init_lora_weights` or `task_type`.
 
         Raises:
             ValueError: for full fine-tuning, which has no adapter, and for fields that the plan decides.
@@ -176,13 +168,7 @@ class SpafitConfig(LoraConfig):
         return config
 
     def fill(self, lora: Mapping[str, LoraSettings], biases: Iterable[str], head: Iterable[str]) -> None:
-        """Write modules into this configuration. The most frequent settings become its own, others patterns.
-
-        Args:
-            lora: full module name -> its LoRA settings.
-            biases: full names of the modules with a bias delta.
-            head: names of the modules of the task head.
-        """
+        """Write modules, by full names, into this configuration: the commonest settings as its own, others apart."""
         self.bias_modules = sorted(biases)
         self.target_modules = set(lora)
         if not lora and not self.bias_modules:

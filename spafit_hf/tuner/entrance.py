@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from spafit_hf.architecture.new import new_parameters, owners
-from spafit_hf.tuner.model import labels_of
+from spafit_hf.architecture.new import owners
+from spafit_hf.planner import Plan
+from spafit_hf.planner.notes import untrained
+from spafit_hf.tuner.labels import labels_of
 from spafit_hf.words import listed
 
+logger = logging.getLogger(__name__)
 
-def check_entrance(model: nn.Module) -> None:
-    """Refuse a plain model of which no adapter could be read back.
+
+def check_entrance(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plain model of which no adapter could be read back, and warn of what is new and does not train.
 
     Raises:
-        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, and a random
-            parameter of no module of its own.
+        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, and a new parameter
+            that can neither train with a module of its own nor as a bias.
     """
     if embeddings_were_resized(model):
         raise ValueError(
@@ -31,16 +36,22 @@ def check_entrance(model: nn.Module) -> None:
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise ValueError(f"two labels are called {twice[0]!r}; give each id of id2label a name of its own.")
-    new = new_parameters(model)
-    owned = tuple(f"{name}." for name in owners(model, new))
-    for name in [name for name in new if not name.startswith(owned)]:
-        value = model.get_parameter(name).reshape(-1)
-        if not value.is_meta and (value != value[:1]).any():
-            raise ValueError(
-                f"{name} is new with the task and random at each load, and PEFT stores whole modules, of which it is "
-                "none. Save the model once (model.save_pretrained(folder)) and train what is loaded from there, or "
-                "configure it without (use_weighted_layer_sum=False)."
-            )
+    new = tuple(untrained(plan, model))
+    idle = owners(model, new)
+    loose = [name for name in new if not name.startswith(tuple(f"{module}." for module in idle))]
+    if loose:
+        raise ValueError(
+            f"{loose[0]} is new with the task and would neither train nor be saved: PEFT stores whole modules, and it "
+            "is none. Save the model once (model.save_pretrained(folder)) and train what is loaded from there, which "
+            "keeps it as it is, or configure the model without it (use_weighted_layer_sum=False); in a model of your "
+            "own, put it into a module of its own."
+        )
+    if idle:
+        logger.warning(
+            "%s: not in the base's checkpoint, so random at each load, and nothing of it trains or is saved. Read the "
+            "states before it, or take a class with a head.",
+            listed(idle),
+        )
 
 
 def embeddings_were_resized(model: nn.Module) -> bool:

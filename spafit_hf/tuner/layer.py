@@ -45,12 +45,7 @@ class DeltaLayer(LoraLayer):
     # ---- an adapter's part in this module, and its removal (`delete_adapter`, inherited) ----
 
     def add_delta(self, adapter_name: str, *, zero: bool, inference_mode: bool = False) -> None:
-        """Give an adapter a bias delta on this module.
-
-        Args:
-            zero: start at zero, so that the model still computes what its base does; else small random values.
-            inference_mode: the delta does not train.
-        """
+        """Give an adapter a bias delta on this module: zero, so that the model computes what its base does, or not."""
         device = next(self.get_base_layer().parameters()).device
         delta = torch.zeros(self.out_features, dtype=torch.float32, device=device)
         if not zero:
@@ -99,9 +94,7 @@ class DeltaLayer(LoraLayer):
 
     def _active_delta(self) -> torch.Tensor | None:
         deltas = [self.lora_delta[name] for name in self.active_adapters if name in self.lora_delta]
-        if not deltas:
-            return None
-        return deltas[0] if len(deltas) == 1 else torch.stack(deltas).sum(0)
+        return sum(deltas[1:], start=deltas[0]) if deltas else None
 
     def _mixed_batch_forward(
         self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any

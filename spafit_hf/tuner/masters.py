@@ -19,11 +19,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def make_masters(module: nn.Module) -> None:
-    """Turn the parameters of a module that trains whole into fp32; it goes on to compute in the base's type.
-
-    Args:
-        module: an adapter's own copy.
-    """
+    """Turn the parameters of an adapter's own copy of a module into fp32; it goes on to compute in the base's type."""
     halves = {parameter.dtype for parameter in module.parameters()}.intersection(HALF)
     if not halves:
         return

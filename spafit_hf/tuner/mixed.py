@@ -22,13 +22,10 @@ FLATTENING = ("opt",)
 
 @contextmanager
 def mixed_batch(model: nn.Module, names: list[str], beams: int) -> Iterator[None]:
-    """While open, a forward pass of the model gives each row the adapter of its name.
+    """While open, a forward pass of the model gives each row the adapter of its name, `BASE` for none.
 
-    Args:
-        model: the transformers model whose modules are wrapped.
-        names: adapter of each row, `BASE` for none.
-        beams: `num_beams` of generate(), which repeats the inputs once per beam, except in the encoder of an
-            encoder-decoder model.
+    `beams` is `num_beams` of generate(), which repeats the inputs once per beam, except in the encoder of an
+    encoder-decoder model.
     """
     if beams > 1 and not isinstance(names, (list, tuple)):
         raise TypeError(f"Got adapter names of type {type(names)}, expected a list of str.")

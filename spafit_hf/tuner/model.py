@@ -20,11 +20,13 @@ from spafit_hf.architecture import is_linear, is_norm
 from spafit_hf.planner import plan
 from spafit_hf.tuner.combine import combine_deltas
 from spafit_hf.tuner.config import SpafitConfig, rewrites_base
+from spafit_hf.tuner.entrance import check_entrance
 from spafit_hf.tuner.labels import apply_labels, check_heads_stack, labels_of
 from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, wrap
 from spafit_hf.tuner.masters import make_masters
 from spafit_hf.tuner.mixed import BASE, mixed_batch
 from spafit_hf.tuner.plain import plain_view
+from spafit_hf.tuner.saving import save_as_adapter
 
 
 class SpafitModel(LoraModel):
@@ -38,6 +40,7 @@ class SpafitModel(LoraModel):
         self._base_labels = labels_of(model)
         super().__init__(model, *args, **kwargs)
         self._name_outputs()
+        save_as_adapter(self)
 
     # ---- from strategy to modules ----
 
@@ -45,7 +48,9 @@ class SpafitModel(LoraModel):
         if peft_config.labels is None:
             peft_config.labels = self._base_labels
         if not peft_config.is_planned:
-            the_plan = plan(plain_view(self.model), peft_config.strategy)
+            view = plain_view(self.model)
+            the_plan = plan(view, peft_config.strategy)
+            check_entrance(view, the_plan)
             planned = SpafitConfig.from_plan(the_plan)  # refuses full fine-tuning, which has no adapter
             peft_config.strategy = planned.strategy
             peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head)
@@ -104,11 +109,8 @@ class SpafitModel(LoraModel):
                 layer = wrap(layer)
                 layer._active_adapter = adapter_name
                 self._replace_module(parent, target_name, layer, target)
-            layer.add_delta(
-                adapter_name,
-                zero=lora_config.init_lora_weights is not False,
-                inference_mode=lora_config.inference_mode,
-            )
+            zero = lora_config.init_lora_weights is not False
+            layer.add_delta(adapter_name, zero=zero, inference_mode=lora_config.inference_mode)
             if adapter_name not in self.active_adapters:
                 layer.lora_delta[adapter_name].requires_grad_(False)
 
@@ -136,16 +138,25 @@ class SpafitModel(LoraModel):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls,
-        model: nn.Module,
-        config: SpafitConfig,
-        adapter_name: str,
-        state_dict: dict[str, torch.Tensor],
-        unwanted_adapter_names: list[str],
+        cls, model: nn.Module, config: SpafitConfig, *args: Any, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
         # PEFT writes the magnitudes of DoRA under their old name if the configuration says DoRA; here a module may.
-        as_dora = _changed(config, use_dora=True)
-        return super()._get_adapter_state_dict(model, as_dora, adapter_name, state_dict, unwanted_adapter_names)
+        return super()._get_adapter_state_dict(model, _changed(config, use_dora=True), *args, **kwargs)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: SpafitConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        # A portable folder over an adapter that is there, as a stock Trainer resumes: its biases are deltas again.
+        native = dict(state_dict)
+        for name, layer in model.named_modules():
+            if isinstance(layer, DeltaLayer) and adapter_name in layer.lora_delta:
+                for key in (f"{name}.bias", f"{name}.base_layer.bias"):
+                    if key in native:
+                        native[f"{name}.lora_delta"] = native.pop(key).float() - layer.get_base_layer().bias.float()
+                if (key := f"{name}.lora_B.bias") in native:
+                    native[f"{name}.lora_delta"] = native.pop(key).float() * layer.scaling.get(adapter_name, 1.0)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, native)
 
     # ---- the names of the head's outputs ----
 
@@ -268,18 +279,16 @@ class SpafitModel(LoraModel):
 
     # ---- weighted combinations ----
 
-    def add_weighted_adapter(
+    def add_weighted_adapter(  # type: ignore[override]  # what PEFT takes by place further on is taken by name
         self,
         adapters: list[str],
         weights: list[float],
         adapter_name: str,
         combination_type: str = "svd",
-        svd_rank: int | None = None,
-        svd_clamp: int | None = None,
-        svd_full_matrices: bool = True,
-        svd_driver: str | None = None,
+        *,
         density: float | None = None,
         majority_sign_method: str = "total",
+        **svd: Any,
     ) -> None:
         """Add an adapter that is a weighted combination of others: LoRA as PEFT combines it, deltas likewise.
 
@@ -294,18 +303,8 @@ class SpafitModel(LoraModel):
             )
         layers = self._delta_layers()
         bias_modules = sorted(key for key, layer in layers.items() if set(adapters) & set(layer.lora_delta))
-        super().add_weighted_adapter(
-            adapters,
-            weights,
-            adapter_name,
-            combination_type,
-            svd_rank,
-            svd_clamp,
-            svd_full_matrices,
-            svd_driver,
-            density,
-            majority_sign_method,
-        )
+        sparse: dict[str, Any] = {"density": density, "majority_sign_method": majority_sign_method}
+        super().add_weighted_adapter(adapters, weights, adapter_name, combination_type, **svd, **sparse)
         config = self.peft_config[adapter_name]
         config.strategy = None  # a combination carries out no single strategy
         config.bias_modules = bias_modules or self.peft_config[adapters[0]].bias_modules
@@ -323,6 +322,8 @@ def _changed(config: SpafitConfig, **fields: Any) -> SpafitConfig:
 
 
 def _wants_delta(config: SpafitConfig, key: str) -> bool:
+    if config.strategy is not None:  # a plan's names are whole, and one may be the end of another's
+        return key in (config.bias_modules or ())
     # PEFT's rules for names, name endings, regular expressions, exclusions and layer indices, asked of bias_modules.
     as_targets = _changed(config, target_modules=config.bias_modules)
     return bool(config.bias_modules and check_target_module_exists(as_targets, key))

@@ -19,12 +19,9 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def plain_view(model: nn.Module) -> nn.Module:
-    """A view of `model` without adapters. The model itself is not changed, and shares its tensors with the view.
+    """A view of a model, wrapped by PEFT (`get_base_model()`) or not, without adapters; it shares the tensors.
 
     What reads a model's structure (a plan, an architecture) needs it where other adapters are on the model already.
-
-    Args:
-        model: a plain model, or one whose modules PEFT has wrapped (`PeftModel.get_base_model()`).
     """
     return _view(model, {})
 

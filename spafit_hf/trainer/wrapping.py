@@ -1,0 +1,125 @@
+"""What a trainer makes of the model it is given.
+
+plain                              a PeftModel by the strategy; "full" leaves it plain
+with an adapter of any kind        taken as it is
+with that of a trainer before it   gone on with: a cell of a notebook run twice
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from spafit_hf.planner import Plan, plan
+from spafit_hf.strategy import Strategy
+from spafit_hf.trainer.arguments import StrataArguments
+from spafit_hf.trainer.optimizer import has_untrained_pooler
+from spafit_hf.trainer.sharding import whole_again
+from spafit_hf.tuner import SpafitConfig, get_spafit_model
+
+logger = logging.getLogger(__name__)
+
+WRAPPED = "_spafit_wrapped"
+"""Where a plain model notes what a trainer has made of it."""
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A plain model wrapped by a trainer."""
+
+    model: PeftModel
+    plan: Plan
+    untrained_pooler: bool
+    """Whether the head reads a pooler that pretraining never touched."""
+    trained: tuple[nn.Parameter, ...]
+    """What of the plain model trained before."""
+
+    def undo(self) -> None:
+        """Take the adapter out again, and let train what did before."""
+        vars(self.model.unload()).pop(WRAPPED, None)
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether a model comes with an adapter: PEFT's wrapper, or one that transformers' `add_adapter` put in."""
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    return isinstance(model, PeftModel) or bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def is_ours(model: nn.Module) -> bool:
+    """Whether a model's active adapter is of this package's method."""
+    return isinstance(model, PeftModel) and isinstance(model.peft_config[model.active_adapter], SpafitConfig)
+
+
+def taken_out(model: nn.Module, strategy: Strategy) -> nn.Module:
+    """The model within torch.compile or DataParallel, where names are to be those of the model's own."""
+    plain = extract_model_from_parallel(model, keep_torch_compile=False)
+    if plain is model or (strategy.full and not has_adapter(model)):
+        return model
+    logger.warning(
+        "The model was given within %s: training goes on without, so that what is saved has the names of the "
+        "model's own. To train it compiled: --torch_compile.",
+        type(model).__name__,
+    )
+    return plain
+
+
+def wrapped_before(model: nn.Module, strategy: Strategy) -> Wrapped | None:
+    """What an earlier trainer has made of a plain model; None if nothing, or if it was merged or unloaded since.
+
+    Raises:
+        ValueError: when that is of another strategy.
+    """
+    if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        vars(model).pop(WRAPPED, None)
+        return None
+    before: Wrapped | None = vars(model).get(WRAPPED)
+    if before is not None and before.plan.strategy != strategy:
+        raise ValueError(
+            f"the model holds the adapter of an earlier trainer, of {before.plan.strategy}, and this one is to train "
+            f"{strategy}; load the model again before making this trainer."
+        )
+    return before
+
+
+def wrap(model: nn.Module, strategy: Strategy, args: TrainingArguments) -> Wrapped:
+    """Wrap a plain model for its training in strata.
+
+    Raises:
+        ValueError: for a strategy that does not fit the model.
+    """
+    if isinstance(model, PreTrainedModel) and model.is_activation_checkpointing:
+        # Switched on by hand before: PEFT would turn input gradients on for it, so let `train` do it our way.
+        model.activation_checkpointing_disable()
+        model.disable_input_require_grads()
+        args.activation_checkpointing = args.gradient_checkpointing = True
+    trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
+    initial = args.init_lora_weights if isinstance(args, StrataArguments) else "default"
+    how = {} if initial == "default" else {"init_lora_weights": initial}
+    with whole_again(model.parameters()):  # plan and layers read shapes, which ZeRO-3 hides
+        the_plan = plan(model, strategy)
+        untrained_pooler = has_untrained_pooler(model, the_plan.architecture)
+        set_seed(args.seed)  # the same LoRA for the same seed, whatever drew random numbers before
+        made = Wrapped(get_spafit_model(model, strategy, **how), the_plan, untrained_pooler, trained)
+    # By the dictionary: as an attribute it would be a submodule of the model that it wraps.
+    vars(model)[WRAPPED] = made
+    return made
+
+
+def warn_of_halves(model: nn.Module, args: TrainingArguments) -> None:
+    """Warn before full fine-tuning of weights in half precision, where small steps are lost."""
+    halves = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
+    if halves and not args.deepspeed:  # which keeps fp32 copies itself
+        logger.warning(
+            "Full fine-tuning of weights in %s: small steps are lost. Load the model with dtype=torch.float32, and "
+            "train with --bf16 for its speed.",
+            halves.pop(),
+        )
