@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -58,12 +59,13 @@ def load_base(
         ValueError: for a model that cannot serve, and a name from which none can be loaded.
     """
     if isinstance(base, nn.Module):
-        _check_model(base)
+        model = extract_model_from_parallel(base, keep_torch_compile=False)
+        _check_model(model)
         if revision is not None or device is not None:
             raise ValueError("revision and device are for a base by name; load or move the model before you give it.")
-        name = base.config._name_or_path
+        name = model.config._name_or_path
         found = tokenizer or (_tokenizer(resolve_base(name), None, token) if name else None)
-        return Base(base.eval(), found, frozenset())
+        return Base(model.eval(), found, frozenset())
     name = os.fspath(base)
     source = resolve_base(name)
     try:
