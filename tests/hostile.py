@@ -337,9 +337,9 @@ def _steps(folder: Path) -> None:
     edit(folder, RESULTS, steps=[{"step": index, "train_loss": 1.0} for index in range(200_000)])
 
 
-@kind("results of 90,000 steps")
+@kind("results of 30,000 steps")
 def _fewer_steps(folder: Path) -> None:
-    edit(folder, RESULTS, steps=[{"step": index, "train_loss": 1.0, "eval_loss": 1.0} for index in range(90_000)])
+    edit(folder, RESULTS, steps=[{"step": index, "train_loss": 1.0, "eval_loss": 1.0} for index in range(30_000)])
 
 
 @kind("results with 90,000 scores")

@@ -25,7 +25,6 @@ from spafit_hf.tuner.config import MODULE_SETTINGS
 MAX_TENSORS = 20_000
 CONFIG_BOUNDS = Bounds(size=4 * 2**20, entries=MAX_TENSORS, text=4096)
 MAX_HEADS = 64
-MAX_STRATA = 1000
 MAX_WEIGHTS_BYTES = 2 * 2**30
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_NAME, MAX_PARTS = 300, 32
@@ -151,9 +150,6 @@ def read_sidecar(path: Path) -> Sidecar | None:
 def _check_strategy(strategy: Any, file: str) -> None:
     if strategy is None:
         return
-    strata = strategy.get("strata") if isinstance(strategy, dict) else None
-    if isinstance(strata, list) and len(strata) > MAX_STRATA:
-        raise AdapterError(f"{file}: the strategy has {len(strata):,} strata; at most {MAX_STRATA:,} are read.")
     try:
         Strategy.from_dict(strategy)
     except (ValueError, TypeError) as error:
