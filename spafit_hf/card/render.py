@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from spafit_hf.card.citation import citation_intro, citations
-from spafit_hf.card.curve import CURVE_FILE, main_figure
+from spafit_hf.card.curve import main_figure
 from spafit_hf.card.facts import FACTS_FILE, CardError, CardFacts
 from spafit_hf.card.limits import limits
 from spafit_hf.card.metadata import card_data
@@ -110,7 +110,7 @@ def _context(facts: CardFacts, own: str) -> dict[str, Any]:
         "sizes": _sizes(facts),
         "scores": scores,
         "paper_note": paper_note(facts) if compared else "",
-        "curve": CURVE_FILE if facts.curve == CURVE_FILE else "",
+        "curve": facts.curve if re.fullmatch(r"[\w./-]+", facts.curve or "") else "",
         "curve_figure": plain(figure_name(main)) if main and any(main in step.figures for step in facts.steps) else "",
         "steps": step_table(facts, known) if len(known) > 1 else "",
         "steps_open": len(known) <= SHOWN_STEPS,
