@@ -18,7 +18,7 @@ from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
-from spafit_hf.hub import HubError, Pulled, pull_adapter
+from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
 from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
 from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of, with_saving
 from spafit_hf.tuner.plain import base_of, plain_view
@@ -202,14 +202,15 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
             "and give the model: load_adapter(model, folder)."
         )
     source = resolve_base(name)
+    where = {"revision": revision, "trust_remote_code": False, "local_files_only": hub_is_away(source)}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, **where)
         if adapter.labels is not None:
             id2label = {int(index): label for index, label in adapter.labels["id2label"].items()}
             config.id2label, config.label2id = id2label, {label: index for index, label in id2label.items()}
             config.problem_type = adapter.labels["problem_type"]
         model = getattr(transformers, AUTO_CLASSES[adapter.task_type]).from_pretrained(
-            source, config=config, revision=revision, trust_remote_code=False
+            source, config=config, **where, adapter_kwargs={"local_files_only": where["local_files_only"]}
         )
     except (OSError, ValueError) as error:  # ValueError: a folder or repository that is no model
         raise AdapterError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
+from spafit_hf.hub import hub_is_away
 from spafit_hf.names import resolve_base
 from spafit_hf.tuner import task_type_of
 from spafit_hf.words import first_line
@@ -64,19 +65,24 @@ def load_base(
         if revision is not None or device is not None:
             raise ValueError("revision and device are for a base by name; load or move the model before you give it.")
         name = model.config._name_or_path
-        found = tokenizer or (_tokenizer(resolve_base(name), None, token) if name else None)
+        found = tokenizer or (_tokenizer(resolve_base(name), token=token) if name else None)
         return Base(model.eval(), found, frozenset())
     name = os.fspath(base)
     source = resolve_base(name)
+    where: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": hub_is_away(source)}
     try:
         with _quiet():  # it warns of the new head, which no adapter uses
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                source, revision=revision, token=token, output_loading_info=True, trust_remote_code=False
+                source,
+                **where,
+                adapter_kwargs={"local_files_only": where["local_files_only"]},
+                output_loading_info=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError) as error:
         raise ValueError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Base(model.eval(), tokenizer or _tokenizer(source, revision, token), frozenset(report["missing_keys"]))
+    return Base(model.eval(), tokenizer or _tokenizer(source, **where), frozenset(report["missing_keys"]))
 
 
 def _check_model(model: nn.Module) -> None:
@@ -92,9 +98,10 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase | None:
+def _tokenizer(name: str, **where: Any) -> PreTrainedTokenizerBase | None:
+    where.setdefault("local_files_only", hub_is_away(name))
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, **where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:  # a folder of weights alone; adapters may bring one
         logger.info("No tokenizer comes with the base %s: %s", name, first_line(error))
         return None

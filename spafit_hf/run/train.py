@@ -30,6 +30,7 @@ from transformers import (
 from spafit_hf.adapter import load_adapter
 from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, jsonable, tokenize
+from spafit_hf.hub import hub_is_away
 from spafit_hf.names import BASE_ID, BASE_LICENSE, CONFIG_FILE, DEFAULT_BASE, resolve_base
 from spafit_hf.run.data import RunData
 from spafit_hf.run.padding import warn_of_padding
@@ -62,11 +63,13 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
     """
     name = resolve_base(base.base)
     names = dict(enumerate(text.labels)) or {0: "score"}
+    where: dict[str, Any] = {"revision": base.base_revision or None, "local_files_only": hub_is_away(name)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=base.base_revision or None)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
         model, found = AutoModelForSequenceClassification.from_pretrained(
             name,
-            revision=base.base_revision or None,
+            **where,
+            adapter_kwargs={"local_files_only": where["local_files_only"]},
             id2label=names,
             label2id={label: index for index, label in names.items()},
             problem_type=text.problem_type,
