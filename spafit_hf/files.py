@@ -5,6 +5,7 @@ What a file costs is known before it is read: a JSON text of so many commas, col
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -16,6 +17,9 @@ from spafit_hf.words import SpafitError
 
 MAX_DEPTH = 32
 """Lists and objects within one another."""
+
+LARGEST = 10**100
+"""Of integers: what comes of them is still a float. (A tokenizer without a longest text has 10 ** 30.)"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def parse_json(content: bytes, name: str, bounds: Bounds, error: type[SpafitErro
                 below += value.values() if isinstance(value, dict) else ()
             elif isinstance(value, str):
                 _check_text(value, name, bounds, error)
-            elif isinstance(value, int) and abs(value) >= 2**63:
+            elif isinstance(value, int) and abs(value) > LARGEST:
                 raise error(f"{name} holds the number {str(value)[:12]}..., which is too large to be right.")
         level, depth = below, depth + 1
         if depth > MAX_DEPTH:
@@ -113,3 +117,12 @@ def _check_text(text: str, name: str, bounds: Bounds, error: type[SpafitError]) 
             text.encode()
         except UnicodeEncodeError as failure:  # JSON can write half of a pair, which no output can
             raise error(f"{name} holds a text that is no valid Unicode, {text[:20]!r}.") from failure
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that nothing more can be written. Libraries in Rust have it as words."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

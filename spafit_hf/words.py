@@ -124,12 +124,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "")
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def printable(text: str) -> str:
+    """Without what a terminal obeys or cannot show: control characters and halves of pairs, as Python escapes them."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def sentence(text: object, most: int = 1000) -> str:
-    """A message as a terminal shows it: one line without control characters, its middle left out where it is long."""
+    """A message for a terminal: one printable line, its middle left out where it is long."""
     words = str(text)
     if len(words) > most:
         words = f"{words[: most - 300]} ... {words[-300:]}"
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(words.split()))
+    return printable(" ".join(words.split()))
 
 
 class SpafitError(ValueError):

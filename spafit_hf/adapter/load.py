@@ -212,7 +212,7 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
         model = getattr(transformers, AUTO_CLASSES[adapter.task_type]).from_pretrained(
             source, config=config, **where, adapter_kwargs={"local_files_only": where["local_files_only"]}
         )
-    except (OSError, ValueError) as error:  # ValueError: a folder or repository that is no model
+    except Exception as error:  # on broken files transformers raises whatever it stumbles over
         raise AdapterError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     if source != name:
         model.config._name_or_path = model.name_or_path = BASE_ID  # what any machine can load it by

@@ -121,17 +121,17 @@ def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
     )
 
 
-def _label_names(labels: dict[str, Any]) -> tuple[str, ...]:
-    ids = _mapping(labels, "id2label")
+def _label_names(labels: dict[str, Any], file: str = SIDECAR_FILE) -> tuple[str, ...]:
+    ids = _mapping(labels, "id2label", file)
     if not all(key.isascii() and key.isdecimal() and len(key) < 10 for key in ids):
-        raise CardError("the label ids of this folder are not all numbers; save it again.")
+        raise CardError(f"{file}: the label ids are not all numbers. Save the folder again.")
     return tuple(str(ids[key]) for key in sorted(ids, key=int))
 
 
-def _mapping(data: dict[str, Any], key: str) -> dict[str, Any]:
+def _mapping(data: dict[str, Any], key: str, file: str = SIDECAR_FILE) -> dict[str, Any]:
     value = data.get(key) or {}
     if not isinstance(value, dict):
-        raise CardError(f"{key} is a {type(value).__name__}; expected is an object. Save the folder again.")
+        raise CardError(f"{file}: {key} is a {type(value).__name__}; expected is an object. Save the folder again.")
     return value
 
 
@@ -153,7 +153,7 @@ def _of_model(config: dict[str, Any]) -> CardFacts:
         kind="model",
         task_type=task_type,
         problem_type=problem,
-        labels=_label_names(config) if named else (),
+        labels=_label_names(config, "config.json") if named else (),
         base=Base(model_type=_word(config.get("model_type")), model_class=model_class or None),
     )
 

@@ -14,9 +14,10 @@ from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
+from spafit_hf.adapter.tokenizer import base_tokenizer
 from spafit_hf.hub import hub_is_away
 from spafit_hf.names import resolve_base
 from spafit_hf.tuner import task_type_of
@@ -65,7 +66,7 @@ def load_base(
         if revision is not None or device is not None:
             raise ValueError("revision and device are for a base by name; load or move the model before you give it.")
         name = model.config._name_or_path
-        found = tokenizer or (_tokenizer(resolve_base(name), token=token) if name else None)
+        found = tokenizer or (base_tokenizer(resolve_base(name), token=token) if name else None)
         return Base(model.eval(), found, frozenset())
     name = os.fspath(base)
     source = resolve_base(name)
@@ -79,10 +80,10 @@ def load_base(
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # on broken files transformers raises whatever it stumbles over
         raise ValueError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Base(model.eval(), tokenizer or _tokenizer(source, **where), frozenset(report["missing_keys"]))
+    return Base(model.eval(), tokenizer or base_tokenizer(source, **where), frozenset(report["missing_keys"]))
 
 
 def _check_model(model: nn.Module) -> None:
@@ -96,15 +97,6 @@ def _check_model(model: nn.Module) -> None:
             f"the base is a {type(model).__name__}; a predictor serves models for text classification, such as "
             "AutoModelForSequenceClassification.from_pretrained(...)."
         )
-
-
-def _tokenizer(name: str, **where: Any) -> PreTrainedTokenizerBase | None:
-    where.setdefault("local_files_only", hub_is_away(name))
-    try:
-        return AutoTokenizer.from_pretrained(name, **where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:  # a folder of weights alone; adapters may bring one
-        logger.info("No tokenizer comes with the base %s: %s", name, first_line(error))
-        return None
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
