@@ -30,8 +30,8 @@ from spafit_hf.words import SpafitError
 FACTS_FILE = "spafit_results.json"
 """Beside the card in the folder: `CardFacts.to_json`."""
 FACTS_FORMAT = 1
-FACTS_BOUNDS = Bounds(size=16 * 2**20, entries=30_000, text=2**16)
-MOST = {"steps": 30_000, "layers": 1000, "scores": 100, "figures": 100}
+FACTS_BOUNDS = Bounds(size=16 * 2**20, entries=20_000, text=2**16)
+MOST = {"steps": 20_000, "layers": 1000, "scores": 100, "figures": 100}
 """Entries of a field; of those that are not here, `MOST_OTHERS`."""
 MOST_OTHERS = 10_000
 
@@ -221,7 +221,7 @@ class CardFacts:
 
     def to_json(self) -> str:
         """The facts that are known, as the text of a file. Equal facts give equal bytes."""
-        known = {"format": FACTS_FORMAT, **_known(dataclasses.asdict(self))}
+        known = {"format": FACTS_FORMAT, **_known(self)}
         return json.dumps(known, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -247,6 +247,8 @@ class CardFacts:
 
 def _known(value: Any) -> Any:
     """Without what is None, empty, False or not a number: what is unknown is not written."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
     if isinstance(value, Mapping):
         kept = {str(key): _known(item) for key, item in value.items()}
         return {key: item for key, item in kept.items() if item not in (None, {}, []) and item is not False}

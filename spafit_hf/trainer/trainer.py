@@ -44,7 +44,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from spafit_hf.adapter import save_adapter, start_from
+from spafit_hf.adapter import AdapterError, save_adapter, start_from
 from spafit_hf.architecture import find_architecture
 from spafit_hf.planner import Plan, plan
 from spafit_hf.shortcuts.cache import PrefixCache
@@ -57,7 +57,7 @@ from spafit_hf.trainer.arguments import (
     SpafitTrainingArguments,
     StrataArguments,
 )
-from spafit_hf.trainer.checkpoints import check_fits, resumable
+from spafit_hf.trainer.checkpoints import check_fits, checkpoints_of, resumable
 from spafit_hf.trainer.gradients import GradientWatch, may_pass_over
 from spafit_hf.trainer.hub import HubPushMixin
 from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, has_untrained_pooler, split_groups
@@ -136,6 +136,7 @@ class StrataTrainer(Trainer):
         self.args = args
         self._optimizer_was_given = optimizer is not None
         self._native = False
+        self._not_started: AdapterError | None = None
         self._loss_was_probed = False
         self._pooler_is_untrained = False
         self._rates: dict[str, Any] = {}
@@ -204,7 +205,12 @@ class StrataTrainer(Trainer):
             return model
         wrapped = self._wrap(model, strategy)
         if start:
-            start_from(wrapped, start, token=self.args.hub_token)
+            try:
+                start_from(wrapped, start, token=self.args.hub_token)
+            except AdapterError as error:
+                if not checkpoints_of(self.args.output_dir or "") or os.path.exists(start):
+                    raise
+                self._not_started = error  # a checkpoint has all of it; `train` raises this where it resumes from none
         return wrapped
 
     def _wrap(self, model: nn.Module, strategy: Strategy) -> PeftModel:
@@ -285,6 +291,8 @@ class StrataTrainer(Trainer):
             self.args.activation_checkpointing_kwargs = {**given, "use_reentrant": False}
             self.args.gradient_checkpointing_kwargs = self.args.activation_checkpointing_kwargs
         checkpoint = resumable(resume_from_checkpoint, self.args.output_dir or "")
+        if self._not_started is not None and not checkpoint:
+            raise self._not_started
         try:
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
