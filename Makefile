@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEWEST := .venv-newest
+AUDIT := .venv-audit
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 PYTEST := -m pytest -n 2 --dist worksteal -q
 
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart demo test browser newest pins lint clean
+.PHONY: quickstart demo test browser newest pins audit lint clean
 
 # constraints.txt pins every package. torch comes first: a plain `torch` brings several GB of CUDA libraries.
 $(STAMP): pyproject.toml constraints.txt
@@ -46,10 +47,21 @@ pins: $(STAMP)  ## constraints.txt anew, from what .venv holds
 	sed -i '/^[^#]/d' constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu//; /^torch==/!s/$$/ ; python_version >= "3.11"/' >> constraints.txt
 
+# A mirror of PyPI may hold packages and no word of their holes; then each is left out, and nothing was audited.
+audit: $(STAMP)  ## known holes in what .venv holds, or that no list of them can be reached from here
+	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > $(AUDIT)/resolved
+	@$(AUDIT)/bin/pip-audit --no-deps --disable-pip --progress-spinner off --timeout 10 -r $(AUDIT)/resolved \
+		> $(AUDIT)/found 2>&1; status=$$?; left=$$(grep -c 'could not be audited' $(AUDIT)/found); \
+	if [ $$left -ge $$(wc -l < $(AUDIT)/resolved) ] || grep -q 'ConnectionError\|Timeout' $(AUDIT)/found; \
+	then echo "not audited: no list of known holes can be reached from here"; \
+	else cat $(AUDIT)/found; exit $$status; fi
+
 lint: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NEWEST) build dist *.egg-info
+	rm -rf $(VENV) $(NEWEST) $(AUDIT) build dist *.egg-info

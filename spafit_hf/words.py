@@ -124,6 +124,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "")
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def printable(text: str) -> str:
+    """Without what a terminal obeys or cannot show: control characters and halves of pairs, as Python escapes them."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def sentence(text: object, most: int = 1000) -> str:
+    """A message for a terminal: one printable line, its middle left out where it is long."""
+    words = str(text)
+    if len(words) > most:
+        words = f"{words[: most - 300]} ... {words[-300:]}"
+    return printable(" ".join(words.split()))
+
+
+class SpafitError(ValueError):
+    """Something given that cannot be used: what was found, what is allowed, what to do, in one `sentence`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong, as the start of the error says it; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

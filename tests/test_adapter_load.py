@@ -330,6 +330,15 @@ def test_names_that_no_adapter_can_have(name, tmp_path):
     assert_equal(tensors(base), tensors(tiny("bert")))
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_a_wrapper_of_torch_is_taken_off(wrap, tmp_path):
+    expected = write(tmp_path, "bert")
+    base = tiny("bert")
+    loaded = load_adapter(wrap(base), tmp_path)
+    assert loaded.get_base_model() is base
+    assert torch.equal(logits(loaded, inputs("bert")), expected)
+
+
 def test_a_name_is_used_once(tmp_path):
     write(tmp_path, "bert")
     model = load_adapter(tiny("bert"), tmp_path)

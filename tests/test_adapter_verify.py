@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import stat
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -354,13 +356,36 @@ def test_json_that_is_none(file, text, folder):
     refused(folder, file)
 
 
-def test_links_are_followed_since_the_hub_cache_is_made_of_them(good, tmp_path):
+def test_links_into_the_blobs_of_the_hub_cache_are_followed_and_no_others(good, tmp_path):
+    folder = tmp_path / "models--ann--bert" / "snapshots" / "c0ffee"
+    blobs = tmp_path / "models--ann--bert" / "blobs"
+    folder.mkdir(parents=True)
+    shutil.copytree(good / "absolute", blobs)
     for file in (CONFIG, WEIGHTS, SIDECAR):
-        (tmp_path / file).symlink_to(good / "absolute" / file)
-    verify_adapter(tmp_path, tiny("bert", 3))
-    (tmp_path / WEIGHTS).unlink()
-    (tmp_path / WEIGHTS).symlink_to(tmp_path / "gone")
-    refused(tmp_path, "has no adapter_model.safetensors")
+        (folder / file).symlink_to(f"../../blobs/{file}")
+    verify_adapter(folder, tiny("bert", 3))
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("../../blobs/gone")
+    refused(folder, "has no adapter_model.safetensors")
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).symlink_to(good / "absolute" / CONFIG)
+    refused(folder, "is a link to a file elsewhere")
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS, SIDECAR])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "link to itself", "folder"])
+def test_what_is_no_file_is_refused_before_a_byte_is_read(kind, file, folder):
+    place = folder / file
+    place.unlink()
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device" and os.getuid() == 0:
+        os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(place if kind == "link to itself" else "/dev/zero")
+    refused(folder, "no regular file|a link to a file elsewhere|cannot be read: Too many levels")
 
 
 def test_other_files_are_not_looked_at(folder):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import types
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -325,6 +328,59 @@ def test_words() -> None:
     assert spans([0, 1, 2, 5, 7, 8]) == "0 to 2, 5 and 7 to 8"
     assert plain("a_b <c>") == "a\\_b &lt;c&gt;"
     assert code("a|b`c") == "`` a\\|b`c ``"
+
+
+EVIL = (
+    "</summary><script>alert(1)</script>",
+    "[x](javascript:alert(1)) ![y](javascript:alert(1))",
+    "\n```\n<img src=x onerror=alert(1)>\n",
+    "<javascript:alert(1)>",
+    "`<b>`` | <b>",
+    "--- \n# <h1>",
+)
+
+
+def evil(hint: Any, text: str) -> Any:
+    """A value of a type with the text wherever one can be."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        return hint(**{field.name: evil(hints[field.name], text) for field in dataclasses.fields(hint)})
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return evil(arguments[0], text)
+    if origin is tuple:
+        return (evil(arguments[0], text),) * 2
+    if origin is dict:
+        return {text: text if arguments[1] is Any else evil(arguments[1], text)}
+    return {str: text, int: 3, float: 2.5, bool: True}[hint]
+
+
+@pytest.mark.parametrize("text", EVIL)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kind": "model"},
+        {"main_figure": "f1", "task_type": "SEQ_CLS"},
+        {"method": "spafit-<b>", "task_type": "CAUSAL_LM", "base": LARGE},
+        {"problem_type": "regression", "task_type": "SEQ_CLS", "data": glue_data("mrpc")},
+    ],
+)
+def test_words_of_a_stranger_are_neither_html_nor_links(changes: dict[str, Any], text: str) -> None:
+    fields = {name: evil(hint, text) for name, hint in typing.get_type_hints(CardFacts).items()}
+    card = render_card(CardFacts(**{**fields, "kind": "adapter", "command": "spafit train", **changes}))
+    body = card.split("\n---\n", 1)[1]
+    raw, links = [], []
+    markdown = MarkdownIt("gfm-like", {"html": True, "linkify": False})
+    markdown.validateLink = lambda _: True  # type: ignore[method-assign]  # it drops javascript: itself
+    for token in markdown.parse(body):
+        for part in (token, *(token.children or ())):
+            raw += [part.content] if part.type in ("html_block", "html_inline") else []
+            links += [str(value) for name, value in part.attrs.items() if name in ("href", "src")]
+    assert not [
+        html for html in raw if not re.fullmatch(r"(<!--[^>]*-->|</?(details|summary)( open)?>|[\w ]|\n)+", html)
+    ]
+    assert not [link for link in links if not link.startswith(("https://", "training_curve.png"))]
 
 
 # -- facts as a file --------------------------------------------------------------------------------------------------

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from hostile import edit
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -44,6 +50,84 @@ def test_evaluate_refuses_other_labels(trained: Path, tmp_path: Path, capsys: py
 def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(trained), str(trained)]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
+
+
+def hurt(folder: Path, file: str, content: bytes | None = None) -> None:
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[: len(whole) // 2] if content is None else content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "weights cut short": lambda folder: hurt(folder, "adapter_model.safetensors"),
+    "no weights": lambda folder: hurt(folder, "adapter_model.safetensors", b""),
+    "a task of 10 ** 400": lambda folder: edit(folder, "spafit_config.json", task={"name": 10**400}),
+    "a task that is a list": lambda folder: edit(folder, "spafit_config.json", task=[[["mrpc"]]]),
+    "a control character": lambda folder: edit(folder, "adapter_config.json", **{"\x1b[2J\n\x07": 1}),
+    "four megabytes": lambda folder: edit(folder, "adapter_config.json", peft_type="x" * 4_000_000),
+    "a pipe": lambda folder: ((folder / "spafit_config.json").unlink(), os.mkfifo(folder / "spafit_config.json")),
+    "a tokenizer cut short": lambda folder: hurt(folder, "tokenizer.json"),
+    "a tokenizer of lists": lambda folder: hurt(folder, "tokenizer_config.json", b"[" * 100_000),
+    "a length of 10 ** 400": lambda folder: edit(folder, "tokenizer_config.json", model_max_length=10**400),
+    "facts of 10 ** 400": lambda folder: edit(folder, "spafit_results.json", trained_parameters=10**400),
+    "facts that are none": lambda folder: hurt(folder, "spafit_results.json", b"[]"),
+}
+#: Damages of files that a command does not read, or copies as they are.
+UNREAD = {
+    "card": ("weights", "tokenizer", "length", "control"),
+    "evaluate": ("facts",),
+    "export": ("facts", "a tokenizer", "a length"),
+    "predict": ("facts",),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("command", ["evaluate", "export", "predict", "card"])
+def test_a_damaged_folder_is_one_sentence(
+    command: str, damage: str, trained: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "hurt"))
+    DAMAGES[damage](folder)
+    more = {
+        "evaluate": ["--validation_file", str(reviews), "--text_columns", "review", "--label_column", "verdict"],
+        "export": [str(tmp_path / "out"), "--to", "native"],
+        "predict": ["--text", "a warm film"],
+        "card": [],
+    }
+    status = main([command, str(folder), *more[command]])
+    err = capsys.readouterr().err
+    if status == 0:
+        assert any(words in damage for words in UNREAD[command])
+        return
+    (sentence,) = [line for line in err.splitlines() if line.startswith("spafit: ")]
+    assert status == 2
+    assert len(sentence) < 1100
+    assert sentence.isprintable()
+    assert "not foreseen" not in sentence
+    files = ("adapter_config.json", "spafit_config.json", "spafit_results.json", "adapter_model.safetensors")
+    assert any(name in sentence for name in (str(folder), *files))
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RecursionError("deep"), RuntimeError("PytorchStreamReader failed")])
+def test_what_was_not_foreseen_is_one_sentence_too(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("spafit_hf.planner.plan_each", Mock(side_effect=error))
+    assert main(["plan", "x"]) == 2
+    assert capsys.readouterr().err.startswith(f"spafit: {type(error).__name__}: ")
+    monkeypatch.setenv("SPAFIT_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(["plan", "x"])
+
+
+@pytest.mark.parametrize("command", [["merge"], ["export", "--to", "native"]])
+def test_a_full_disk_is_one_sentence(
+    command: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", Mock(side_effect=full))
+    monkeypatch.setattr("spafit_hf.adapter.write.save_file", Mock(side_effect=full))
+    assert main([*command, str(trained), str(tmp_path / "out")]) == 2
+    assert f"spafit: the disk is full: {tmp_path / 'out'} cannot be written" in capsys.readouterr().err
 
 
 def test_unknown_words_on_the_command_line() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub import ClientFailure, HubClient, HubServer
+from hub import ClientFailure, Fault, HubClient, HubServer
 from hub.fixtures import busy_hub, client, clients, quiet
 from hub.folders import PUSHED, adapter_folder
+from safetensors.torch import load_file, save_file
 
 __all__ = ["busy_hub", "client", "clients", "quiet"]
 
@@ -24,6 +27,13 @@ from spafit_hf.hub import pull_adapter
 done = pull_adapter(repo, token=token, **options)
 result = dict(folder=str(done.folder), commit=done.commit, files=done.files, revision=done.revision)
 """
+
+
+FULL = """
+import errno
+from unittest import mock
+full = OSError(errno.ENOSPC, "No space left on device")
+with mock.patch("shutil.copyfile", side_effect=[None, full]):"""
 
 
 def push(client: HubClient, folder: Path, repo: str, token: str | None, **options: object) -> dict:
@@ -124,11 +134,31 @@ def test_a_token_in_a_file_stops_the_push(quiet: HubServer, client: HubClient, t
     token = quiet.token("ann")
     folder = adapter_folder(tmp_path / "run")
     card = (folder / "README.md").read_text()
-    for secret in (token, "hf_" + "Ab1" * 12):
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in "hf_" + "Ab1" * 12)
+    for secret in (token, "hf_" + "Ab1" * 12, escaped, escaped.replace("u00", "x")):
         (folder / "README.md").write_text(card + secret)
         assert "README.md holds a token" in refused(
             client, PUSH, folder=folder, repo="ann/no", token=token, options={}
         )
+    (folder / "README.md").write_text(card)
+    weights = folder / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt", "by": "hf_" + "Ab1" * 12})
+    why = refused(client, PUSH, folder=folder, repo="ann/no", token=token, options={})
+    assert "adapter_model.safetensors holds a token" in why
+    assert quiet.seen == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_is_no_file_of_the_folder_is_not_pushed(
+    kind: str, quiet: HubServer, client: HubClient, tmp_path: Path
+) -> None:
+    folder = adapter_folder(tmp_path / "run")
+    if kind == "pipe":
+        os.mkfifo(folder / "vocab.txt")
+    else:
+        (folder / "vocab.txt").symlink_to("/etc/passwd")
+    why = refused(client, PUSH, folder=folder, repo="ann/no", token=quiet.token("ann"), options={})
+    assert "no regular file" in why if kind == "pipe" else "link to a file elsewhere" in why
     assert quiet.seen == []
 
 
@@ -320,6 +350,17 @@ def test_into_a_folder(quiet: HubServer, client: HubClient, pushed: str, tmp_pat
     assert "not an empty folder" in why
 
 
+def test_a_full_disk_leaves_nothing_that_blocks_the_next_try(client: HubClient, pushed: str, tmp_path: Path) -> None:
+    source = FULL + textwrap.indent(PULL, "    ")
+    for folder in ("here", "there"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        options = {"folder": tmp_path / folder}
+        why = refused(client, source, repo=pushed, token=False, options=options)
+        assert f"{folder} cannot be written: No space left on device" in why
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".pulling")]
+        pull(client, pushed, **options)
+
+
 def test_a_revision_is_a_commit_afterwards(quiet: HubServer, client: HubClient, pushed: str, tmp_path: Path) -> None:
     old = quiet.commits(pushed)[0].oid
     quiet.store.repos["model", pushed].refs["refs/tags/v1"] = old
@@ -368,6 +409,30 @@ def test_offline_and_hub_down_use_the_cache(
         assert "ann/other is not in the cache" in why
         other.close()
     assert quiet.seen == []
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_a_name_is_given_up_soon_where_nothing_answers(
+    base: bool, clients: Callable[..., HubClient], tmp_path: Path
+) -> None:
+    source = """
+    import time
+    from spafit_hf.predictor import SpafitPredictor
+    from spafit_hf.hub import pull_adapter
+    start = time.monotonic()
+    try:
+        SpafitPredictor("ann/base") if base else pull_adapter("ann/adapter", token=False)
+    except ValueError as error:
+        result = [str(error), time.monotonic() - start]
+    """
+    why, seconds = clients("http://127.0.0.1:9")(source, base=base)
+    assert "ann/base' cannot be loaded" in why if base else "cannot be reached" in why
+    assert seconds < 5
+
+
+def test_a_hub_that_is_busy_is_reported_as_that(quiet: HubServer, client: HubClient) -> None:
+    quiet.faults.add(Fault("refuse", path="ann/busy", times=-1))
+    assert "the Hub keeps answering 503" in refused(client, PULL, repo="ann/busy", token=False, options={})
 
 
 def test_gated(quiet: HubServer, client: HubClient, pushed: str) -> None:

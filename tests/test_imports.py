@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "spafit_hf"
 FLOW = (
     "names",
     "words",
+    "files",
     "strategy",
     "data",
     "card",

@@ -247,6 +247,12 @@ def test_a_decoder_without_a_pad_token(tmp_path: Path) -> None:
         assert_close(answer, alone.numbers(text, name))
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_a_wrapper_of_torch_is_taken_off(wrap: Any, folders: dict[str, Path]) -> None:
+    base = tiny("bert")
+    assert serve(wrap(base), folders).model is base
+
+
 def test_a_base_in_half_precision(folders: dict[str, Path]) -> None:
     exact = serve(tiny("bert"), folders).predict_all(TEXTS[0])
     half = {}

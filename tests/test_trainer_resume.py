@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scripts import tiny
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum
-from spafit_hf.trainer.checkpoints import checkpoints_of, is_whole, resumable
+from spafit_hf.trainer.checkpoints import checkpoints_of, damage_of, resumable
 
 FORK = multiprocessing.get_context("fork")  # a real process to kill, without importing torch again
 
@@ -243,12 +243,65 @@ def test_a_run_killed_after_its_last_checkpoint_makes_no_step_more(
     assert logged == whole.losses
 
 
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def spoil(file: Path) -> None:
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", [cut, lambda file: file.write_bytes(b""), Path.unlink, flip, spoil])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"])
+def test_a_damaged_neighbour_of_a_whole_state_leads_to_the_checkpoint_before(
+    name: str, how: Callable[[Path], Any], tmp_path: Path, unstopped: Callable[..., Whole], caplog: Any
+) -> None:
+    if (how is spoil) != name.endswith(".safetensors") and how in (spoil, flip):
+        return  # safetensors hold no checksums, and the others no numbers that are looked at
+    for step in (3, 6):
+        shutil.copytree(unstopped().folder / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    last = tmp_path / "checkpoint-6"
+    assert resumable(True, str(tmp_path)) is True
+    how(last / name)
+    assert resumable(True, str(tmp_path)) == resumable(str(last), "elsewhere") == str(tmp_path / "checkpoint-3")
+    assert name.split(".")[0] in caplog.text or "weights are missing" in caplog.text
+    with pytest.raises(ValueError, match="is no whole checkpoint"):
+        resumable(str(last.rename(tmp_path / "kept")), str(tmp_path))
+
+
+def test_a_run_resumes_without_the_adapter_that_it_started_from(tmp_path: Path) -> None:
+    first = build(tmp_path / "first", max_steps=1)
+    first.train()
+    first.save_model(str(tmp_path / "start"))
+    fields = {"init_adapter": str(tmp_path / "start"), "max_steps": 6}
+    whole = build(tmp_path / "whole", **fields)
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+    shutil.rmtree(tmp_path / "start")
+    resumed = build(tmp_path / "run", **fields)
+    with pytest.raises(ValueError, match="start is no folder here"):
+        resumed.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert tiny.differences(tiny.state(whole.model), tiny.state(resumed.model)) == []
+    with pytest.raises(ValueError, match="start is no folder here"):
+        build(tmp_path / "new", **fields)
+
+
 def test_which_checkpoint_is_taken(tmp_path: Path) -> None:
     for step, whole in ((2, True), (10, True), (9, False), (11, False)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text("{}" if whole else '{"epoch"')
-        assert is_whole(folder) is whole
+        save_file({}, folder / "model.safetensors")
+        assert (damage_of(folder) == "") is whole
     (tmp_path / "checkpoint-best").mkdir()
     assert [path.name for path in checkpoints_of(tmp_path)] == [f"checkpoint-{n}" for n in (11, 10, 9, 2)]
     name = str(tmp_path / "checkpoint-{}")

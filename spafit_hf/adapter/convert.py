@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spafit_hf.adapter.folder import AdapterError
 from spafit_hf.adapter.load import load_adapter, local_folder
-from spafit_hf.adapter.verify import verify_adapter
-from spafit_hf.adapter.write import save_adapter
+from spafit_hf.adapter.verify import look_at
+from spafit_hf.adapter.write import save_adapter, writing
 from spafit_hf.architecture.new import copy_marks
+from spafit_hf.files import size_of
+from spafit_hf.hub.files import PROCESSOR_FILES
 from spafit_hf.names import resolve_base
 
 
@@ -41,13 +44,15 @@ def merge_adapter(
     """
     target = _empty(output)
     _check_plain(base)
+    place = local_folder(folder)
     # A model that was given stays as it is.
-    model = load_adapter(_copied(base) if isinstance(base, nn.Module) else base, folder)
+    model = load_adapter(_copied(base) if isinstance(base, nn.Module) else base, place)
     name_or_path = model.peft_config["default"].base_model_name_or_path
     merged: Any = model.merge_and_unload(safe_merge=True)
     merged.config._name_or_path = name_or_path or ""
-    merged.save_pretrained(target)
-    _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else os.fspath(base), target)
+    with writing(target):
+        merged.save_pretrained(target)
+        _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else base, target)
     return merged
 
 
@@ -69,14 +74,15 @@ def export_adapter(
     """
     target = _empty(output)
     _check_plain(base)
-    folder = local_folder(folder)
-    model = load_adapter(base, folder)
+    place = local_folder(folder)
+    model = load_adapter(base, place)
     name_or_path = model.peft_config["default"].base_model_name_or_path
     try:
-        written = save_adapter(model, target, form=form, task=verify_adapter(folder).task)
+        written = save_adapter(model, target, form=form, task=look_at(place).task)
     finally:
         model.unload()  # a model that was given is plain again
-    _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else os.fspath(base), target)
+    with writing(target):
+        _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else base, target)
     return written
 
 
@@ -98,9 +104,11 @@ def _empty(output: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _copy_tokenizer(folder: str | os.PathLike[str], base: str | None, target: Path) -> None:
-    for source in (os.fspath(folder), None if base is None else resolve_base(base)):
-        if source is None or not Path(source).is_dir() or not (Path(source) / "tokenizer_config.json").exists():
-            continue
-        AutoTokenizer.from_pretrained(source).save_pretrained(target)
-        return
+def _copy_tokenizer(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None, target: Path) -> None:
+    """The files of the tokenizer in a folder here, else of the base's. They are copied and not run."""
+    for source in (Path(folder), *([] if base is None else [Path(resolve_base(base))])):
+        if size_of(source / "tokenizer_config.json", AdapterError) is not None:
+            for name in PROCESSOR_FILES:
+                if size_of(source / name, AdapterError) is not None:
+                    shutil.copyfile(source / name, target / name)
+            return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from spafit_hf.adapter.folder import AdapterError, BaseFacts, facts_of_plain
+from spafit_hf.adapter.folder import AdapterError, BaseFacts, endings, facts_of_plain
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture import find_architecture, is_linear, takes_delta
 from spafit_hf.names import is_remote
@@ -81,19 +81,13 @@ def head_output(plain: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:
     return last
 
 
-def announces(target: str, module: str) -> bool:
-    """Whether an entry of PEFT's `target_modules` means a module: by its full name, or the end of it."""
-    return module == target or module.endswith(f".{target}")
-
-
 def _check_complete(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str, nn.Module]) -> None:
-    if not adapter.targets:
-        return
     stored = {name.module for name in adapter.tensors.values() if name.part == "lora_A.weight"}
-    for module in modules:
-        in_head = any(module == head or module.startswith(f"{head}.") for head in adapter.head)
-        wanted = any(announces(target, module) for target in adapter.targets)
-        if wanted and not in_head and module not in stored:
+    in_head = tuple(f"{head}." for head in adapter.head)
+    for module in modules if adapter.targets else ():
+        if module in stored or f"{module}.".startswith(in_head):
+            continue
+        if not adapter.targets.isdisjoint(endings(module)):
             raise AdapterError(
                 f"the configuration targets {module} of {type(plain).__name__}, for which the file holds no LoRA: it "
                 "is incomplete."

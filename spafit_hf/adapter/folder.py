@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.names import SIDECAR_FILE
 from spafit_hf.tuner.plain import plain_view
+from spafit_hf.words import SpafitError
 
 KEY_PREFIX = "base_model.model."
 SIDECAR_FORMAT = 1
@@ -45,7 +46,11 @@ PARTS = (
 FORMS = ("absolute", "lora-bias", "mixed", "native")
 
 
-class AdapterError(ValueError):
+MAX_LABELS, MAX_LABEL = 10_000, 500
+"""Names of a head's outputs, and characters of one."""
+
+
+class AdapterError(SpafitError):
     """An adapter folder that cannot be written, read, or used on this base; the message says why."""
 
 
@@ -139,19 +144,9 @@ class Sidecar:
 
 
 def check_base(base: dict[str, Any]) -> None:
-    """Check the shape of a sidecar's facts about the base.
-
-    Raises:
-        AdapterError: if they are not those of `BaseFacts`.
-    """
-    types = {
-        "name_or_path": str,
-        "revision": str,
-        "model_type": str,
-        "hidden_size": int,
-        "num_hidden_layers": int,
-        "vocab_size": int,
-    }
+    """Refuse a sidecar's facts about the base that are not those of `BaseFacts`."""
+    types = {name: str for name in ("name_or_path", "revision", "model_type")}
+    types |= {name: int for name in ("hidden_size", "num_hidden_layers", "vocab_size")}  # type: ignore[misc]
     good = (
         set(base) == {*types, "vectors"}
         and all(base[name] is None or isinstance(base[name], kind) for name, kind in types.items())
@@ -163,28 +158,31 @@ def check_base(base: dict[str, Any]) -> None:
 
 
 def check_labels(labels: Any, file: str) -> None:
-    """Check the shape of the labels in a file: at most 10,000 outputs with a string name each.
-
-    Raises:
-        AdapterError: if they are not of the form `SpafitConfig.labels` has.
-    """
+    """Refuse labels in a file that are not of the form of `SpafitConfig.labels`, too many, or too long."""
     if labels is None:
         return
     good = (
         isinstance(labels, dict)
         and set(labels) == {"num_labels", "id2label", "problem_type"}
         and isinstance(labels["id2label"], dict)
-        and 0 < len(labels["id2label"]) <= 10_000
+        and 0 < len(labels["id2label"]) <= MAX_LABELS
         and set(labels["id2label"]) == {str(index) for index in range(len(labels["id2label"]))}
-        and all(isinstance(name, str) for name in labels["id2label"].values())
+        and all(isinstance(name, str) and len(name) <= MAX_LABEL for name in labels["id2label"].values())
         and labels["num_labels"] == len(labels["id2label"])
         and labels["problem_type"] in (None, "regression", "single_label_classification", "multi_label_classification")
     )
     if not good:
         raise AdapterError(
-            f"{file}: labels must hold num_labels, id2label and problem_type; got {labels!r:.200}. "
-            "Save the adapter again."
+            f"{file}: labels must hold num_labels, problem_type, and id2label with at most {MAX_LABELS:,} names of "
+            f"{MAX_LABEL} characters; got {labels!r:.200}. Save the adapter again."
         )
+
+
+def endings(module: str) -> Iterator[str]:
+    """The names by which a list of PEFT's may mean a module: its full name, and each end of it after a dot."""
+    while module:
+        yield module
+        module = module.partition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -270,22 +268,3 @@ def _embeddings(base: nn.Module) -> list[nn.Parameter]:
         return list(base.get_input_embeddings().parameters())[:1]
     except NotImplementedError:  # what transformers raises where it finds none
         return []
-
-
-def read_json(path: Path, max_bytes: int) -> Any:
-    """Parse a small JSON file.
-
-    Raises:
-        AdapterError: if it is missing, larger than `max_bytes`, or no JSON.
-    """
-    try:
-        size = path.stat().st_size
-        text = path.read_bytes() if size <= max_bytes else b""
-    except OSError as error:
-        raise AdapterError(f"{path} cannot be read: {error.strerror}.") from error
-    if size > max_bytes:
-        raise AdapterError(f"{path.name} has {size:,} bytes; more than {max_bytes:,} cannot be right for it.")
-    try:
-        return json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # ValueError: also of an integer of thousands of digits
-        raise AdapterError(f"{path.name} is not valid JSON: {error}.") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -16,8 +17,8 @@ from transformers import AutoConfig
 from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
-from spafit_hf.adapter.verify import verify_adapter, verify_and_read
-from spafit_hf.hub import HubError, Pulled, pull_adapter
+from spafit_hf.adapter.verify import look_at, verify_and_read
+from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
 from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
 from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import base_of, plain_view
@@ -36,8 +37,9 @@ def load_adapter(
     """Load an adapter additively: the base keeps every bit, and several adapters live on it side by side.
 
     Args:
-        base: a plain model; a `PeftModel` that this function or `get_spafit_model` returned, which gets one adapter
-            more; a Hub id or folder to load a model from; or None for the base that the adapter names.
+        base: a plain model, whose wrapper of torch.compile or DataParallel is taken off; a `PeftModel` that this
+            function or `get_spafit_model` returned, which gets one adapter more; a Hub id or folder to load a model
+            from; or None for the base that the adapter names.
         folder_or_repo: a folder that `save_adapter`, `SpafitTrainer.save_model` or plain PEFT's LoRA wrote, or the
             id of a repository on the Hub.
         revision: branch, tag or commit of the repository; of no use for a folder.
@@ -53,7 +55,10 @@ def load_adapter(
         AdapterError: for a folder that does not fit or cannot be trusted; the reason is said and nothing is loaded.
     """
     folder = local_folder(folder_or_repo, revision=revision, token=token)
-    model = load_base(base, folder) if base is None or isinstance(base, (str, os.PathLike)) else base
+    if isinstance(base, nn.Module):
+        model: Any = extract_model_from_parallel(base, keep_torch_compile=False)
+    else:
+        model = load_base(base, folder)
     plain = base_of(model)
     _check_base_is_whole(model, plain)
     _check_name(model, adapter_name)
@@ -184,7 +189,7 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
     Raises:
         AdapterError: if the adapter names no base or no task, or the base cannot be loaded.
     """
-    adapter = verify_adapter(folder)
+    adapter = look_at(folder)
     name = os.fspath(base) if base is not None else adapter.base.name_or_path
     if name is None:
         raise AdapterError(
@@ -197,16 +202,17 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
             "and give the model: load_adapter(model, folder)."
         )
     source = resolve_base(name)
+    where = {"revision": revision, "trust_remote_code": False, "local_files_only": hub_is_away(source)}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, **where)
         if adapter.labels is not None:
             id2label = {int(index): label for index, label in adapter.labels["id2label"].items()}
             config.id2label, config.label2id = id2label, {label: index for index, label in id2label.items()}
             config.problem_type = adapter.labels["problem_type"]
         model = getattr(transformers, AUTO_CLASSES[adapter.task_type]).from_pretrained(
-            source, config=config, revision=revision
+            source, config=config, **where, adapter_kwargs={"local_files_only": where["local_files_only"]}
         )
-    except (OSError, ValueError) as error:  # ValueError: a folder or repository that is no model
+    except Exception as error:  # on broken files transformers raises whatever it stumbles over
         raise AdapterError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     if source != name:
         model.config._name_or_path = model.name_or_path = BASE_ID  # what any machine can load it by

@@ -7,7 +7,7 @@ they fit a base, is for `verify` and `fit`.
 
 from __future__ import annotations
 
-import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,23 @@ from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError, safe_open
 
-from spafit_hf.adapter.folder import AdapterError, Sidecar, check_labels, read_json
-from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE
+from spafit_hf.adapter.folder import AdapterError, Sidecar, check_labels
+from spafit_hf.files import Bounds, read_json, size_of
+from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import SpafitConfig
 from spafit_hf.tuner.config import MODULE_SETTINGS
 
-MAX_CONFIG_BYTES = 4 * 2**20
+MAX_TENSORS = 20_000
+CONFIG_BOUNDS = Bounds(size=4 * 2**20, entries=MAX_TENSORS, text=4096)
+MAX_HEADS = 64
 MAX_WEIGHTS_BYTES = 2 * 2**30
-MAX_HEADER_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 8 * 2**20
+MAX_NAME, MAX_PARTS = 300, 32
+"""Of a tensor's name: characters, and parts between dots."""
+MAX_SHAPE = 8
+"""Dimensions of a tensor, each of less than 2 ** 31."""
+MODULE_NAME = re.compile(r"[\w.]+")
 
 #: Fields of a LoRA configuration that this reader carries out. Every other field must hold its default.
 READ_FIELDS = frozenset((
@@ -41,7 +49,7 @@ PASSIVE_FIELDS = frozenset({"auto_mapping", "eva_config"})
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    data = read_json(path / CONFIG_FILE, MAX_CONFIG_BYTES)
+    data = read_json(path / CONFIG_FILE, CONFIG_BOUNDS, AdapterError)
     if not isinstance(data, dict):
         raise AdapterError(f"{CONFIG_FILE} holds a {type(data).__name__}; expected is an object.")
     if data.get("peft_type") not in ("LORA", "SPAFIT"):
@@ -66,19 +74,25 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _check_types(config: dict[str, Any]) -> None:
     def names(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+        return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
     def flag(value: Any) -> bool:
         return value is None or isinstance(value, bool)
 
     def number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**32  # NaN is not
 
     def rank(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**16
 
-    def pattern(value: Any, allowed: Any) -> bool:
-        return isinstance(value, dict) and all(isinstance(key, str) and allowed(item) for key, item in value.items())
+    def pattern(field: str, allowed: Any) -> bool:
+        value = config.get(field) or {}
+        if not isinstance(value, dict):
+            return False
+        for key in value:  # PEFT would run them as regular expressions; here they are names
+            if not MODULE_NAME.fullmatch(key):
+                raise AdapterError(f"{CONFIG_FILE}: {key!r} in a pattern is no module name.")
+        return all(map(allowed, value.values()))
 
     def dropout(value: Any) -> bool:
         return value is None or (number(value) and 0 <= value < 1)
@@ -97,14 +111,14 @@ def _check_types(config: dict[str, Any]) -> None:
         "lora_alpha": number(config.get("lora_alpha", 8)),
         "lora_dropout": dropout(config.get("lora_dropout")),
         "bias": config.get("bias", "none") in ("none", "all", "lora_only"),
-        "rank_pattern": pattern(config.get("rank_pattern") or {}, rank),
-        "alpha_pattern": pattern(config.get("alpha_pattern") or {}, number),
+        "rank_pattern": pattern("rank_pattern", rank),
+        "alpha_pattern": pattern("alpha_pattern", number),
         "target_modules": config.get("target_modules") in (None, DUMMY_TARGET_MODULES)
         or names(config.get("target_modules")),
-        "modules_to_save": names(config.get("modules_to_save") or []),
+        "modules_to_save": names(heads := config.get("modules_to_save") or []) and len(heads) <= MAX_HEADS,
         "init_lora_weights": config.get("init_lora_weights") in HARMLESS_INITS,
         "bias_modules": names(config.get("bias_modules") or []),
-        "module_settings": pattern(config.get("module_settings") or {}, own_settings),
+        "module_settings": pattern("module_settings", own_settings),
         **{
             name: isinstance(config.get(name), (str, type(None)))
             for name in ("task_type", "base_model_name_or_path", "revision")
@@ -126,9 +140,9 @@ _HINTS = {
 
 
 def read_sidecar(path: Path) -> Sidecar | None:
-    if not (path / SIDECAR_FILE).exists():
+    if size_of(path / SIDECAR_FILE, AdapterError) is None:
         return None
-    sidecar = Sidecar.from_dict(read_json(path / SIDECAR_FILE, MAX_CONFIG_BYTES))
+    sidecar = Sidecar.from_dict(read_json(path / SIDECAR_FILE, CONFIG_BOUNDS, AdapterError))
     _check_strategy(sidecar.strategy, SIDECAR_FILE)
     return sidecar
 
@@ -143,27 +157,49 @@ def _check_strategy(strategy: Any, file: str) -> None:
 
 
 def open_weights(path: Path) -> Any:
-    """`safe_open` with the file's size and header bounded first.
+    """`safe_open` with the file's kind, size and header bounded first.
 
     Raises:
         AdapterError: if the file is missing, too large, truncated, or no safetensors file.
     """
-    if not path.is_file():
+    size = size_of(path, AdapterError)
+    if size is None:
         others = sorted(
             entry.name for entry in path.parent.iterdir() if entry.suffix in (".bin", ".pt", ".pth", ".pkl")
         )
         found = f" {others[0]} is a pickle, which can run code and is never read." if others else ""
         raise AdapterError(f"{path.parent} has no {path.name}.{found} Save the adapter as safetensors.")
-    size = path.stat().st_size
     if size > MAX_WEIGHTS_BYTES:
         raise AdapterError(
             f"{path.name} has {size:,} bytes; adapters of more than {MAX_WEIGHTS_BYTES:,} are not read."
         )
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if size < 8 or header > min(size - 8, MAX_HEADER_BYTES):
-        raise AdapterError(f"{path.name} is truncated or no safetensors file: its header claims {header:,} bytes.")
     try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if size < 8 or header > min(size - 8, MAX_HEADER_BYTES):
+            raise AdapterError(f"{path.name} is truncated or no safetensors file: its header claims {header:,} bytes.")
         return safe_open(path, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path.name} is not a valid safetensors file: {error}.") from error
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a folder's tensors, within bounds.
+
+    Raises:
+        AdapterError: for what `open_weights` refuses, other dtypes, and names and shapes that no module has.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    with open_weights(path / WEIGHTS_FILE) as file:
+        keys = file.keys()
+        if len(keys) > MAX_TENSORS:
+            raise AdapterError(f"{WEIGHTS_FILE} has {len(keys):,} tensors; at most {MAX_TENSORS:,} are read.")
+        for key in keys:
+            piece = file.get_slice(key)
+            if piece.get_dtype() not in ("F32", "F16", "BF16"):
+                raise AdapterError(f"{key} has dtype {piece.get_dtype()}; allowed are F32, F16 and BF16.")
+            shapes[key] = shape = tuple(piece.get_shape())
+            odd_shape = len(shape) > MAX_SHAPE or max(shape, default=0) >= 2**31
+            if odd_shape or len(key) > MAX_NAME or key.count(".") > MAX_PARTS:
+                raise AdapterError(f"{WEIGHTS_FILE} holds {key!r:.80}, whose name or shape is of no module.")
+    return shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,9 +37,8 @@ class VerifiedAdapter:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: lora-bias and mixed form: module -> the factor that plain PEFT applies to the bias of LoRA B
     bias_scaling: dict[str, float] = field(default_factory=dict)
-
-    #: names or name endings of modules, all of which must have LoRA; () where other facts say which
-    targets: tuple[str, ...] = ()
+    #: names or name endings of modules, all of which must have LoRA; empty where other facts say which
+    targets: frozenset[str] = frozenset()
 
     def head_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the head's tensors, by their names in the model."""
@@ -54,10 +54,15 @@ class VerifiedAdapter:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != self.shapes:
             raise AdapterError(f"{WEIGHTS_FILE} changed while it was being read; try again.")
-        if not all(torch.isfinite(torch.cat(piece)).all() for piece in _pieces(tensors.values())):
-            key = next(key for key, tensor in tensors.items() if not torch.isfinite(tensor).all())
+        if not all(is_finite(torch.cat(piece) if piece[1:] else piece[0]) for piece in _pieces(tensors.values())):
+            key = next(key for key, tensor in tensors.items() if not is_finite(tensor))
             raise AdapterError(f"{key} holds NaN or infinity; the adapter is broken and cannot be used.")
         return tensors
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite, in one pass and without a copy: either shows in the extremes."""
+    return tensor.numel() == 0 or all(math.isfinite(extreme) for extreme in tensor.aminmax())
 
 
 def _pieces(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

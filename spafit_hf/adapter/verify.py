@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import torch
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from spafit_hf.adapter.fit import announces, check_fit, check_same_base, head_names
-from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError, BaseFacts, Sidecar, TensorName
-from spafit_hf.adapter.untrusted import NARROWING_FIELDS, open_weights, read_config, read_sidecar
+from spafit_hf.adapter.fit import check_fit, check_same_base, head_names
+from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError, BaseFacts, Sidecar, TensorName, endings
+from spafit_hf.adapter.untrusted import MAX_HEADS, NARROWING_FIELDS, read_config, read_shapes, read_sidecar
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
@@ -74,6 +74,14 @@ def verify_and_read(
         plain: the base as a `plain_view`, or none.
         same_base: it is known to be the adapter's, and its facts are not compared.
     """
+    verified = look_at(folder, plain, same_base=same_base)
+    return verified, verified.read_tensors()
+
+
+def look_at(
+    folder: str | os.PathLike[str], plain: nn.Module | None = None, *, same_base: bool = False
+) -> VerifiedAdapter:
+    """All of `verify_and_read` but the tensors, of which names and shapes alone are read."""
     path = Path(folder)
     if not path.is_dir():
         raise AdapterError(f"{path} is not a folder; give the folder that holds {CONFIG_FILE}.")
@@ -86,24 +94,13 @@ def verify_and_read(
     )
     if plain is not None and not same_base:
         check_same_base(trained_on, plain)
-    shapes = _read_shapes(path)
+    shapes = read_shapes(path)
     heads = _declared_heads(config, plain, shapes)
     tensors = _classify(shapes, heads)
     verified = _assemble(path, config, sidecar, trained_on, tensors, shapes, heads)
     if plain is not None:
         check_fit(verified, plain)
-    return verified, verified.read_tensors()
-
-
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    with open_weights(path / WEIGHTS_FILE) as file:
-        for key in file.keys():  # noqa: SIM118 (not a dict)
-            piece = file.get_slice(key)
-            if piece.get_dtype() not in ("F32", "F16", "BF16"):
-                raise AdapterError(f"{key} has dtype {piece.get_dtype()}; allowed are F32, F16 and BF16.")
-            shapes[key] = tuple(piece.get_shape())
-    return shapes
+    return verified
 
 
 def _declared_heads(config: dict[str, Any], plain: nn.Module | None, keys: Iterable[str]) -> tuple[str, ...]:
@@ -111,6 +108,8 @@ def _declared_heads(config: dict[str, Any], plain: nn.Module | None, keys: Itera
     # For PEFT a name is the end of a module's name: "classifier" also saves DistilBERT's pre_classifier.
     outermost = dict.fromkeys(key.removeprefix(KEY_PREFIX).split(".")[0] for key in keys)
     meant = tuple(name for name in outermost if name.endswith(declared) and name not in declared)
+    if len(declared) + len(meant) > MAX_HEADS:
+        raise AdapterError(f"{WEIGHTS_FILE} holds more than {MAX_HEADS} heads, which no model has.")
     if plain is None:
         return (*declared, *meant)
     known = head_names(plain)
@@ -124,19 +123,21 @@ def _declared_heads(config: dict[str, Any], plain: nn.Module | None, keys: Itera
     return tuple(name for name in (*declared, *(name for name in meant if name in known)) if name in modules)
 
 
-_HEAD_COPIES = r"(original_module|modules_to_save(\.\w+)?)\.([\w.]+\.)?bias"
+#: With bias="all" PEFT stores the biases of a head three times over: the base's, and its own once more.
+_HEAD_COPY = re.compile(r"(original_module|modules_to_save(\.\w+)?)\.([\w.]+\.)?bias")
 
 
 def _classify(shapes: dict[str, tuple[int, ...]], heads: tuple[str, ...]) -> dict[str, TensorName]:
     tensors = {}
+    below = tuple(f"{head}." for head in heads)
     for key in shapes:
         path = key.removeprefix(KEY_PREFIX)
-        # With bias="all" PEFT stores the biases of a head three times over: the base's, and its own once more.
-        if any(re.fullmatch(rf"{re.escape(head)}\.{_HEAD_COPIES}", path) for head in heads):
-            continue
-        if key.startswith(KEY_PREFIX) and any(path.startswith(f"{head}.") for head in heads):
-            tensors[key] = TensorName("", path)
-            continue
+        if path.startswith(below):
+            if any(path.startswith(head) and _HEAD_COPY.fullmatch(path, len(head)) for head in below):
+                continue
+            if path != key:
+                tensors[key] = TensorName("", path)
+                continue
         name = TensorName.parse(key)
         if name is None:
             raise AdapterError(
@@ -164,7 +165,8 @@ def _assemble(
     _check_announced(config, set(a))
     form = _form(config, parts)
     biases = {module for part in FORM_OF_PART for module in parts.get(part, {})}
-    lora = {module: _lora_settings(config, module, shapes[a[module]], shapes[b[module]]) for module in sorted(a)}
+    settings_of = _settings_of(config)
+    lora = {module: settings_of(module, shapes[a[module]], shapes[b[module]]) for module in sorted(a)}
     scaling = {module: settings.scaling for module, settings in lora.items()}
     dora = {module for module, settings in lora.items() if settings.use_dora}
     if odd_ones := sorted(dora ^ set(parts.get("lora_magnitude_vector", {}))):
@@ -186,7 +188,7 @@ def _assemble(
         tensors=tensors,
         shapes=shapes,
         bias_scaling=scaling if form in ADDED_FORMS else {},
-        targets=() if sidecar is not None or narrowed else _targets(config),
+        targets=frozenset() if sidecar is not None or narrowed else _targets(config),
     )
 
 
@@ -247,40 +249,51 @@ def _check_equal(what: str, announced: set[str], found: set[str]) -> None:
 
 def _check_announced(config: dict[str, Any], modules: set[str]) -> None:
     """Every module that the configuration targets must have LoRA in the file, and no other."""
-    names = _targets(config)
+    targets, met = _targets(config), set[str]()
     for module in sorted(modules):
-        if not any(announces(target, module) for target in names):
+        meant = targets.intersection(endings(module))
+        if not meant:
             raise AdapterError(f"{WEIGHTS_FILE} holds LoRA for {module}, which {CONFIG_FILE} does not target.")
-    for target in names:
-        if not any(announces(target, module) for module in modules):
-            raise AdapterError(
-                f"{CONFIG_FILE} targets {target}, for which {WEIGHTS_FILE} holds no LoRA: it is incomplete."
-            )
+        met |= meant
+    if missing := sorted(targets - met):
+        raise AdapterError(
+            f"{CONFIG_FILE} targets {missing[0]}, for which {WEIGHTS_FILE} holds no LoRA: it is incomplete."
+        )
 
 
-def _targets(config: dict[str, Any]) -> tuple[str, ...]:
+def _targets(config: dict[str, Any]) -> frozenset[str]:
     targets = config.get("target_modules") or ()
-    return () if targets == DUMMY_TARGET_MODULES else tuple(targets)
+    return frozenset(() if targets == DUMMY_TARGET_MODULES else targets)
 
 
-def _lora_settings(config: dict[str, Any], module: str, a: tuple[int, ...], b: tuple[int, ...]) -> LoraSettings:
-    def own(pattern: dict[str, Any], default: Any) -> Any:
-        # PEFT would run the keys as regular expressions; here they are names, and anything else is refused.
-        for key, value in pattern.items():
-            if not re.fullmatch(r"[\w.]+", key):
-                raise AdapterError(f"{CONFIG_FILE}: {key!r} in a pattern is no module name.")
-            if module == key or module.endswith(f".{key}"):
-                return value
-        return default
+def _settings_of(config: dict[str, Any]) -> Callable[[str, tuple[int, ...], tuple[int, ...]], LoraSettings]:
+    """From a module and the shapes of its LoRA A and B to its settings."""
 
-    r = own(config.get("rank_pattern") or {}, config.get("r", 8))
-    if len(a) != 2 or len(b) != 2 or a[0] != r or b[1] != r:
-        raise AdapterError(f"{module}: LoRA A is {list(a)} and LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}.")
-    settings = own(config.get("module_settings") or {}, {})
-    return LoraSettings(
-        r=r,
-        lora_alpha=own(config.get("alpha_pattern") or {}, config.get("lora_alpha", 8)),
-        lora_dropout=settings.get("lora_dropout", config.get("lora_dropout") or 0.0),
-        use_rslora=bool(settings.get("use_rslora", config.get("use_rslora"))),
-        use_dora=bool(settings.get("use_dora", config.get("use_dora"))),
-    )
+    def own(field: str, default: Any) -> Callable[[str], Any]:
+        items = list((config.get(field) or {}).items())
+        places = {key: place for place, (key, _) in enumerate(items)}
+
+        def of(module: str) -> Any:
+            found = [places[name] for name in endings(module) if name in places]
+            return items[min(found)][1] if found else default  # as for PEFT, the first that means it
+
+        return of
+
+    rank, alpha = own("rank_pattern", config.get("r", 8)), own("alpha_pattern", config.get("lora_alpha", 8))
+    others = own("module_settings", {})
+
+    def settings(module: str, a: tuple[int, ...], b: tuple[int, ...]) -> LoraSettings:
+        r, more = rank(module), others(module)
+        if len(a) != 2 or len(b) != 2 or a[0] != r or b[1] != r:
+            raise AdapterError(
+                f"{module}: LoRA A is {list(a)} and LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}."
+            )
+        return LoraSettings(
+            r=r,
+            lora_alpha=alpha(module),
+            lora_dropout=more.get("lora_dropout", config.get("lora_dropout") or 0.0),
+            use_rslora=bool(more.get("use_rslora", config.get("use_rslora"))),
+            use_dora=bool(more.get("use_dora", config.get("use_dora"))),
+        )
+
+    return settings

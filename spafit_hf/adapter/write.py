@@ -8,6 +8,8 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,6 +30,7 @@ from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType, saving
 from spafit_hf.tuner.config import rewrites_base
 from spafit_hf.tuner.entrance import embeddings_were_resized
 from spafit_hf.tuner.layer import Norm
+from spafit_hf.words import last_line
 
 
 def save_adapter(
@@ -332,15 +336,26 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not belong into {CONFIG_FILE}")
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What cannot be written, as on a full disk, is an `AdapterError` that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = last_line(error)
+        raise AdapterError(f"{folder} cannot be written: {reason}") from error
+
+
 def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor], sidecar: Sidecar, base: nn.Module) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        staged = Path(scratch)
-        ordered = {key: tensors[key].detach().to("cpu").contiguous().clone() for key in sorted(tensors)}
-        save_file(ordered, staged / WEIGHTS_FILE, metadata={"format": "pt"})
-        (staged / CONFIG_FILE).write_text(config, encoding="utf-8")
-        (staged / SIDECAR_FILE).write_text(sidecar.to_json(), encoding="utf-8")
-        check_written(staged, base)
-        # The configuration last: a folder without one is no adapter to anybody.
-        for name in (WEIGHTS_FILE, SIDECAR_FILE, CONFIG_FILE):
-            shutil.move(staged / name, folder / name)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+            staged = Path(scratch)
+            ordered = {key: tensors[key].detach().to("cpu").contiguous().clone() for key in sorted(tensors)}
+            save_file(ordered, staged / WEIGHTS_FILE, metadata={"format": "pt"})
+            (staged / CONFIG_FILE).write_text(config, encoding="utf-8")
+            (staged / SIDECAR_FILE).write_text(sidecar.to_json(), encoding="utf-8")
+            check_written(staged, base)
+            # The configuration last: a folder without one is no adapter to anybody.
+            for name in (WEIGHTS_FILE, SIDECAR_FILE, CONFIG_FILE):
+                shutil.move(staged / name, folder / name)

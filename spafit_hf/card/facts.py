@@ -24,12 +24,19 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from spafit_hf.files import Bounds, parse_json
+from spafit_hf.words import SpafitError
+
 FACTS_FILE = "spafit_results.json"
 """Beside the card in the folder: `CardFacts.to_json`."""
 FACTS_FORMAT = 1
+FACTS_BOUNDS = Bounds(size=16 * 2**20, entries=20_000, text=2**16)
+MOST = {"steps": 20_000, "layers": 1000, "scores": 100, "figures": 100}
+"""Entries of a field; of those that are not here, `MOST_OTHERS`."""
+MOST_OTHERS = 10_000
 
 
-class CardError(ValueError):
+class CardError(SpafitError):
     """Facts that cannot be read, or a card that must not be overwritten; the message says which and why."""
 
 
@@ -192,6 +199,8 @@ class CardFacts:
     def __post_init__(self) -> None:
         if self.kind not in ("adapter", "model"):
             raise CardError(f"kind is {self.kind!r}; allowed are 'adapter' and 'model'.")
+        if not all(self.examples):
+            raise CardError("an example has no text; leave it out.")
         if self.command is not None and "```" in self.command:
             raise CardError("command holds ```, which would end its block in the card; leave it out.")
         # What is on a pull request is for the default branch, and stays as it is when it is merged.
@@ -212,7 +221,7 @@ class CardFacts:
 
     def to_json(self) -> str:
         """The facts that are known, as the text of a file. Equal facts give equal bytes."""
-        known = {"format": FACTS_FORMAT, **_known(dataclasses.asdict(self))}
+        known = {"format": FACTS_FORMAT, **_known(self)}
         return json.dumps(known, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -222,14 +231,15 @@ class CardFacts:
         Raises:
             CardError: if it is no JSON, of another format, or has a field that is unknown or of the wrong type.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
-            raise CardError(f"the facts are not valid JSON: {error}.") from error
-        found = data.pop("format", None) if isinstance(data, dict) else type(data).__name__
+        return cls.from_data(parse_json(text.encode("utf-8", "surrogatepass"), FACTS_FILE, FACTS_BOUNDS, CardError))
+
+    @classmethod
+    def from_data(cls, data: Any) -> CardFacts:
+        """The same from what the file holds."""
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
         if found != FACTS_FORMAT:
-            raise CardError(f"the facts have format {found!r}; this version reads format {FACTS_FORMAT}.")
-        return _built(cls, data, "facts")
+            raise CardError(f"the facts have format {found!r:.80}; this version reads format {FACTS_FORMAT}.")
+        return _built(cls, {name: value for name, value in data.items() if name != "format"}, "facts")
 
 
 # -- between dataclasses and JSON -------------------------------------------------------------------------------------
@@ -237,6 +247,8 @@ class CardFacts:
 
 def _known(value: Any) -> Any:
     """Without what is None, empty, False or not a number: what is unknown is not written."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
     if isinstance(value, Mapping):
         kept = {str(key): _known(item) for key, item in value.items()}
         return {key: item for key, item in kept.items() if item not in (None, {}, []) and item is not False}
@@ -273,15 +285,24 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise CardError(f"{where} is a {type(value).__name__}; expected is a list.")
+        _check_count(value, where)
         return tuple(_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise CardError(f"{where} is a {type(value).__name__}; expected is an object.")
+        _check_count(value, where)
         if arguments[1] is Any:
             return dict(value)
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise CardError(f"{where} is {value!r}; expected is a {hint.__name__}.")
+    wrong = not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
+    if wrong or (hint is float and not math.isfinite(value)):
+        raise CardError(f"{where} is {value!r:.80}; expected is a {hint.__name__}.")
     return value
+
+
+def _check_count(value: list[Any] | dict[str, Any], where: str) -> None:
+    most = MOST.get(where.rpartition(".")[2], MOST_OTHERS)
+    if len(value) > most:
+        raise CardError(f"{where} has {len(value):,} entries; at most {most:,} are read.")

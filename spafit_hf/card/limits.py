@@ -19,7 +19,7 @@ def limits(facts: CardFacts) -> str:
     """The section's items as a Markdown list; "" if nothing follows."""
     data, items = facts.data, []
     if data.domain or facts.language:
-        language = ["English" if code == "en" else code for code in facts.language]
+        language = ["English" if code == "en" else plain(code) for code in facts.language]
         kind = f"{language[0]} text" if len(language) == 1 else "text"
         where = f" ({plain(data.domain)})" if data.domain else ""
         items.append(f"Trained on {kind}{where}; on anything else it has not been measured.")
@@ -32,7 +32,7 @@ def limits(facts: CardFacts) -> str:
         items.append(f"What stands after the first {data.max_length} tokens of a text was not seen in training.")
     if facts.scores:
         seed = facts.all_hyperparameters.get("seed")
-        runs = "One run" if seed is None else f"One run with seed {seed}"
+        runs = "One run" if seed is None else f"One run with seed {plain(seed)}"
         best = ", and the checkpoint was chosen on the same split that is reported"
         items.append(f"{runs}: the scores have no spread{best if facts.best_step is not None else ''}.")
         items += _gap(facts)

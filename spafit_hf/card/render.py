@@ -110,8 +110,8 @@ def _context(facts: CardFacts, own: str) -> dict[str, Any]:
         "sizes": _sizes(facts),
         "scores": scores,
         "paper_note": paper_note(facts) if compared else "",
-        "curve": facts.curve or "",
-        "curve_figure": figure_name(main) if main and any(main in step.figures for step in facts.steps) else "",
+        "curve": facts.curve if re.fullmatch(r"[\w./-]+", facts.curve or "") else "",
+        "curve_figure": plain(figure_name(main)) if main and any(main in step.figures for step in facts.steps) else "",
         "steps": step_table(facts, known) if len(known) > 1 else "",
         "steps_open": len(known) <= SHOWN_STEPS,
         "training": _training(facts),
@@ -149,7 +149,7 @@ def _data_name(facts: CardFacts) -> str:
 
 def _summary(facts: CardFacts) -> str:
     base, data = _base_name(facts), _data_name(facts)
-    method = f"**{method_title(facts.method)}**"
+    method = f"**{plain(method_title(facts.method))}**"
     if facts.kind == "model":
         opening = f"{base or 'A pretrained model'}, with every weight fine-tuned" + (f" on {data}" if data else "")
     else:
@@ -200,7 +200,7 @@ def _headline(facts: CardFacts) -> str:
         for score in facts.scores
         if main in score.figures
     ]
-    return f"{figure_name(main)}: {listing(parts)}." if parts else ""
+    return f"{plain(figure_name(main))}: {listing(parts)}." if parts else ""
 
 
 def _labels(facts: CardFacts) -> str:

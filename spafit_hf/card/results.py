@@ -24,7 +24,7 @@ def score_table(facts: CardFacts) -> tuple[str, bool]:
     rows = []
     for name in dict.fromkeys(name for score in scores for name in score.figures):
         cells = [figure(score.figures[name]) if name in score.figures else "" for score in scores]
-        rows.append([figure_name(name), *cells])
+        rows.append([plain(figure_name(name)), *cells])
         if paper is not None:
             rows[-1].append(f"{paper:.2f}" if name == TASKS[facts.data.glue or ""].main_metric else "")
     if paper is not None:
@@ -50,7 +50,7 @@ def step_table(facts: CardFacts, known: list[Step]) -> str:
         ("Epoch", ".2f", [step.epoch for step in known]),
         ("Train loss", ".4f", [step.train_loss for step in known]),
         ("Val. loss", ".4f", [step.eval_loss for step in known]),
-        *((figure_name(name), ".4f", [step.figures.get(name) for step in known]) for name in names),
+        *((plain(figure_name(name)), ".4f", [step.figures.get(name) for step in known]) for name in names),
     ]
     columns = [
         (title, ["" if value is None else format(value, digits) for value in column])

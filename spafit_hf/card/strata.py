@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spafit_hf.card.facts import CardFacts, Layers
 from spafit_hf.strategy import ROLES
 from spafit_hf.strategy.drawing import COLUMNS, FEED_FORWARD, MEANINGS, draw, mark
-from spafit_hf.words import ROLE_WORDS, listing, spans
+from spafit_hf.words import ROLE_WORDS, listing, plain, spans
 
 
 def drawing(facts: CardFacts) -> str:
@@ -17,7 +17,7 @@ def drawing(facts: CardFacts) -> str:
     stacks = list(dict.fromkeys(band.stack for band in facts.layers))
     blocks = []
     for stack in stacks:
-        title = [stack] if len(stacks) > 1 else []
+        title = [_in_block(stack)] if len(stacks) > 1 else []
         head = [" head  trains whole"] if facts.head and stack == stacks[-1] else []
         blocks.append("\n".join([*title, *draw(_rows([b for b in facts.layers if b.stack == stack])), *head]))
     used = {letter for band in facts.layers for letter in _marks(band)}
@@ -29,9 +29,14 @@ def _rows(bands: Sequence[Layers]) -> list[tuple[int, str, str]]:
     named = sorted((layer, band) for band in bands for layer in band.layers)
     befores = [None, *(band for _, band in named)]
     return [
-        (layer, _marks(band), "" if band is before else band.name)
+        (layer, _marks(band), "" if band is before else _in_block(band.name))
         for (layer, band), before in zip(named, befores, strict=False)
     ]
+
+
+def _in_block(words: str) -> str:
+    """On one line, and without what would end the block of code."""
+    return " ".join(words.replace("`", "'").split())
 
 
 def _marks(band: Layers) -> str:
@@ -46,7 +51,7 @@ def in_words(facts: CardFacts) -> str:
         if not band.layers:
             continue
         noun = "layer" if len(band.layers) == 1 else "layers"
-        where = f"{band.stack} {noun}" if several else noun
+        where = f"{plain(band.stack)} {noun}" if several else noun
         clauses.append(f"{where} {spans(band.layers)} {_clause(band)}")
     if facts.outer_biases:
         clauses.append("the biases outside the layers train too")

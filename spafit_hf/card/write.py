@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spafit_hf.card.curve import CURVE_FILE, draw_curve
-from spafit_hf.card.facts import FACTS_FILE, Base, CardError, CardFacts, Data, Layers
+from spafit_hf.card.facts import FACTS_BOUNDS, FACTS_FILE, Base, CardError, CardFacts, Data, Layers
 from spafit_hf.card.render import is_generated, own_section, render_card
 from spafit_hf.data.glue import TASKS
+from spafit_hf.files import read_json, size_of
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, is_hub_id, task_of_class
 from spafit_hf.strategy import ROLES, Strategy
 
 CARD_FILE = "README.md"
-MAX_JSON_BYTES = 16 * 2**20
 MOST_LAYERS = 1000
 
 
@@ -41,7 +40,9 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
     if facts is None:
         facts = facts_of_folder(place)
     path = place / CARD_FILE
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if (size_of(path, CardError) or 0) > FACTS_BOUNDS.size:
+        raise CardError(f"{path} is too large for a card; remove it.")
+    before = path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else ""
     if not is_generated(before) and not force:
         raise CardError(f"{path} was not written by spafit-hf; to replace it, remove it or say --force (force=True).")
     # A picture that was drawn before stays, unless there is nothing any more that it could show.
@@ -50,7 +51,7 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
     text = render_card(facts, own=own_section(before))
     for name, content in ((FACTS_FILE, facts.to_json()), (CARD_FILE, text)):
         partial = place / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8")
+        partial.write_text(content, encoding="utf-8", errors="surrogateescape")
         partial.replace(place / name)
     return path
 
@@ -73,7 +74,7 @@ def facts_of_folder(folder: str | os.PathLike[str]) -> CardFacts:
             f"{place} holds neither adapter_config.json nor config.json; give the folder of an adapter or a model."
         )
     stored = place / FACTS_FILE
-    facts = CardFacts.from_json(_text(stored)) if stored.is_file() else inferred
+    facts = inferred if (data := _json(stored)) is None else CardFacts.from_data(data)
     # What the facts file does not say is taken from the other files; sizes always are.
     known = {
         item.name: getattr(inferred, item.name)
@@ -89,16 +90,16 @@ def facts_of_folder(folder: str | os.PathLike[str]) -> CardFacts:
 def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
     sidecar = _json(place / SIDECAR_FILE) or {}
     named, labels, task, chosen = (_mapping(sidecar, key) for key in ("base", "labels", "task", "strategy"))
-    name = named.get("name_or_path") or config.get("base_model_name_or_path")
+    name = _word(named.get("name_or_path") or config.get("base_model_name_or_path"))
     known = is_hub_id(name) and not Path(str(name)).exists()
     try:
         strategy = Strategy.from_dict(chosen) if chosen else None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CardError(f"{SIDECAR_FILE}: {error}") from error
     depth = named.get("num_hidden_layers")
     if not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
         depth = None  # a stranger's folder may say anything
-    glue = task.get("name") if task.get("name") in TASKS else None
+    glue = name_of_task if (name_of_task := _word(task.get("name"))) in TASKS else None
     problem = _word(labels.get("problem_type"))
     return CardFacts(
         method=strategy.name if strategy else "lora" if config.get("peft_type") == "LORA" else "custom",
@@ -109,29 +110,33 @@ def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
         base=Base(
             id=name if known else None,
             revision=_word(named.get("revision") or config.get("revision")) if known else None,
-            name=Path(str(name)).name if name and not known else None,
+            name=Path(name).name if name and not known else None,
             model_type=_word(named.get("model_type")),
         ),
         data=glue_data(glue) if glue else Data(),
         language=("en",) if glue else (),
         layers=layers_of(strategy, depth) if strategy and depth else (),
         outer_biases=strategy.outer_biases if strategy else False,
-        head=tuple(name for name in config.get("modules_to_save") or () if isinstance(name, str)),
+        head=tuple(name for name in _list(config.get("modules_to_save")) if isinstance(name, str)),
     )
 
 
-def _label_names(labels: dict[str, Any]) -> tuple[str, ...]:
-    ids = _mapping(labels, "id2label")
-    if not all(key.isdigit() for key in ids):
-        raise CardError("the label ids of this folder are not all numbers; save it again.")
+def _label_names(labels: dict[str, Any], file: str = SIDECAR_FILE) -> tuple[str, ...]:
+    ids = _mapping(labels, "id2label", file)
+    if not all(key.isascii() and key.isdecimal() and len(key) < 10 for key in ids):
+        raise CardError(f"{file}: the label ids are not all numbers. Save the folder again.")
     return tuple(str(ids[key]) for key in sorted(ids, key=int))
 
 
-def _mapping(data: dict[str, Any], key: str) -> dict[str, Any]:
+def _mapping(data: dict[str, Any], key: str, file: str = SIDECAR_FILE) -> dict[str, Any]:
     value = data.get(key) or {}
     if not isinstance(value, dict):
-        raise CardError(f"{key} is a {type(value).__name__}; expected is an object. Save the folder again.")
+        raise CardError(f"{file}: {key} is a {type(value).__name__}; expected is an object. Save the folder again.")
     return value
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _word(value: Any) -> str | None:
@@ -139,7 +144,7 @@ def _word(value: Any) -> str | None:
 
 
 def _of_model(config: dict[str, Any]) -> CardFacts:
-    model_class = str((config.get("architectures") or [""])[0])
+    model_class = next(iter(filter(None, map(_word, _list(config.get("architectures"))))), "")
     task_type = task_of_class(model_class)
     problem = _word(config.get("problem_type"))
     named = task_type in ("SEQ_CLS", "TOKEN_CLS") and problem != "regression"
@@ -148,7 +153,7 @@ def _of_model(config: dict[str, Any]) -> CardFacts:
         kind="model",
         task_type=task_type,
         problem_type=problem,
-        labels=_label_names(config) if named else (),
+        labels=_label_names(config, "config.json") if named else (),
         base=Base(model_type=_word(config.get("model_type")), model_class=model_class or None),
     )
 
@@ -196,22 +201,10 @@ def layers_of(strategy: Strategy, depth: int, stack: str = "layers") -> tuple[La
     return tuple(sorted(found, key=lambda band: band.layers))
 
 
-def _text(path: Path) -> str:
-    try:
-        if (found := path.stat().st_size) > MAX_JSON_BYTES:
-            raise CardError(f"{path} has {found:,} bytes; more than {MAX_JSON_BYTES:,} cannot be right for it.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"{path} cannot be read: {error}.") from error
-
-
 def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
+    if size_of(path, CardError) is None:
         return None
-    try:
-        data = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
-        raise CardError(f"{path} is not valid JSON: {error}.") from error
+    data = read_json(path, FACTS_BOUNDS, CardError)
     if not isinstance(data, dict):
         raise CardError(f"{path} holds a {type(data).__name__}; expected is an object.")
     return data

@@ -1,7 +1,7 @@
 """The command `spafit`: one module per subcommand, each with `add_parser(subparsers)` and `run(args)`.
 
-User errors, which `run` raises as ValueError or OSError, end with status 2 and a sentence on stderr;
-`SPAFIT_TRACEBACK=1` shows where they came from. `argparse._SubParsersAction` is what add_subparsers returns; it has no
+Whatever goes wrong ends with status 2 and one sentence on stderr; `SPAFIT_TRACEBACK=1` shows where it came from. What
+the user can mend is a ValueError or an OSError. `argparse._SubParsersAction` is what add_subparsers returns; it has no
 public name.
 """
 
@@ -12,7 +12,9 @@ import os
 import sys
 
 from spafit_hf.cli import card, evaluate, export, merge, plan, predict, pull, push, quickstart, train
+from spafit_hf.files import is_disk_full
 from spafit_hf.names import __version__
+from spafit_hf.words import sentence
 
 ONEDNN_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 ONEDNN_ENTRIES = "32"
@@ -52,11 +54,23 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has enough of it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         return 141  # of a program that SIGPIPE ended, as a shell counts
-    except (ValueError, OSError) as error:
-        if os.environ.get("SPAFIT_TRACEBACK"):
-            raise
-        print(f"spafit: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("spafit: stopped.", file=sys.stderr)
         return 130
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of a library in Rust, and no Exception
+        if os.environ.get("SPAFIT_TRACEBACK") or not (panic or isinstance(error, Exception)):
+            raise
+        print(f"spafit: {explained(error)}", file=sys.stderr)
+        return 2
+
+
+def explained(error: BaseException) -> str:
+    """What went wrong and what to do, in one sentence."""
+    if is_disk_full(error):
+        return f"the disk is full: {sentence(error)}. Free some space, and run the command again."
+    if isinstance(error, (ValueError, OSError)):
+        return sentence(error)
+    return (
+        f"{type(error).__name__}: {sentence(error)}. This was not foreseen; SPAFIT_TRACEBACK=1 shows where it is from."
+    )

@@ -10,6 +10,8 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spafit_hf.words import printable
+
 if TYPE_CHECKING:
     from spafit_hf.predictor import Prediction, SpafitPredictor
 
@@ -216,6 +218,7 @@ def _writable(line: str) -> str:
 
 def _shown(row: dict[str, Any], answer: Prediction, several: bool) -> str:
     text = row[TEXT] if isinstance(row[TEXT], str) else " | ".join(row[TEXT])
-    verdict = f"{answer.value:.3f}" if answer.scores is None else f"{answer.label} {max(answer.scores.values()):.3f}"
+    best = "" if answer.scores is None else f"{printable(str(answer.label))} {max(answer.scores.values()):.3f}"
+    verdict = best or f"{answer.value:.3f}"
     name = f"{answer.adapter}\t" if several else ""
     return f"{name}{verdict}\t{text}{' (its end was cut off)' if answer.truncated else ''}"

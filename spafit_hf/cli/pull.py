@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from spafit_hf.words import printable
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `pull`; `run` carries it out."""
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         from spafit_hf.adapter import verify_adapter
 
         found = verify_adapter(done.folder)
-        base = found.base.name_or_path or "a base that it does not name"
+        base = printable(found.base.name_or_path or "a base that it does not name")
         print(
             f"  checked: an adapter of {base}, {len(found.lora)} modules with LoRA, {len(found.bias_modules)} biases"
         )

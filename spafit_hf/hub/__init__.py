@@ -7,7 +7,7 @@ retry    how long to try                      base      version and license of a
 
 from __future__ import annotations
 
-from spafit_hf.hub.base import BaseVersion, base_version, cached_revision
+from spafit_hf.hub.base import BaseVersion, base_version, cached_revision, hub_is_away
 from spafit_hf.hub.errors import HubError
 from spafit_hf.hub.files import Parcel, parcel
 from spafit_hf.hub.pull import Pulled, pull_adapter
@@ -16,5 +16,5 @@ from spafit_hf.hub.retry import Patience
 
 __all__ = [
     "BaseVersion", "HubError", "Parcel", "Patience", "Pulled", "Pushed", "base_version", "cached_revision",
-    "full_repo_id", "parcel", "pull_adapter", "push_adapter",
+    "full_repo_id", "hub_is_away", "parcel", "pull_adapter", "push_adapter",
 ]  # fmt: skip

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from huggingface_hub import HfApi
+import httpx2
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import get_session
 
 from spafit_hf.hub.errors import FAILURES
 from spafit_hf.names import is_remote
@@ -49,6 +51,20 @@ def base_version(
         tags = []
     licenses = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
     return BaseVersion(name_or_path, commit, next(iter(licenses), None))
+
+
+def hub_is_away(name_or_path: str) -> bool:
+    """Whether a base has to come from the cache: it is a name on the Hub, which does not answer.
+
+    Asked once and for four seconds; the downloads of transformers would try for half a minute, file by file.
+    """
+    if constants.HF_HUB_OFFLINE or not is_remote(name_or_path):
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=4)
+    except (httpx2.HTTPError, OSError):
+        return True
+    return False
 
 
 def cached_revision(name_or_path: str, revision: str | None = None) -> str | None:

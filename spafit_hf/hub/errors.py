@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from spafit_hf.words import last_line
+from spafit_hf.words import SpafitError, last_line
 
 #: Answers after which the same request may succeed a moment later.
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -50,7 +50,7 @@ BY_STATUS = {
 }
 
 
-class HubError(ValueError):
+class HubError(SpafitError):
     """A push or pull that failed, or was refused before it began; the message says what to do about it."""
 
 

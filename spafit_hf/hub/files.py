@@ -18,6 +18,8 @@ from pathlib import Path, PureWindowsPath
 from huggingface_hub import get_token
 
 from spafit_hf.card import CARD_FILE, CURVE_FILE, FACTS_FILE
+from spafit_hf.card.facts import FACTS_BOUNDS
+from spafit_hf.files import read_json, size_of
 from spafit_hf.hub.errors import HubError
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, is_remote
 
@@ -43,8 +45,9 @@ BASE_NAMES = {
     SIDECAR_FILE: ("base", "name_or_path"),
     "config.json": ("_name_or_path",),
 }
-#: What a token of the Hub looks like.
+#: What a token of the Hub looks like, and letters as JSON, YAML and Python may write them.
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+ESCAPED = re.compile(rb"\\(?:u00|u\{|x)([0-9A-Fa-f]{2})\}?")
 SCANNED_AT_ONCE = 2**22
 
 
@@ -72,10 +75,11 @@ def parcel(folder: str | os.PathLike[str], *, also: Sequence[str] = (), tokens: 
         tokens: secrets that no file may hold, beside the stored token.
 
     Raises:
-        HubError: for a folder that is neither, a file that may run code, or one that holds a token.
+        HubError: for a folder that is neither, a file that may run code, is none (a pipe, a link to elsewhere), or
+            holds a token.
     """
     place = Path(folder)
-    there = {path.name for path in place.iterdir() if path.is_file()} if place.is_dir() else set()
+    there = {path.name for path in place.iterdir() if not path.is_dir()} if place.is_dir() else set()
     if {CONFIG_FILE, WEIGHTS_FILE} <= there:
         kind, core = "adapter", [name for name in ADAPTER_FILES if name in there]
     elif "config.json" in there and (weights := [n for n in there if n == "model.safetensors" or SHARD.fullmatch(n)]):
@@ -95,7 +99,8 @@ def parcel(folder: str | os.PathLike[str], *, also: Sequence[str] = (), tokens: 
     names = [*core, *(name for name in (*ABOUT_FILES, *PROCESSOR_FILES) if name in there), *also]
     secrets = {token.encode() for token in (*tokens, get_token() or "") if token}
     for name in names:
-        if _holds(place / name, secrets, look_alikes=not name.endswith((".safetensors", ".png", ".model"))):
+        size_of(place / name, HubError)
+        if _holds(place / name, secrets):
             raise HubError(f"{place / name} holds a token of the Hub; take it out before you push.")
     return Parcel(place, kind, tuple(dict.fromkeys(names)))
 
@@ -115,10 +120,7 @@ def sent(found: Parcel) -> dict[str, Path | bytes]:
         if file not in contents:
             continue
         path = found.folder / file
-        try:
-            data = place = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:  # ValueError: also of what is no text
-            raise HubError(f"{path} is not valid JSON: {error}. Save the {found.kind} again.") from error
+        data = place = read_json(path, FACTS_BOUNDS, HubError)
         for name in above:
             place = place.get(name) if isinstance(place, dict) else None
         base = place.get(key) if isinstance(place, dict) else None
@@ -138,14 +140,15 @@ def sent(found: Parcel) -> dict[str, Path | bytes]:
     return contents
 
 
-def _holds(path: Path, secrets: set[bytes], look_alikes: bool) -> bool:
+def _holds(path: Path, secrets: set[bytes]) -> bool:
     """Whether a file has one of the secrets in it, or anything that looks like a token."""
-    keep = max((len(secret) for secret in secrets), default=0) + 64
+    keep = 6 * (max((len(secret) for secret in secrets), default=0) + 64)  # \\u0068 for a letter
     tail = b""
     with path.open("rb") as file:
         while block := file.read(SCANNED_AT_ONCE):
-            window = tail + block
-            if any(secret in window for secret in secrets) or (look_alikes and TOKEN.search(window)):
-                return True
-            tail = window[-keep:]
+            plain = tail + block
+            for window in (plain, ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), plain)):
+                if TOKEN.search(window) or any(secret in window for secret in secrets):
+                    return True
+            tail = plain[-keep:]
     return False

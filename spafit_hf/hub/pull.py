@@ -6,13 +6,14 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError, RevisionResolutionError
 
-from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing
+from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing, status_of
 from spafit_hf.hub.files import ABOUT_FILES, ADAPTER_FILES, PROCESSOR_FILES
 from spafit_hf.hub.push import _api
 from spafit_hf.names import CONFIG_FILE, WEIGHTS_FILE
@@ -89,10 +90,10 @@ def pull_adapter(
     except HubError:
         raise
     except RevisionResolutionError as error:
-        raise HubError(
-            f"{repo_id} is not in the cache, and the Hub at {constants.ENDPOINT} cannot be reached (or HF_HUB_OFFLINE "
-            "is set)."
-        ) from error
+        away = f"the Hub at {constants.ENDPOINT} cannot be reached (or HF_HUB_OFFLINE is set)."
+        if status_of(error) is not None:
+            away = explain(error, repo_id, revision=revision)
+        raise HubError(f"{repo_id} is not in the cache, and {away}") from error
     except (LocalEntryNotFoundError, IncompleteSnapshotError) as error:
         raise HubError(f"the cache holds only part of {repo_id}; pull it once with a connection.") from error
     except FAILURES as error:
@@ -102,12 +103,26 @@ def pull_adapter(
         if name not in there:
             raise HubError(f"the cache holds no {name} of {repo_id}; pull it once with a connection.")
     if target is not None:
-        target.mkdir(parents=True, exist_ok=True)
-        for name in there:  # the cache holds links; a folder of its own holds files
-            shutil.copyfile(Path(cached, name), target / name)
+        _copy(Path(cached), there, target)
     done = Pulled(target or Path(cached), repo_id, revision or constants.DEFAULT_REVISION, resolved.resolved, there)
     logger.info("Pulled %s at %s into %s.", repo_id, done.commit, done.folder)
     return done
+
+
+def _copy(cached: Path, names: tuple[str, ...], target: Path) -> None:
+    """Files of the cache, which are links there, as a folder that appears whole or not at all."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pulling-") as scratch:
+            made = Path(scratch) / target.name
+            made.mkdir()
+            for name in names:
+                shutil.copyfile(cached / name, made / name)
+            if target.exists():  # empty; Windows renames no folder over another
+                target.rmdir()
+            made.rename(target)
+    except OSError as error:
+        raise HubError(f"{target} cannot be written: {error.strerror}. Nothing is left there; try again.") from error
 
 
 def _sizes(api: HfApi, repo_id: str, commit: str) -> dict[str, int] | None:

@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from spafit_hf.hub import hub_is_away
 from spafit_hf.names import resolve_base
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | PretrainedConfig | nn.Module"
@@ -101,7 +102,7 @@ def _read_config(model: str | os.PathLike[str]) -> PretrainedConfig:
             f"{name}: no such file or folder; check the path, or give a Hub id such as google-bert/bert-large-cased."
         )
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, local_files_only=hub_is_away(name))
     except OSError as error:
         if path.exists():
             raise ValueError(f"{name}: the config cannot be read: {_first_sentence(error)}") from error

@@ -8,7 +8,6 @@
     base.py        the base and its tokenizer
     facts.py       what a predictor knows of an adapter (labels, task, size, layers), and what comes out
     patch.py       an adapter as plain tensors, one patch per module
-    tokenizer.py   whose tokenizer an adapter's texts go through; a stranger's is tried first (trial.py)
     text.py        texts as tokens
     rows.py        the forward pass of rows with different adapters
     serving.py     which short cuts are right for a model, measured before they are used

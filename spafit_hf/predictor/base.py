@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
+from spafit_hf.adapter.tokenizer import base_tokenizer
+from spafit_hf.hub import hub_is_away
 from spafit_hf.names import resolve_base
 from spafit_hf.tuner import task_type_of
 from spafit_hf.words import first_line
@@ -58,23 +61,29 @@ def load_base(
         ValueError: for a model that cannot serve, and a name from which none can be loaded.
     """
     if isinstance(base, nn.Module):
-        _check_model(base)
+        model = extract_model_from_parallel(base, keep_torch_compile=False)
+        _check_model(model)
         if revision is not None or device is not None:
             raise ValueError("revision and device are for a base by name; load or move the model before you give it.")
-        name = base.config._name_or_path
-        found = tokenizer or (_tokenizer(resolve_base(name), None, token) if name else None)
-        return Base(base.eval(), found, frozenset())
+        name = model.config._name_or_path
+        found = tokenizer or (base_tokenizer(resolve_base(name), token=token) if name else None)
+        return Base(model.eval(), found, frozenset())
     name = os.fspath(base)
     source = resolve_base(name)
+    where: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": hub_is_away(source)}
     try:
         with _quiet():  # it warns of the new head, which no adapter uses
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                source, revision=revision, token=token, output_loading_info=True, trust_remote_code=False
+                source,
+                **where,
+                adapter_kwargs={"local_files_only": where["local_files_only"]},
+                output_loading_info=True,
+                trust_remote_code=False,
             )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # on broken files transformers raises whatever it stumbles over
         raise ValueError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Base(model.eval(), tokenizer or _tokenizer(source, revision, token), frozenset(report["missing_keys"]))
+    return Base(model.eval(), tokenizer or base_tokenizer(source, **where), frozenset(report["missing_keys"]))
 
 
 def _check_model(model: nn.Module) -> None:
@@ -88,14 +97,6 @@ def _check_model(model: nn.Module) -> None:
             f"the base is a {type(model).__name__}; a predictor serves models for text classification, such as "
             "AutoModelForSequenceClassification.from_pretrained(...)."
         )
-
-
-def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase | None:
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:  # a folder of weights alone; adapters may bring one
-        logger.info("No tokenizer comes with the base %s: %s", name, first_line(error))
-        return None
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spafit_hf.adapter import AdapterError, fetch_adapter
 from spafit_hf.adapter.fit import head_names
+from spafit_hf.adapter.tokenizer import tokenizer_of
 from spafit_hf.architecture import find_architecture
 from spafit_hf.predictor.base import load_base, longest
 from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
@@ -24,7 +25,6 @@ from spafit_hf.predictor.facts import AdapterFacts, Prediction
 from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
 from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode, grouped
-from spafit_hf.predictor.tokenizer import tokenizer_of
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line
 

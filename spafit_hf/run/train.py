@@ -28,8 +28,11 @@ from transformers import (
 )
 
 from spafit_hf.adapter import load_adapter
+from spafit_hf.adapter.load import local_folder
+from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of
 from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, jsonable, tokenize
+from spafit_hf.hub import hub_is_away
 from spafit_hf.names import BASE_ID, BASE_LICENSE, CONFIG_FILE, DEFAULT_BASE, resolve_base
 from spafit_hf.run.data import RunData
 from spafit_hf.run.padding import warn_of_padding
@@ -62,18 +65,20 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
     """
     name = resolve_base(base.base)
     names = dict(enumerate(text.labels)) or {0: "score"}
+    where: dict[str, Any] = {"revision": base.base_revision or None, "local_files_only": hub_is_away(name)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=base.base_revision or None)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
         model, found = AutoModelForSequenceClassification.from_pretrained(
             name,
-            revision=base.base_revision or None,
+            **where,
+            adapter_kwargs={"local_files_only": where["local_files_only"]},
             id2label=names,
             label2id={label: index for index, label in names.items()},
             problem_type=text.problem_type,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except OSError as error:
+    except Exception as error:  # on broken files transformers raises whatever it stumbles over
         reason = first_line(error)
         raise ValueError(
             f"the base {base.base!r} cannot be loaded: {reason} Name a folder, or use --base embedded, which needs no "
@@ -234,14 +239,22 @@ def evaluate(
         ValueError: when the folder cannot be loaded, or its labels are not those of the data.
     """
     if Path(folder).is_dir() and not (Path(folder) / CONFIG_FILE).exists():
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
-        source = folder
+        try:
+            model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # as above
+            raise ValueError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
     else:
-        model = load_adapter(resolve_base(base) if base else None, folder)
-        local = Path(folder).is_dir() and (Path(folder) / "tokenizer_config.json").exists()
-        source = folder if local else resolve_base(model.get_base_model().config._name_or_path)
+        place = local_folder(folder)
+        model = load_adapter(resolve_base(base) if base else None, place)
+        known = base_tokenizer(resolve_base(model.get_base_model().config._name_or_path))
+        admitted, odd = tokenizer_of(place, [known] if known else [], own=Path(folder).is_dir())
+        if admitted is None:
+            raise ValueError(f"neither {folder} nor its base comes with a tokenizer; give a base that has one.")
+        tokenizer = admitted
+        if odd:
+            logger.warning("The tokenizer of %s is not used, the base's is: %s.", folder, odd)
     _check_labels(model.config, data)
-    tokenizer = AutoTokenizer.from_pretrained(source)
     # Nothing is trained: with "full" a plain model stays plain, an adapter as it is.
     names = data.text.evaluation_splits
     trainer, splits = _make_trainer(model, tokenizer, data, names, args, max_length, strategy="full")

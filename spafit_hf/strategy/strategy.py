@@ -20,6 +20,7 @@ from spafit_hf.strategy.stratum import LORA_SETTINGS, LoraSettings, Stratum, abs
 from spafit_hf.words import layers_text
 
 _SUFFIXES = (".yaml", ".yml", ".json")
+MAX_STRATA = 1000
 
 StrategyLike: TypeAlias = "Strategy | Mapping[str, Any] | str | os.PathLike[str]"
 """What every public function takes as its `strategy`: see `Strategy.coerce`."""
@@ -187,7 +188,10 @@ class Strategy:
             )
         if isinstance(strata, (str, Mapping)) or not isinstance(strata or (), Iterable):
             raise ValueError(f"strata is {strata!r}; it must be a list of mappings, each with 'layers'.")
-        return cls(strata=tuple(Stratum.from_dict(stratum) for stratum in strata or ()), **fields)
+        strata = tuple(itertools.islice(strata or (), MAX_STRATA + 1))
+        if len(strata) > MAX_STRATA:
+            raise ValueError(f"strata has more than {MAX_STRATA:,} entries, and no model has so many layers.")
+        return cls(strata=tuple(map(Stratum.from_dict, strata)), **fields)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Strategy:

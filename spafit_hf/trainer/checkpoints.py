@@ -1,18 +1,20 @@
-"""Checkpoints as a killed run leaves them: which are whole, and whether one fits the model.
+"""Checkpoints as a killed run or a failing disk leaves them: which are whole, and whether one fits the model.
 
 Trainer writes a checkpoint file by file, `trainer_state.json` last. A folder without it is the work of a run that was
-killed while saving; `get_last_checkpoint` of transformers takes it all the same.
+killed while saving; `get_last_checkpoint` of transformers takes it all the same. What Trainer does not find of the
+optimizer or the random state it starts anew, in silence and with other numbers.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
@@ -20,17 +22,45 @@ from spafit_hf.names import WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
 
+#: Beginnings of the names of what goes together in a checkpoint that is not of weights alone (`save_only_model`).
+TOGETHER = ("optimizer", "scheduler", "rng_state")
+#: Those of folders in which DeepSpeed and FSDP keep what they shard, in files of their own.
+SHARDED = ("global_step", "optimizer_", "pytorch_model_fsdp")
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint folder was written to its end."""
+
+def damage_of(checkpoint: Path) -> str:
+    """What of a checkpoint folder is missing or broken, as a clause; "" where it is whole."""
+    names = {path.name for path in checkpoint.iterdir()} if checkpoint.is_dir() else set()
+    if TRAINER_STATE_NAME not in names:
+        return f"there is no readable {TRAINER_STATE_NAME}"
+    if not any(name.startswith(SHARDED) for name in names):
+        found = [start for start in TOGETHER if any(name.startswith(start) for name in names)]
+        if found and len(found) < len(TOGETHER):
+            return f"its {next(start for start in TOGETHER if start not in found)} is missing"
+        if not any(name.endswith((".safetensors", ".bin")) and name != "training_args.bin" for name in names):
+            return "its weights are missing"
+    return next(filter(None, (_flaw(checkpoint / name) for name in sorted(names))), "")
+
+
+def _flaw(file: Path) -> str:
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif file.suffix in (".pt", ".pth", ".bin"):
+            with zipfile.ZipFile(file) as parts:  # what torch.save writes, each part with its checksum
+                return "" if parts.testzip() is None else f"{file.name} is broken"
+        elif file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    tensor = tensors.get_tensor(name)
+                    if tensor.is_floating_point() and tensor.numel() and tensor.aminmax().min.isnan():
+                        return f"{file.name} holds NaN"
+    except (OSError, ValueError, zipfile.BadZipFile, SafetensorError):
+        return f"there is no readable {file.name}"
+    return ""
 
 
-def checkpoints_of(folder: Path) -> list[Path]:
+def checkpoints_of(folder: str | Path) -> list[Path]:
     """The checkpoint folders of a run, whole or not, the latest first."""
     return [Path(path) for path in reversed(sort_checkpoints(str(folder)))]
 
@@ -40,18 +70,24 @@ def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | No
 
     None where the run was killed during its first save, so that it starts again; `checkpoint` itself where there is
     nothing to correct.
+
+    Raises:
+        ValueError: for a damaged folder that is none of a run's numbered checkpoints.
     """
     if not checkpoint:
         return None
-    wanted = next(iter(checkpoints_of(Path(output_dir))), None) if checkpoint is True else Path(str(checkpoint))
-    siblings = [] if wanted is None else checkpoints_of(wanted.parent)
-    if wanted is None or wanted not in siblings or is_whole(wanted):
+    wanted = next(iter(checkpoints_of(output_dir)), None) if checkpoint is True else Path(str(checkpoint))
+    why = "" if wanted is None or not wanted.is_dir() else damage_of(wanted)
+    if wanted is None or not why:
         return checkpoint
-    before = next((path for path in siblings[siblings.index(wanted) + 1 :] if is_whole(path)), None)
+    siblings = checkpoints_of(wanted.parent)
+    if wanted not in siblings:
+        raise ValueError(f"{wanted} is no whole checkpoint: {why}; resume from another one.")
+    before = next((path for path in siblings[siblings.index(wanted) + 1 :] if not damage_of(path)), None)
     logger.warning(
-        "%s was cut short while it was written (no readable %s); %s.",
+        "%s was cut short or damaged (%s); %s.",
         wanted,
-        TRAINER_STATE_NAME,
+        why,
         f"resuming from {before} instead" if before else "there is no other, so training starts from the beginning",
     )
     return None if before is None else str(before)

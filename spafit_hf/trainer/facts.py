@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -242,7 +241,7 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     else:
         values["prefix_cache"] = "auto"  # in which folder stays here
     start = values.get("init_adapter") or None
-    values["init_adapter"] = Path(start).resolve().name if start and os.path.isdir(start) else start
+    values["init_adapter"] = start if start is None or is_remote(start) else Path(start).resolve().name
     if values.get("max_steps") is not None:
         values["num_train_epochs"] = None  # the steps end the run, not the epochs
     for group in trainer.optimizer.param_groups if trainer.optimizer is not None else ():

@@ -31,7 +31,7 @@ from transformers.trainer_pt_utils import find_batch_size, get_model_param_count
 from transformers.trainer_utils import BestRun, EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from spafit_hf.adapter import save_adapter, start_from
+from spafit_hf.adapter import AdapterError, save_adapter, start_from
 from spafit_hf.architecture import find_architecture
 from spafit_hf.planner import Plan
 from spafit_hf.strategy import Strategy, StrategyLike
@@ -42,7 +42,7 @@ from spafit_hf.trainer.arguments import (
     SpafitTrainingArguments,
     StrataArguments,
 )
-from spafit_hf.trainer.checkpoints import check_fits, resumable
+from spafit_hf.trainer.checkpoints import check_fits, checkpoints_of, resumable
 from spafit_hf.trainer.gradients import GradientWatch, may_pass_over
 from spafit_hf.trainer.hub import HubPushMixin
 from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, split_groups
@@ -101,6 +101,7 @@ class StrataTrainer(Trainer):
         self.args = args
         self._optimizer_was_given = optimizers[0] is not None
         self._native = False
+        self._not_started: AdapterError | None = None
         self._loss_was_probed = False
         self._pooler_is_untrained = False
         self._rates: dict[str, Any] = {}
@@ -167,7 +168,12 @@ class StrataTrainer(Trainer):
             if self._undo is not None:
                 self._undo.callback(wrapped.undo)
             if start:
-                start_from(wrapped.model, start, token=self.args.hub_token)
+                try:
+                    start_from(wrapped.model, start, token=self.args.hub_token)
+                except AdapterError as error:
+                    if not checkpoints_of(self.args.output_dir or "") or os.path.exists(start):
+                        raise
+                    self._not_started = error  # for `train` to raise where it resumes from none
         self.plan, self._pooler_is_untrained = wrapped.plan, wrapped.untrained_pooler
         return wrapped.model
 
@@ -200,6 +206,8 @@ class StrataTrainer(Trainer):
             self.args.activation_checkpointing_kwargs = {**given, "use_reentrant": False}
             self.args.gradient_checkpointing_kwargs = self.args.activation_checkpointing_kwargs
         checkpoint = resumable(resume_from_checkpoint, self.args.output_dir or "")
+        if self._not_started is not None and not checkpoint:
+            raise self._not_started
         try:
             return super().train(checkpoint, *args, **kwargs)
         finally:

@@ -13,9 +13,9 @@ from models import tiny
 from test_predictor import TEXTS, make_tokenizer, write_adapter
 
 from spafit_hf.adapter import AdapterError
+from spafit_hf.adapter import tokenizer as module
 from spafit_hf.hub import Pulled
 from spafit_hf.predictor import SpafitPredictor, predictor
-from spafit_hf.predictor import tokenizer as module
 from spafit_hf.predictor.text import encode
 
 GROW = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaa"}

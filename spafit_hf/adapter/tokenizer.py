@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,11 +22,16 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from spafit_hf.adapter import AdapterError
+from spafit_hf.adapter.folder import AdapterError
+from spafit_hf.files import Bounds, read_json, size_of
+from spafit_hf.hub import hub_is_away
+from spafit_hf.hub.files import PROCESSOR_FILES
 from spafit_hf.words import first_line, listing
 
+logger = logging.getLogger(__name__)
+
 CONFIG, RULES = "tokenizer_config.json", "tokenizer.json"
-MAX_BYTES = 100_000_000
+BOUNDS = Bounds(size=60_000_000, entries=2**22, text=2**22, marks=2**23)
 """Of either file: the largest in use has 34 MB."""
 MAX_PARTS = 16
 """Of a tokenizer's normalizer, pre-tokenizer or post-processor."""
@@ -40,6 +46,21 @@ PLAIN = {
     "BertProcessing", "RobertaProcessing",
     "BPE", "Unigram", "WordLevel", "WordPiece",
 }  # fmt: skip
+
+
+def base_tokenizer(name: str, **where: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a base, by folder or Hub id; None for a base of weights alone.
+
+    Args:
+        name: as `resolve_base` gives it.
+        where: of `from_pretrained`, such as `revision`.
+    """
+    where.setdefault("local_files_only", hub_is_away(name))
+    try:
+        return AutoTokenizer.from_pretrained(name, **where, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001  whatever transformers stumbles over; adapters may bring one
+        logger.info("No tokenizer comes with the base %s: %s", name, first_line(error))
+        return None
 
 
 def tokenizer_of(
@@ -62,11 +83,14 @@ def tokenizer_of(
     if not (folder / CONFIG).is_file():
         return (known[0] if known else None), ""
     try:
+        sizes = {name: size_of(folder / name, AdapterError) for name in (*PROCESSOR_FILES, "config.json")}
         config = _json(folder / CONFIG)
         length = config.get("model_max_length")
-        if known and not (folder / RULES).is_file():  # in Python, which has no rules to compare
+        if known and sizes[RULES] is None:  # in Python, which has no rules to compare
             same = config.get("tokenizer_class") == type(known[0]).__name__ and not known[0].is_fast
             return known[0], "" if same else f"it has no {RULES}"
+        if known and not own and known[0].is_fast and (sizes[RULES] or 0) > _most(known[0]):
+            return known[0], "it is far larger than the base's"
         rules = _rules(_json(folder / RULES))
     except (OSError, ValueError, RecursionError) as error:
         if known and not own:
@@ -108,10 +132,13 @@ def rules_of(tokenizer: Any) -> dict[str, Any]:
     return _rules(json.loads(tokenizer.backend_tokenizer.to_str()))
 
 
+def _most(tokenizer: Any) -> int:
+    """Bytes of a file that could still hold the same, with blanks between."""
+    return 10 * len(tokenizer.backend_tokenizer.to_str()) + 2**20
+
+
 def _json(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{file.name} has more than {MAX_BYTES:,} bytes")
-    data = json.loads(file.read_text(encoding="utf-8"))
+    data = read_json(file, BOUNDS, AdapterError)
     if not isinstance(data, dict):
         raise ValueError(f"{file.name} holds a {type(data).__name__}; it must hold an object")
     return data
