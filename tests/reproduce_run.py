@@ -1,0 +1,46 @@
+"""A grid in seconds: two GLUE tasks of a few words each, and the flags of a grid on a tiny base."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from datasets import Dataset
+from reviews_run import BAD, GOOD, NOUNS
+
+
+def write_glue(folder: Path) -> Path:
+    """CoLA, where good words are acceptable, and STS-B, where a pair is as similar as its kinds of words."""
+    sentences = [
+        {"sentence": f"a {first} {noun} a {second} {other}", "label": int(first in GOOD)}
+        for first, second, noun, other in itertools.product((*GOOD, *BAD), (*GOOD, *BAD), NOUNS[:2], NOUNS[2:])
+    ]
+    pairs = [
+        {"sentence1": f"a {first} {noun}", "sentence2": f"a {second} {noun}", "label": 4.0 if alike else 1.0}
+        for first, second, noun in itertools.product((*GOOD, *BAD), (*GOOD, *BAD), NOUNS)
+        for alike in [(first in GOOD) == (second in GOOD)]
+    ]
+    for task, rows in (("cola", sentences), ("stsb", pairs)):
+        (folder / task).mkdir(parents=True)
+        for name, part in (("validation", rows[::4]), ("train", [row for at, row in enumerate(rows) if at % 4])):
+            Dataset.from_list(part).to_parquet(folder / task / f"{name}.parquet")
+    return folder
+
+
+def grid_flags(base: Path, glue: Path, output: Path, **more: object) -> list[str]:
+    """The command line of a grid on them."""
+    flags = {
+        "base": base,
+        "data_dir": glue,
+        "output": output,
+        "tasks": "cola stsb",
+        "methods": "spafit-4-9-II full",
+        "learning_rates": "5e-3",
+        "seeds": "0 1",
+        "num_train_epochs": 2,
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "max_train_rows": 40,
+        **more,
+    }
+    return ["reproduce", *(text for name, value in flags.items() for text in (f"--{name}", *str(value).split()))]
