@@ -64,7 +64,7 @@ class Grid:
     methods: tuple[str, ...] = field(
         default=(*PAPER_METHODS, "linear-probe", *CONTROLS),
         metadata=_help(
-            f"Strategies by name, and {' and '.join(CONTROLS)}; with {UNCACHED} behind one it runs without prefix cache."
+            f"Strategies by name, and {' and '.join(CONTROLS)}; with {UNCACHED} behind one it has no prefix cache."
         ),
     )
     learning_rates: dict[str, tuple[float, ...]] = field(
