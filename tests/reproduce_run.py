@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from reviews_run import BAD, GOOD, NOUNS
+
+from spafit_hf.reproduce import Grid
 
 
 def write_glue(folder: Path) -> Path:
@@ -27,20 +31,28 @@ def write_glue(folder: Path) -> Path:
     return folder
 
 
-def grid_flags(base: Path, glue: Path, output: Path, **more: object) -> list[str]:
-    """The command line of a grid on them."""
-    flags = {
-        "base": base,
-        "data_dir": glue,
-        "output": output,
-        "tasks": "cola stsb",
-        "methods": "spafit-4-9-II full",
-        "learning_rates": "5e-3",
-        "seeds": "0 1",
-        "num_train_epochs": 2,
-        "lora_r": 4,
-        "lora_alpha": 8,
-        "max_train_rows": 40,
-        **more,
-    }
-    return ["reproduce", *(text for name, value in flags.items() for text in (f"--{name}", *str(value).split()))]
+SMALL: dict[str, Any] = {
+    "tasks": ("cola", "stsb"),
+    "methods": ("spafit-4-9-II", "full"),
+    "learning_rates": {"others": (5e-3,)},
+    "search_rates": {},
+    "seeds": (0, 1),
+    "num_train_epochs": 2.0,
+    "lora_r": 4,
+    "lora_alpha": 8.0,
+    "max_train_rows": 40,
+}
+
+
+def small_grid(base: Path, **more: Any) -> Grid:
+    """A grid of cells of half a second."""
+    return Grid(base=str(base), **{**SMALL, **more})
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a grid's results, but for time and machine."""
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in ("seconds", "machine")}
+        for line in lines
+    ]

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spafit_hf.reproduce.grid import Grid, read_value
 from spafit_hf.strategy.reading import closest, parse_yaml
-
-if TYPE_CHECKING:
-    from spafit_hf.reproduce.backends import Backend
 
 EPILOG = """\
 A YAML file given first sets flags by name, and flags after it override the file. The folder holds a cell per training
@@ -85,13 +82,15 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(where["output"])
     if where["report"]:
         return _report(folder)
+    from spafit_hf.reproduce.backends import make
     from spafit_hf.reproduce.run import run_grid
     from spafit_hf.reproduce.work import Work
     from spafit_hf.run import quiet
 
     with quiet():
         work = Work(grid, where["data_dir"], folder)
-    counts = run_grid(work, _backend(where))
+    backend = make(where["backend"], where["workers"], where["worker_cpus"], where["worker_gpus"])
+    counts = run_grid(work, backend)
     print(f"{folder}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     return _report(folder)
 
@@ -126,12 +125,6 @@ def read(args: argparse.Namespace) -> tuple[Grid, dict[str, Any]]:
     if not where["output"] and not where["dry_run"]:
         raise ValueError("name the grid's folder: --output FOLDER.")
     return Grid.from_layers(*layers), where
-
-
-def _backend(where: dict[str, Any]) -> Backend:
-    from spafit_hf.reproduce import backends
-
-    return backends.Local()
 
 
 def _report(folder: Path) -> int:

@@ -185,6 +185,8 @@ def _trainer(job: Job, data: RunData, scratch: str, states: str) -> tuple[Spafit
         disable_tqdm=True,
         **{name: settings[name] for name in _ARGUMENTS},
     )
+    if args.n_gpu > 1:  # DataParallel would multiply the batch
+        raise OSError(f"{args.n_gpu} GPUs, and a cell is for one: --backend processes, or CUDA_VISIBLE_DEVICES=0.")
     trainer, splits = prepare(data, job.place, args, list(data.text.splits), settings["max_length"])
     trainer.remove_callback(PrinterCallback)
     return trainer, splits

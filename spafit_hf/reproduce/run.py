@@ -18,13 +18,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from typing import Any
 
-from spafit_hf.reproduce.backends import Backend
+from spafit_hf.reproduce.backends import Attempt, Backend
 from spafit_hf.reproduce.cell import Job, Outcome, lost
 from spafit_hf.reproduce.claim import Claims
 from spafit_hf.reproduce.grid import Cell, Grid
 from spafit_hf.reproduce.results import GRID_FILE, Results, as_line, write_whole
 from spafit_hf.reproduce.work import Work
-from spafit_hf.words import duration, figure, listing
+from spafit_hf.words import duration, figure, first_line, listing
 
 POLL_SECONDS = 5.0
 """Between two looks at cells that other processes have claimed."""
@@ -62,7 +62,7 @@ def run_grid(work: Work, backend: Backend) -> Counter[str]:
 class _Run:
     def __init__(self, work: Work, results: Results, claims: Claims, backend: Backend) -> None:
         self.work, self.results, self.claims, self.backend = work, results, claims, backend
-        self.pending: dict[Future[Outcome], Job] = {}
+        self.pending: dict[Future[Attempt], Job] = {}
         self.tries: Counter[str] = Counter()
         self.progress = Progress(work)
 
@@ -96,7 +96,9 @@ class _Run:
                     del self.pending[future]
                     self._submit(job)
                     continue
-                outcome = lost(job, self.work.data[job.cell.task], f"its worker was lost twice: {error}")
+                outcome = lost(job, self.work.data[job.cell.task], f"its worker was lost twice: {first_line(error)}")
+            if isinstance(outcome, OSError):
+                raise outcome
             self.results.add(outcome.result, outcome.rows)
             del self.pending[future]
             self.claims.give_up(job.key)
@@ -107,10 +109,11 @@ class _Run:
 
     def close(self) -> None:
         self.progress.end()
-        for future, _ in self.pending.items():  # what has ended since the reason to stop came up
-            if future.done() and future.exception() is None:
+        for future in self.pending:  # what has ended since the reason to stop came up
+            outcome = future.result() if future.done() and future.exception() is None else None
+            if isinstance(outcome, Outcome):
                 with suppress(OSError):  # the disk may be that reason
-                    self.results.add(future.result().result, future.result().rows)
+                    self.results.add(outcome.result, outcome.rows)
         self.backend.close()
         with suppress(OSError):
             self.results.write_lines()
