@@ -78,14 +78,22 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0. Errors of the user are raised as ValueError.
     """
+    from spafit_hf.run import quiet
+
     grid, where = read(args)
     folder = Path(where["output"])
     if where["report"]:
         return _report(folder)
+    if where["dry_run"]:
+        from spafit_hf.reproduce.estimate import estimate
+
+        with quiet():
+            page = estimate(grid, where["data_dir"], max(1, where["workers"]))
+        print(page)
+        return 0
     from spafit_hf.reproduce.backends import make
     from spafit_hf.reproduce.run import run_grid
     from spafit_hf.reproduce.work import Work
-    from spafit_hf.run import quiet
 
     with quiet():
         work = Work(grid, where["data_dir"], folder)
@@ -129,7 +137,11 @@ def read(args: argparse.Namespace) -> tuple[Grid, dict[str, Any]]:
 
 def _report(folder: Path) -> int:
     from spafit_hf.reproduce.report import write_report
+    from spafit_hf.reproduce.results import CELLS, Results
 
+    # Of a run that was killed; a folder that was passed on may hold the lines alone.
+    if (folder / CELLS).is_dir() and (results := Results(folder)).known:
+        results.write_lines()
     for path in write_report(folder):
         print(path)
     return 0

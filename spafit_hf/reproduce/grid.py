@@ -133,6 +133,9 @@ class Grid:
                     raise ValueError(f"{name} names {key!r}, which is no method of this grid{closest(key, known)}")
                 if not rates or not all(0 < rate < math.inf for rate in rates):
                     raise ValueError(f"{name} of {key!r} is {list(rates)}; give positive numbers, as in 1e-3.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {listed(allowed)}.")
         if self.num_train_epochs <= 0 or self.search_epochs <= 0:
             raise ValueError("num_train_epochs and search_epochs must be above 0.")
         for name in ("max_train_rows", "max_validation_rows", "selection_rows", "search_rows", "head_factor"):
@@ -208,6 +211,10 @@ class Grid:
         return cells
 
 
+_CHOICES = {
+    "train_sampling_strategy": ("group_by_length", "random", "sequential"),  # Trainer takes any word as random
+    "first_token_only": ("auto", "on", "off"),
+}
 _APART = ("preset", "base", "tasks", "methods", "seeds")
 
 

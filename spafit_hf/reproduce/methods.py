@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 from spafit_hf.planner import Plan, plan
+from spafit_hf.planner.source import build_model
 from spafit_hf.reproduce.grid import Cell, Grid
 from spafit_hf.reproduce.presets import UNCACHED
 from spafit_hf.strategy import Strategy
@@ -27,6 +28,7 @@ class Methods:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.plan = functools.cache(self._plan)
+        self._model = functools.cache(functools.partial(build_model, grid.base))
         self.layers = self.plan("full", 0, 2).num_layers
 
     def strategy(self, method: str, seed: int) -> Strategy:
@@ -46,7 +48,7 @@ class Methods:
         return Strategy.from_name(method).with_lora(**lora)
 
     def _plan(self, method: str, seed: int, num_labels: int) -> Plan:
-        return plan(self.grid.base, self.strategy(method, seed), num_labels)
+        return plan(self._model(num_labels), self.strategy(method, seed))
 
     def prefix(self, method: str, seed: int) -> int:
         """Layers whose states come from the cache; 0 where the method has none, or is not to use one."""
