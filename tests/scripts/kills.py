@@ -52,7 +52,7 @@ def main(base: Path, glue: Path, folder: Path) -> None:
     lost, counts, done = 0, [], {}
     for _ in range(KILLS):
         pid = start(base, glue, folder / "killed")
-        time.sleep(draw.uniform(0, 0.4 * whole))
+        time.sleep(draw.uniform(0, 0.25 * whole))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         after = finished(folder / "killed")
