@@ -10,7 +10,8 @@ from typing import Any
 from datasets import Dataset
 from reviews_run import BAD, GOOD, NOUNS
 
-from spafit_hf.reproduce import Grid
+from spafit_hf.reproduce.grid import Grid
+from spafit_hf.reproduce.work import Work
 
 
 def write_glue(folder: Path) -> Path:
@@ -44,9 +45,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small_grid(base: Path, **more: Any) -> Grid:
+def small_work(base: Path, glue: Path, output: Path, **more: Any) -> Work:
     """A grid of cells of half a second."""
-    return Grid(base=str(base), **{**SMALL, **more})
+    return Work(Grid(base=str(base), data_dir=str(glue), output=str(output), **{**SMALL, **more}))
 
 
 def kept(folder: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from reproduce_run import kept, small_grid
+from reproduce_run import kept, small_work
 
 from spafit_hf.data.figures import compute
 from spafit_hf.data.glue import get_task
@@ -28,8 +28,8 @@ def outcome(work: Work, task: str, method: str, rate: float = 5e-3, **more: Any)
 
 
 def test_rows_give_the_figures_of_every_cell(base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    grid = small_grid(base_folder, seeds=(0,), search_rates={"spafit": (1e-3, 5e-3)}, learning_rates={"full": (1e-3,)})
-    assert run_grid(Work(grid, str(glue), tmp_path), Local()) == {"done": 8}
+    rates: dict[str, Any] = {"search_rates": {"spafit": (1e-3, 5e-3)}, "learning_rates": {"full": (1e-3,)}}
+    assert run_grid(small_work(base_folder, glue, tmp_path, seeds=(0,), **rates), Local()) == {"done": 8}
     for result in kept(tmp_path):
         rows = safetensors.numpy.load_file(tmp_path / "cells" / result["key"] / "rows.safetensors")
         task = get_task(result["task"])
@@ -55,9 +55,9 @@ def test_rows_give_the_figures_of_every_cell(base_folder: Path, glue: Path, tmp_
 
 
 def test_the_main_cells_take_the_rate_that_the_search_found(base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    rates = {"learning_rates": {}, "search_rates": {"others": (1e-4, 5e-3)}}
-    grid = small_grid(base_folder, tasks=("cola",), methods=("full",), search_rows=16, **rates)
-    run_grid(Work(grid, str(glue), tmp_path), Local())
+    rates: dict[str, Any] = {"learning_rates": {}, "search_rates": {"others": (1e-4, 5e-3)}}
+    what = {"tasks": ("cola",), "methods": ("full",), "search_rows": 16, **rates}
+    run_grid(small_work(base_folder, glue, tmp_path, **what), Local())
     found = {stage: [line for line in kept(tmp_path) if line["stage"] == stage] for stage in ("search", "main")}
     assert {line["train_rows"] for line in found["search"]} == {16}
     assert {line["train_rows"] for line in found["main"]} == {40}
@@ -69,14 +69,14 @@ def test_the_main_cells_take_the_rate_that_the_search_found(base_folder: Path, g
 def test_without_rows_held_out_the_epoch_is_the_best_on_validation(
     base_folder: Path, glue: Path, tmp_path: Path
 ) -> None:
-    work = Work(small_grid(base_folder, selection_rows=0), str(glue), tmp_path)
+    work = small_work(base_folder, glue, tmp_path, selection_rows=0)
     result = outcome(work, "stsb", "full").result
     assert (result["chosen_on"], result["selection"], result["selection_rows"]) == ("validation", None, 0)
     assert result["best"]["score"] == max(each["validation"]["pearson"] for each in result["history"])
 
 
 def test_held_out_rows_are_in_no_other_split(base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    splits = Work(small_grid(base_folder), str(glue), tmp_path).data["cola"].text.splits
+    splits = small_work(base_folder, glue, tmp_path).data["cola"].text.splits
     texts = {name: set(split["sentence"]) for name, split in splits.items()}
     assert {name: split.num_rows for name, split in splits.items()} == {"train": 40, "validation": 36, "selection": 4}
     assert not texts["train"] & texts["selection"]
@@ -84,7 +84,7 @@ def test_held_out_rows_are_in_no_other_split(base_folder: Path, glue: Path, tmp_
 
 @pytest.mark.parametrize("task", ["cola", "stsb"])
 def test_a_cell_that_diverges_says_so(task: str, base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    work = Work(small_grid(base_folder), str(glue), tmp_path)
+    work = small_work(base_folder, glue, tmp_path)
     found = outcome(work, task, "full", 1e30)
     assert found.result["status"] == "diverged"
     assert "no finite numbers" in found.result["error"]
@@ -96,7 +96,7 @@ def test_a_cell_that_diverges_says_so(task: str, base_folder: Path, glue: Path, 
 
 
 def test_a_cell_that_fails_says_why(base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    work = Work(small_grid(base_folder), str(glue), tmp_path)
+    work = small_work(base_folder, glue, tmp_path)
     found = outcome(work, "cola", "full", first_token_only="backwards")
     assert found.result["status"] == "failed"
     assert "backwards" in found.result["error"]
@@ -110,14 +110,14 @@ def test_what_a_library_says_of_a_full_disk_is_no_failure(
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(cell, "prepare", full)
-    work = Work(small_grid(base_folder), str(glue), tmp_path)
+    work = small_work(base_folder, glue, tmp_path)
     with pytest.raises(OSError, match="No space left"):
         outcome(work, "cola", "full")
 
 
 def test_hidden_states_are_shared_and_whole(base_folder: Path, glue: Path, tmp_path: Path) -> None:
     methods = ("spafit-8-16-II", "spafit-8-12-I", "linear-probe", "full", "spafit-8-16-II-uncached")
-    work = Work(small_grid(base_folder, methods=methods), str(glue), tmp_path)
+    work = small_work(base_folder, glue, tmp_path, methods=methods)
     first = outcome(work, "cola", "spafit-8-16-II").result
     (states,) = (path for path in (tmp_path / STATES).iterdir() if path.is_dir())
     before = {path: path.stat().st_mtime_ns for path in states.rglob("*.states")}
@@ -134,8 +134,8 @@ def test_hidden_states_are_shared_and_whole(base_folder: Path, glue: Path, tmp_p
 
 def test_a_key_holds_what_sets_the_result(base_folder: Path, glue: Path, tmp_path: Path) -> None:
     one = Cell("cola", "full", 1e-3, 0, "main")
-    job = Work(small_grid(base_folder), str(glue), tmp_path).job(one)
-    assert Work(small_grid(base_folder, methods=("full",)), str(glue), tmp_path / "b").job(one).key == job.key
+    job = small_work(base_folder, glue, tmp_path).job(one)
+    assert small_work(base_folder, glue, tmp_path / "b", methods=("full",)).job(one).key == job.key
     others = [
         replace(job, cell=replace(one, seed=1)),
         replace(job, cell=replace(one, learning_rate=2e-3)),

@@ -13,11 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
-from reproduce_run import kept, small_grid
+from reproduce_run import kept, small_work
 
 from spafit_hf.reproduce.backends import Local, OnRay
 from spafit_hf.reproduce.run import run_grid
-from spafit_hf.reproduce.work import Work
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (pip install spafit-hf[ray])")
 
@@ -58,9 +57,9 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 def test_killed_workers_and_a_killed_node_change_no_result(
     cluster: Any, base_folder: Path, glue: Path, tmp_path: Path
 ) -> None:
-    grid = small_grid(base_folder, tasks=("cola",), seeds=tuple(range(16)))
+    what: dict[str, Any] = {"tasks": ("cola",), "seeds": tuple(range(16))}
     here, there = tmp_path / "here", tmp_path / "there"
-    assert run_grid(Work(grid, str(glue), here), Local()) == {"done": 32}
+    assert run_grid(small_work(base_folder, glue, here, **what), Local()) == {"done": 32}
 
     def kill(workers: list[int]) -> None:
         """Kill them, and wait for the cells that were on their way: each is run once more, and not twice."""
@@ -80,7 +79,7 @@ def test_killed_workers_and_a_killed_node_change_no_result(
         future = pool.submit(interfere)
         backend = OnRay(workers=0, cpus=1, gpus=0)
         assert backend.slots == 2
-        assert run_grid(Work(grid, str(glue), there), backend) == {"done": 32}
+        assert run_grid(small_work(base_folder, glue, there, **what), backend) == {"done": 32}
         assert future.result() > 2, "the node was lost when all was done"
     assert kept(there) == kept(here)
 
@@ -88,9 +87,9 @@ def test_killed_workers_and_a_killed_node_change_no_result(
 def test_a_cell_that_takes_each_worker_with_it_is_a_result(
     cluster: Any, base_folder: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = small_grid(base_folder, tasks=("cola",), methods=("full",), seeds=(0,))
+    work = small_work(base_folder, glue, tmp_path, tasks=("cola",), methods=("full",), seeds=(0,))
     backend = OnRay(workers=1, cpus=1, gpus=0.0)
     backend._run = ray.remote(max_retries=1, num_cpus=1)(lambda job, data: os._exit(1))
-    assert run_grid(Work(grid, str(glue), tmp_path), backend) == {"failed": 1}
+    assert run_grid(work, backend) == {"failed": 1}
     (result,) = kept(tmp_path)
     assert "its worker was lost twice" in result["error"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reproduce_run import kept, small_grid
+from reproduce_run import kept, small_work
 
 from spafit_hf.reproduce import claim, results
 from spafit_hf.reproduce.backends import Attempt, Local, Processes
@@ -34,7 +34,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 def whole(base_folder: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small grid that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("grid") / "whole"
-    assert run_grid(Work(small_grid(base_folder), str(glue), folder), Local()) == {"done": 8}
+    assert run_grid(small_work(base_folder, glue, folder), Local()) == {"done": 8}
     return folder
 
 
@@ -67,7 +67,7 @@ class Stopping(Local):
 
 
 def test_a_stopped_grid_goes_on(whole: Path, base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    work = Work(small_grid(base_folder), str(glue), tmp_path)
+    work = small_work(base_folder, glue, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_grid(work, Stopping(3, KeyboardInterrupt()))
     assert len(kept(tmp_path)) == 3
@@ -83,7 +83,7 @@ def test_a_stopped_grid_goes_on(whole: Path, base_folder: Path, glue: Path, tmp_
 def test_a_full_disk_fails_no_cell(
     whole: Path, base_folder: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = Work(small_grid(base_folder), str(glue), tmp_path)
+    work = small_work(base_folder, glue, tmp_path)
     sync, written = os.fsync, []
 
     def full(descriptor: int) -> None:
@@ -115,8 +115,8 @@ def test_a_killed_worker_is_replaced(whole: Path, base_folder: Path, glue: Path,
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(kill)
-        grid = small_grid(base_folder, tasks=("cola",))
-        assert run_grid(Work(grid, str(glue), tmp_path), Processes(2)) == {"done": 4}
+        work = small_work(base_folder, glue, tmp_path, tasks=("cola",))
+        assert run_grid(work, Processes(2)) == {"done": 4}
         future.result()
     assert kept(tmp_path) == [line for line in kept(whole) if line["task"] == "cola"]
     assert not [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
@@ -197,9 +197,9 @@ def test_another_grid_may_only_add_cells(whole: Path, base_folder: Path, glue: P
     shutil.copytree(whole, folder)
 
     def work(**more: Any) -> Work:
-        return Work(small_grid(base_folder, **more), str(glue), folder)
+        return small_work(base_folder, glue, folder, **more)
 
-    with pytest.raises(ValueError, match=r"holds a grid of another settings: num_train_epochs 2\.0 for 3\.0"):
+    with pytest.raises(ValueError, match=r"holds a grid with another num_train_epochs, 2\.0 for 3\.0"):
         run_grid(work(num_train_epochs=3.0), Local())
     with pytest.raises(
         ValueError, match=r"holds a grid with 4 cells that this one is without, such as cola .* seed 1"
@@ -213,7 +213,7 @@ def test_another_grid_may_only_add_cells(whole: Path, base_folder: Path, glue: P
 def test_a_worker_with_other_versions_stops_the_grid(
     base_folder: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = Work(small_grid(base_folder), str(glue), tmp_path)
+    work = small_work(base_folder, glue, tmp_path)
     monkeypatch.setattr("spafit_hf.reproduce.cell.key_versions", lambda: {"torch": "1.0"})
     with pytest.raises(OSError, match=r"this worker has .*1\.0.*; 0 of 8 cells are done"):
         run_grid(work, Local())

@@ -37,13 +37,8 @@ from spafit_hf.trainer.arguments import NOT_SET
 from spafit_hf.trainer.machine import machine, versions
 from spafit_hf.words import first_line
 
-EVALUATION_ROWS = 64
-"""Rows of a batch in which nothing trains."""
-
 #: What a cell can die of and stay a result. What the disk or a network does (OSError) is not the cell's doing.
-FAILURES = (
-    ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError, AssertionError, MemoryError
-)  # fmt: skip
+FAILURES = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -104,44 +99,32 @@ def run_cell(job: Job, data: RunData) -> Outcome:
     except FAILURES as error:
         if "No space left" in str(error):  # libraries wrap it
             raise OSError(errno.ENOSPC, first_line(error)) from error
-        result, rows = {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}, None
-    return Outcome(facts_of(job, data) | result | {"seconds": round(time.perf_counter() - start, 2)}, rows)
+        return lost(job, data, f"{type(error).__name__}: {first_line(error)}")
+    return Outcome(_facts(job, data) | result | {"seconds": round(time.perf_counter() - start, 2)}, rows)
 
 
 def lost(job: Job, data: RunData, reason: str) -> Outcome:
-    """The outcome of a cell that took its workers with it."""
-    return Outcome(facts_of(job, data) | {"status": "failed", "error": reason}, None)
+    """The outcome of a cell that failed."""
+    return Outcome(_facts(job, data) | {"status": "failed", "error": reason}, None)
 
 
-def facts_of(job: Job, data: RunData) -> dict[str, Any]:
+def _facts(job: Job, data: RunData) -> dict[str, Any]:
     """What a result says of any cell, trained or not."""
-    splits = data.text.splits
+    rows = {name: split.num_rows for name, split in data.text.splits.items()}
     return {
-        "format": FORMAT,
-        "key": job.key,
-        "status": "done",
-        "error": "",
-        **asdict(job.cell),
-        "figure": data.main_figure,
-        "best": None,
-        "last": None,
-        "chosen_on": "train part" if "selection" in splits else "validation",
-        "selection": None,
-        "history": [],
-        "trained_parameters": None,
-        "total_parameters": None,
-        "train_rows": _train_rows(job, data),
-        "validation_rows": splits[data.text.evaluation_splits[0]].num_rows,
-        "selection_rows": splits["selection"].num_rows if "selection" in splits else 0,
-        "seconds": 0.0,
-        "epochs": job.settings["num_train_epochs"],
-        "base": job.base,
-        "data": job.data,
-        "strategy": job.strategy,
-        "settings": job.settings,
-        "machine": machine(),
-        "versions": versions(),
+        **{"format": FORMAT, "key": job.key, "status": "done", "error": "", **asdict(job.cell)},
+        **{"figure": data.main_figure, "best": None, "last": None, "selection": None, "history": []},
+        "chosen_on": "train part" if "selection" in rows else "validation",
+        **{"trained_parameters": None, "total_parameters": None, "train_rows": _train_rows(job, data)},
+        **{"validation_rows": rows[data.text.evaluation_splits[0]], "selection_rows": rows.get("selection", 0)},
+        **{"seconds": 0.0, "epochs": job.settings["num_train_epochs"], "base": job.base, "data": job.data},
+        **{"strategy": job.strategy, "settings": job.settings, "machine": machine(), "versions": versions()},
     }
+
+
+def _train_rows(job: Job, data: RunData) -> int:
+    there = data.text.splits["train"].num_rows
+    return min(job.settings.get("search_rows") or there, there)
 
 
 def _train(job: Job, data: RunData) -> tuple[dict[str, Any], bytes]:
@@ -158,22 +141,24 @@ def _train(job: Job, data: RunData) -> tuple[dict[str, Any], bytes]:
         trainer.eval_dataset = {part: splits[name] for part, name in parts.items() if name in splits}
         trainer.add_callback(recorder)
         trainer.train()
-    losses = {entry["epoch"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     trained, total = parameters_of(trainer)
-    result, tensors = recorder.outcome(losses)
-    return result | {"trained_parameters": trained, "total_parameters": total}, safetensors.numpy.save(tensors)
+    losses = {entry["epoch"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    result = recorder.result(losses) | {"trained_parameters": trained, "total_parameters": total}
+    return result, safetensors.numpy.save(recorder.rows())
 
 
 def _trainer(job: Job, data: RunData, scratch: str, states: str) -> tuple[SpafitTrainer, DatasetDict]:
     settings, rate = job.settings, job.cell.learning_rate
     assert rate is not None
+    same = ("num_train_epochs", "per_device_train_batch_size", "weight_decay", "warmup_steps", "bf16",
+            "train_sampling_strategy", "first_token_only")  # fmt: skip
     args = SpafitTrainingArguments(
         output_dir=scratch,
         strategy=json.dumps(job.strategy),
         learning_rate=rate,
         head_learning_rate=settings["head_factor"] * rate or NOT_SET,
         seed=job.cell.seed,
-        per_device_eval_batch_size=EVALUATION_ROWS,
+        per_device_eval_batch_size=64,
         prefix_cache=states or "off",
         use_cpu=machine()["devices"] == 0,  # bf16 without a GPU asks for it
         eval_strategy="epoch",
@@ -183,24 +168,13 @@ def _trainer(job: Job, data: RunData, scratch: str, states: str) -> tuple[Spafit
         log_level="error",
         report_to="none",
         disable_tqdm=True,
-        **{name: settings[name] for name in _ARGUMENTS},
+        **{name: settings[name] for name in same},
     )
     if args.n_gpu > 1:  # DataParallel would multiply the batch
         raise OSError(f"{args.n_gpu} GPUs, and a cell is for one: --backend processes, or CUDA_VISIBLE_DEVICES=0.")
     trainer, splits = prepare(data, job.place, args, list(data.text.splits), settings["max_length"])
     trainer.remove_callback(PrinterCallback)
     return trainer, splits
-
-
-_ARGUMENTS = (
-    "num_train_epochs", "per_device_train_batch_size", "weight_decay", "warmup_steps", "train_sampling_strategy",
-    "first_token_only", "bf16",
-)  # fmt: skip
-
-
-def _train_rows(job: Job, data: RunData) -> int:
-    there = data.text.splits["train"].num_rows
-    return min(job.settings.get("search_rows") or there, there)
 
 
 def _fill(job: Job, data: RunData) -> None:
@@ -229,25 +203,26 @@ class Recorder(TrainerCallback):
     """Keeps what each evaluation of a training gave, row by row.
 
     Args:
-        data: the figures, and whether labels are numbers.
+        data: its figures, and whether labels are numbers.
     """
 
     def __init__(self, data: RunData) -> None:
         self.figures = data.figures
-        self.regression = not data.text.labels
+        self.regression = data.text.regression
+        self.chosen_on = "selection" if "selection" in data.text.splits else "validation"
         self.labels = np.empty(0)
         self.logits: dict[float, np.ndarray] = {}
         """Epoch -> logits of the validation rows, float32 (rows, outputs)."""
         self.scores: dict[float, dict[str, dict[str, float | None]]] = {}
         """Epoch -> validation, selection -> figures."""
-        self._last: tuple[np.ndarray, np.ndarray] = (np.empty(0), np.empty(0))
+        self._seen: tuple[np.ndarray, np.ndarray] = (self.labels, self.labels)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Trainer's; undefined where a row's logits are."""
         raw: Any = prediction.predictions
         logits = np.asarray(raw[0] if isinstance(raw, tuple) else raw, dtype=np.float32)
         labels = np.asarray(prediction.label_ids, dtype=np.float32 if self.regression else np.int64)
-        self._last = logits, labels
+        self._seen = logits, labels
         if not np.isfinite(logits).all():
             return dict.fromkeys(self.figures, math.nan)
         return compute(self.figures, predictions_of(logits, self.regression), labels)
@@ -257,58 +232,58 @@ class Recorder(TrainerCallback):
         part = "selection" if any(name.startswith("eval_selection_") for name in metrics) else "validation"
         figures = {name: metrics[f"eval_{part}_{name}"] for name in self.figures}
         self.scores.setdefault(state.epoch, {})[part] = jsonable(figures)
-        logits, labels = self._last
+        logits, labels = self._seen
         if part == "validation":
             self.logits[state.epoch], self.labels = logits, labels
         if not np.isfinite(logits).all():
             control.should_training_stop = True
 
-    def outcome(self, losses: Mapping[float, float]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What `result.json` holds of a training, and the tensors beside it.
+    @property
+    def epochs(self) -> dict[str, float]:
+        """The best and the last."""
+
+        def worth(epoch: float) -> float:
+            value = self.scores[epoch][self.chosen_on][self.figures[0]]
+            return -math.inf if value is None else value
+
+        return {"best": max(sorted(self.scores), key=worth), "last": max(self.scores)}  # the first of equals
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """The tensors of `rows.safetensors`."""
+        tensors = {"labels": self.labels}
+        for name, epoch in self.epochs.items():
+            tensors[f"{name}_predictions"] = predictions_of(self.logits[epoch], self.regression)
+            with np.errstate(over="ignore"):  # beyond float16's range is infinite
+                tensors[f"{name}_logits"] = self.logits[epoch].astype(np.float16)
+        return tensors
+
+    def result(self, losses: Mapping[float, float]) -> dict[str, Any]:
+        """What `result.json` holds of a training.
 
         Args:
             losses: epoch -> mean loss of its steps.
         """
-        main = self.figures[0]
-        epochs = sorted(self.scores)
-        chosen_on = "selection" if "selection" in self.scores[epochs[0]] else "validation"
-
-        def worth(epoch: float) -> float:
-            value = self.scores[epoch].get(chosen_on, {}).get(main)
-            return -math.inf if value is None else value
-
-        best, last = max(epochs, key=worth), epochs[-1]  # the first of equals
-        tensors = {"labels": self.labels}
-        for name, epoch in (("best", best), ("last", last)):
-            tensors[f"{name}_predictions"] = predictions_of(self.logits[epoch], self.regression)
-            with np.errstate(over="ignore"):  # beyond float16's range is infinite
-                tensors[f"{name}_logits"] = self.logits[epoch].astype(np.float16)
-        sound = all(map(math.isfinite, losses.values())) and np.isfinite(self.logits[last]).all()
-        result = {
+        epochs, main = self.epochs, self.figures[0]
+        sound = all(map(math.isfinite, losses.values())) and np.isfinite(self.logits[epochs["last"]]).all()
+        result: dict[str, Any] = {
             "status": "done" if sound else "diverged",
             "error": "" if sound else "the loss or the predictions are no finite numbers; lower the learning rate.",
-            "best": self._figures(best),
-            "last": self._figures(last),
-            "selection": {
-                name: self.scores[epoch]["selection"][main] for name, epoch in (("best", best), ("last", last))
-            }
-            if chosen_on == "selection"
-            else None,
-            "history": [
-                {
-                    "epoch": _short(epoch),
-                    "validation": self.scores[epoch].get("validation"),
-                    "selection": self.scores[epoch].get("selection"),
-                    "loss": jsonable({"": losses[epoch]})[""] if epoch in losses else None,
-                }
-                for epoch in epochs
-            ],
         }
-        return result, tensors
-
-    def _figures(self, epoch: float) -> dict[str, Any]:
-        figures = self.scores[epoch]["validation"]
-        return {"epoch": _short(epoch), "score": figures[self.figures[0]], "figures": figures}
+        for name, epoch in epochs.items():
+            figures = self.scores[epoch]["validation"]
+            result[name] = {"epoch": _short(epoch), "score": figures[main], "figures": figures}
+        if self.chosen_on == "selection":
+            result["selection"] = {name: self.scores[epoch]["selection"][main] for name, epoch in epochs.items()}
+        result["history"] = [
+            {
+                "epoch": _short(epoch),
+                "selection": None,
+                **self.scores[epoch],
+                **jsonable({"loss": losses.get(epoch, math.nan)}),
+            }
+            for epoch in sorted(self.scores)
+        ]
+        return result
 
 
 def predictions_of(logits: np.ndarray, regression: bool) -> np.ndarray:

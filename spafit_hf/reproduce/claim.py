@@ -13,11 +13,11 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from spafit_hf.reproduce.results import RESULT_FILE, Results, clean
 
 CLAIM_FILE = "claim"
-
 BEAT_SECONDS = 30.0
 STALE_SECONDS = 600.0
 """Without a touch for so long, a claim of another host is dead; clocks may differ by minutes."""
@@ -31,13 +31,11 @@ class Claims:
             if claims.take(key):
                 ...
                 claims.give_up(key)
-
-    Args:
-        results: of the grid's folder.
     """
 
     def __init__(self, results: Results) -> None:
         self.results = results
+        self._owner = {"host": platform.node(), "pid": os.getpid()}
         self._held: dict[str, Path] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
@@ -56,12 +54,11 @@ class Claims:
         """Claim a cell that is neither done nor another's, and clear away what an earlier try has left."""
         place = self.results.cell(key)
         with self.results.lock():
-            if (place / RESULT_FILE).exists() or is_alive(place / CLAIM_FILE):
+            if (place / RESULT_FILE).exists() or self._is_alive(place / CLAIM_FILE):
                 return False
             place.mkdir(exist_ok=True)
             clean(place)
-            host, pid = _self()
-            (place / CLAIM_FILE).write_text(json.dumps({"host": host, "pid": pid}) + "\n", encoding="utf-8")
+            (place / CLAIM_FILE).write_text(json.dumps(self._owner), encoding="utf-8")
         self._held[key] = place / CLAIM_FILE
         return True
 
@@ -69,50 +66,34 @@ class Claims:
         """Free a cell, done or not; one that is not done leaves nothing behind."""
         path = self._held.pop(key)
         with self.results.lock():
-            if _owner(path) == _self():  # and has not been taken over since
-                path.unlink(missing_ok=True)
+            if _owner(path) == self._owner:  # and has not been taken over since
+                path.unlink()
                 if not (path.parent / RESULT_FILE).exists():
                     clean(path.parent)
                     path.parent.rmdir()
 
+    def _is_alive(self, path: Path) -> bool:
+        owner = _owner(path)
+        # Half a claim is of one who was killed while he wrote; one of ours that is new to us had our number before.
+        if owner is None or owner == self._owner or time.time() - path.stat().st_mtime > STALE_SECONDS:
+            return False
+        if owner["host"] == self._owner["host"]:
+            with suppress(PermissionError):  # of another user's process, which runs
+                try:
+                    os.kill(owner["pid"], 0)
+                except ProcessLookupError:
+                    return False
+        return True
+
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
             for path in list(self._held.values()):
-                if _owner(path) == _self():
-                    with suppress(FileNotFoundError):  # given up at this moment
+                with suppress(FileNotFoundError):  # given up at this moment
+                    if _owner(path) == self._owner:
                         os.utime(path)
 
 
-def is_alive(path: Path) -> bool:
-    """Whether a claim's owner may still be at work; for one who holds the lock and has not claimed this himself."""
-    try:
-        age = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    owner = _owner(path)
-    # Of an owner that was killed while it wrote there is no name; one with ours had our number before us.
-    if age > STALE_SECONDS or owner in (None, _self()):
-        return False
-    return owner[0] != platform.node() or _runs(owner[1])
-
-
-def _self() -> tuple[str, int]:
-    return platform.node(), os.getpid()
-
-
-def _owner(path: Path) -> tuple[str, int] | None:
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return str(owner["host"]), int(owner["pid"])
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+def _owner(path: Path) -> dict[str, Any] | None:
+    with suppress(FileNotFoundError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return None

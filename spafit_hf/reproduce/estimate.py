@@ -36,16 +36,10 @@ ROWS, STEP_TOKENS, LAYERS = 16, 32, 2
 """Of the measured step."""
 
 
-def estimate(grid: Grid, data_dir: str, workers: int = 1) -> str:
-    """The dry run's page.
-
-    Args:
-        grid: what is wanted.
-        data_dir: where rows are counted; "" for GLUE's official numbers.
-        workers: cells at a time.
-    """
-    methods = Methods(grid)
-    rows = {task: _rows(grid, task, data_dir) for task in grid.tasks}
+def estimate(grid: Grid) -> str:
+    """The dry run's page."""
+    methods, workers = Methods(grid), max(1, grid.workers)
+    rows = {task: _rows(grid, task) for task in grid.tasks}
     per_second, measured = measure(grid)
     padded = PADDED.get(grid.train_sampling_strategy, PADDED_AT_RANDOM)
     cells = grid.wanted()
@@ -79,10 +73,10 @@ def estimate(grid: Grid, data_dir: str, workers: int = 1) -> str:
     return "\n".join(lines)
 
 
-def _rows(grid: Grid, task: str, data_dir: str) -> tuple[int, int, int]:
+def _rows(grid: Grid, task: str) -> tuple[int, int, int]:
     """Rows to train on, of the validation set, and held out of train."""
-    if data_dir:
-        splits = load_rows(grid, task, data_dir).text.splits
+    if grid.data_dir:
+        splits = load_rows(grid, task).text.splits
         others = [split.num_rows for name, split in splits.items() if name.startswith("validation")]
         return splits["train"].num_rows, others[0], splits["selection"].num_rows if "selection" in splits else 0
     train, validation = list(get_task(task).rows.values())[:2]

@@ -19,11 +19,7 @@ TOKENS = {
 
 
 class Methods:
-    """The methods of a grid as strategies and plans on its base, of which the configuration alone is read.
-
-    Args:
-        grid: what is wanted.
-    """
+    """The methods of a grid as strategies and plans on its base, of which the configuration alone is read."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid

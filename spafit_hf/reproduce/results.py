@@ -51,9 +51,7 @@ class Results:
 
     def refresh(self) -> dict[str, dict[str, Any]]:
         """See what others have finished; returns all results by key."""
-        with os.scandir(self.folder / CELLS) as entries:
-            fresh = [entry.name for entry in entries if entry.name not in self.known]
-        for key in fresh:
+        for key in set(os.listdir(self.folder / CELLS)) - self.known.keys():
             path = self.cell(key) / RESULT_FILE
             if path.exists():
                 self.known[key] = json.loads(path.read_text(encoding="utf-8"))
@@ -77,12 +75,9 @@ class Results:
     def write_lines(self) -> None:
         """Write `results.jsonl`."""
         with self.lock():
-            lines = [as_line(result) for result in sorted(self.refresh().values(), key=_place)]
-            write_whole(self.folder / RESULTS_FILE, b"".join(lines))
-
-
-def _place(result: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(result[name] for name in ("task", "method", "learning_rate", "seed", "key"))
+            order = ("task", "method", "learning_rate", "seed", "key")
+            found = sorted(self.refresh().values(), key=lambda result: [result[name] for name in order])
+            write_whole(self.folder / RESULTS_FILE, b"".join(map(as_line, found)))
 
 
 def as_line(value: Any) -> bytes:

@@ -33,20 +33,15 @@ BASE_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
 class Work:
     """A grid with its rows, its base and its methods.
 
-    Args:
-        grid: what is wanted.
-        data_dir: as `DataArguments.data_dir`.
-        folder: of the grid.
-
     Raises:
         ValueError: where rows or base cannot be loaded.
     """
 
-    def __init__(self, grid: Grid, data_dir: str, folder: Path) -> None:
+    def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.folder = folder
+        self.folder = Path(grid.output)
         self.methods = Methods(grid)
-        self.data = {task: load_rows(grid, task, data_dir) for task in grid.tasks}
+        self.data = {task: load_rows(grid, task) for task in grid.tasks}
         self.fingerprints = {task: fingerprint(data) for task, data in self.data.items()}
         self.base, self.place = base_of_grid(grid.base)
         self.versions = key_versions()
@@ -131,9 +126,9 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def load_rows(grid: Grid, task: str, data_dir: str) -> RunData:
+def load_rows(grid: Grid, task: str) -> RunData:
     """A task's train, selection and first validation rows, in memory: they travel to workers."""
-    arguments = DataArguments(task=task, data_dir=data_dir, max_validation_rows=grid.max_validation_rows)
+    arguments = DataArguments(task=task, data_dir=grid.data_dir, max_validation_rows=grid.max_validation_rows)
     data = hold_out(load_data(arguments), grid.selection_rows, grid.max_train_rows)
     columns = (*data.text.columns, LABEL)
     names = ("train", data.text.evaluation_splits[0], "selection")

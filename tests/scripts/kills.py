@@ -16,11 +16,10 @@ import time
 from pathlib import Path
 
 import torch
-from reproduce_run import kept, small_grid
+from reproduce_run import kept, small_work
 
 from spafit_hf.reproduce.backends import Local
 from spafit_hf.reproduce.run import run_grid
-from spafit_hf.reproduce.work import Work
 
 KILLS = 10
 
@@ -32,8 +31,7 @@ def start(base: Path, glue: Path, folder: Path) -> int:
         torch.set_num_threads(1)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         rates = {"learning_rates": {"full": (5e-3,)}, "search_rates": {"others": (1e-3, 5e-3)}}
-        grid = small_grid(base, tasks=("cola",), seeds=(0, 1, 2), **rates)
-        run_grid(Work(grid, str(glue), folder), Local())
+        run_grid(small_work(base, glue, folder, tasks=("cola",), seeds=(0, 1, 2), **rates), Local())
         os._exit(0)
     return pid
 
