@@ -65,3 +65,11 @@ def trained(base_folder: Path, reviews: Path, tmp_path_factory: pytest.TempPathF
     output = tmp_path_factory.mktemp("runs") / "reviews"
     assert main(train_flags(base_folder, reviews, output)) == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small GLUE tasks for it."""
+    from reproduce_run import write_glue
+
+    return write_glue(tmp_path_factory.mktemp("glue"))

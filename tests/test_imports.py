@@ -30,6 +30,7 @@ FLOW = (
     "trainer",
     "run",
     "predictor",
+    "reproduce",
     "cli",
 )
 

@@ -6,4 +6,5 @@ import sys
 
 from spafit_hf.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a worker of `reproduce` imports this too
+    sys.exit(main())

@@ -4,10 +4,10 @@ data     names -> rows and figures        train    data, base, strategy -> adapt
 result   results.json                     progress bars, a line per evaluation, and quiet
 """
 
-from spafit_hf.run.data import DataArguments, RunData, load_data
+from spafit_hf.run.data import DataArguments, RunData, hold_out, load_data
 from spafit_hf.run.progress import Progress, quiet
 from spafit_hf.run.result import RESULTS_FILE, RunResult, figures_text
-from spafit_hf.run.train import BaseArguments, evaluate, load_classifier, train
+from spafit_hf.run.train import BaseArguments, evaluate, load_classifier, parameters_of, prepare, train
 
 __all__ = [
     "RESULTS_FILE",
@@ -18,8 +18,11 @@ __all__ = [
     "RunResult",
     "evaluate",
     "figures_text",
+    "hold_out",
     "load_classifier",
     "load_data",
+    "parameters_of",
+    "prepare",
     "quiet",
     "train",
 ]

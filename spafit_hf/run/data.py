@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datasets import DatasetDict
 from transformers import EvalPrediction
 
-from spafit_hf.data import TextData, compute_figures, default_figures, load_text_data
+from spafit_hf.data import TextData, carve_validation, compute_figures, default_figures, load_text_data
 from spafit_hf.data.glue import DATASET_ID, TASKS, get_task
 from spafit_hf.data.glue_metric import compute_metrics_for
 from spafit_hf.data.glue_rows import load_task
@@ -126,6 +126,22 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     if arguments.both_orders:
         _check_orders(data)
     return _limited(data, arguments)
+
+
+def hold_out(data: RunData, rows: int, max_train_rows: int = 0) -> RunData:
+    """Take train rows out as a split "selection", which is no validation split, and keep so many of the others.
+
+    Args:
+        data: with all of its train rows.
+        rows: to hold out, at most a tenth of those that are wanted; 0 for no such split.
+        max_train_rows: of the others, chosen at random; 0 for all.
+    """
+    train = data.text.splits["train"]
+    rows = min(rows, (min(max_train_rows, train.num_rows) or train.num_rows) // 10)
+    parts = carve_validation(train, data.text.columns, rows=rows) if rows else {"train": train}
+    held = {"selection": parts["validation"]} if rows else {}
+    text = replace(data.text, splits=DatasetDict({**data.text.splits, "train": parts["train"], **held}))
+    return replace(data, text=_cut(text, {"train": max_train_rows}))
 
 
 def _check_orders(data: RunData) -> None:

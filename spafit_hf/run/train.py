@@ -123,10 +123,8 @@ def train(
     Raises:
         ValueError: for a base, a strategy or data that do not go together.
     """
-    torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
-    model, tokenizer = load_classifier(base, data.text)
     names = data.text.evaluation_splits
-    trainer, splits = _make_trainer(model, tokenizer, data, ("train", *names), args, recorded.get("max_length", 128))
+    trainer, splits = prepare(data, base, args, ("train", *names), recorded.get("max_length", 128))
     _describe(trainer, data, base, recorded.get("max_length"), command)
     if when_ready is not None:
         when_ready(trainer)
@@ -143,7 +141,7 @@ def train(
     trainer.describe(scores=tuple(scores))
     trainer.save_model()  # which pushes where that was asked for, with the card
     trainer.create_model_card()
-    parameters = list(trainer.model.parameters())
+    trained_parameters, total_parameters = parameters_of(trainer)
     result = RunResult(
         strategy=trainer.strategy.name,
         base=base.base,
@@ -151,8 +149,8 @@ def train(
         task=data.task,
         metrics=metrics,
         main_figure=data.main_figure,
-        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        total_parameters=trainer.plan.total_parameters if trainer.plan else sum(p.numel() for p in parameters),
+        trained_parameters=trained_parameters,
+        total_parameters=total_parameters,
         file_bytes=sum(file.stat().st_size for file in Path(str(trainer.args.output_dir)).glob("*.safetensors")),
         train_rows=data.train_rows,
         train_seconds=round(seconds, 2),
@@ -168,6 +166,28 @@ def train(
     if trainer.is_world_process_zero():
         result.write(str(args.output_dir))
     return result
+
+
+def prepare(
+    data: RunData, base: BaseArguments, args: SpafitTrainingArguments, names: Sequence[str], max_length: int = 128
+) -> tuple[SpafitTrainer, DatasetDict]:
+    """What `train` trains with: the trainer of a fresh model, and the named splits as tokens.
+
+    Args: as for `train`; `max_length` is the tokens per text or pair.
+
+    Returns:
+        The trainer, whose `eval_dataset` is the first evaluation split, and the splits.
+    """
+    torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
+    model, tokenizer = load_classifier(base, data.text)
+    return _make_trainer(model, tokenizer, data, names, args, max_length)
+
+
+def parameters_of(trainer: SpafitTrainer) -> tuple[int, int]:
+    """Values that train, and those of the model before it was adapted."""
+    parameters = list(trainer.model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return trained, trainer.plan.total_parameters if trainer.plan else sum(p.numel() for p in parameters)
 
 
 def _make_trainer(

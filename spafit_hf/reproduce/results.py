@@ -1,0 +1,111 @@
+"""The files of a grid's folder. A result is there whole or not at all, whatever ends the process.
+
+grid.json                      what is wanted
+cells/<key>/result.json        exists: the cell is done     rows.safetensors   its rows, written before it
+results.jsonl                  one line per result, sorted; made from the cells, and made again at any time
+states/                        hidden states of frozen layers; may be deleted
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+GRID_FILE = "grid.json"
+RESULT_FILE = "result.json"
+ROWS_FILE = "rows.safetensors"
+RESULTS_FILE = "results.jsonl"
+CELLS, STATES = "cells", "states"
+FORMAT = 1
+
+LOCK_SECONDS = 60.0
+
+
+class Results:
+    """The results in a folder; what has been read is not read again, for a result never changes.
+
+    Args:
+        folder: of the grid; made where it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.known: dict[str, dict[str, Any]] = {}
+        """Key -> result."""
+        (folder / CELLS).mkdir(parents=True, exist_ok=True)
+        self.refresh()
+
+    def lock(self) -> FileLock:
+        """What a process holds that takes a cell or writes a file that others write too; freed by its death."""
+        return FileLock(self.folder / ".lock", timeout=LOCK_SECONDS)
+
+    def cell(self, key: str) -> Path:
+        """The folder of a cell."""
+        return self.folder / CELLS / key
+
+    def refresh(self) -> dict[str, dict[str, Any]]:
+        """See what others have finished; returns all results by key."""
+        for key in set(os.listdir(self.folder / CELLS)) - self.known.keys():
+            path = self.cell(key) / RESULT_FILE
+            if path.exists():
+                self.known[key] = json.loads(path.read_text(encoding="utf-8"))
+        return self.known
+
+    def add(self, result: dict[str, Any], rows: bytes | None) -> None:
+        """Keep a cell's result: the rows first, and with the result it is done. The first one stays.
+
+        Raises:
+            OSError: the disk; the cell is open then.
+        """
+        place = self.cell(result["key"])
+        with self.lock():
+            if not (place / RESULT_FILE).exists():
+                place.mkdir(exist_ok=True)
+                if rows is not None:
+                    write_whole(place / ROWS_FILE, rows)
+                write_whole(place / RESULT_FILE, as_line(result))
+        self.refresh()
+
+    def write_lines(self) -> None:
+        """Write `results.jsonl`."""
+        with self.lock():
+            order = ("task", "method", "learning_rate", "seed", "key")
+            found = sorted(self.refresh().values(), key=lambda result: [result[name] for name in order])
+            write_whole(self.folder / RESULTS_FILE, b"".join(map(as_line, found)))
+
+
+def as_line(value: Any) -> bytes:
+    """JSON on a line."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a machine that has lost its power, finds the old one or all of the new."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's are its owner's alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
+
+
+def clean(place: Path) -> None:
+    """Empty a cell's folder of what a try that did not end has left."""
+    for path in place.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

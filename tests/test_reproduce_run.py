@@ -1,0 +1,219 @@
+"""spafit reproduce: cells that are stopped, killed, claimed, lost or too many for the disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reproduce_run import kept, small_work
+
+from spafit_hf.reproduce import claim, results
+from spafit_hf.reproduce.backends import Attempt, Local, Processes
+from spafit_hf.reproduce.cell import Job
+from spafit_hf.reproduce.claim import Claims
+from spafit_hf.reproduce.results import Results
+from spafit_hf.reproduce.run import run_grid
+from spafit_hf.reproduce.work import Work
+from spafit_hf.run import RunData
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+@pytest.fixture(scope="module")
+def whole(base_folder: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small grid that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("grid") / "whole"
+    assert run_grid(small_work(base_folder, glue, folder), Local()) == {"done": 8}
+    return folder
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_lose_and_double_nothing(base_folder: Path, glue: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, str(SCRIPTS / "kills.py"), str(base_folder), str(glue), str(tmp_path)]
+    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["lost"] == 0
+    assert found["equal"]
+    assert found["lines"] == 8
+    assert found["counts"] == sorted(found["counts"])
+    assert found["files"] == ["result.json", "rows.safetensors"]
+    assert ".part" not in found["states"]
+
+
+class Stopping(Local):
+    """Runs so many cells, and then what ends a process comes up within the next."""
+
+    def __init__(self, cells: int, end: BaseException) -> None:
+        self.cells, self.end = cells, end
+
+    def submit(self, job: Job, data: RunData) -> Future[Attempt]:
+        if not self.cells:
+            raise self.end
+        self.cells -= 1
+        return super().submit(job, data)
+
+
+def test_a_stopped_grid_goes_on(whole: Path, base_folder: Path, glue: Path, tmp_path: Path) -> None:
+    work = small_work(base_folder, glue, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(work, Stopping(3, KeyboardInterrupt()))
+    assert len(kept(tmp_path)) == 3
+    assert len(list((tmp_path / "cells").iterdir())) == 3  # of the fourth nothing is left
+    with pytest.raises(
+        OSError, match=r"stopped: the cable; 5 of 8 cells are done and stay\. The same command goes on"
+    ):
+        run_grid(work, Stopping(2, OSError("the cable")))
+    assert run_grid(work, Local()) == {"done": 8}
+    assert kept(tmp_path) == kept(whole)
+
+
+def test_a_full_disk_fails_no_cell(
+    whole: Path, base_folder: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = small_work(base_folder, glue, tmp_path)
+    sync, written = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results.os, "fsync", full)
+        with pytest.raises(OSError, match=r"no space is left for .*; [1-7] of 8 cells are done and stay"):
+            run_grid(work, Local())
+    states = {json.loads(path.read_text())["status"] for path in tmp_path.glob("cells/*/result.json")}
+    assert states == {"done"}
+    assert {path.name for path in tmp_path.glob("cells/*/*")} <= {"result.json", "rows.safetensors"}
+    assert run_grid(work, Local()) == {"done": 8}
+    assert kept(tmp_path) == kept(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(whole: Path, base_folder: Path, glue: Path, tmp_path: Path) -> None:
+    import psutil
+
+    def kill() -> None:
+        while not list(tmp_path.glob("cells/*/result.json")):
+            time.sleep(0.02)
+        workers = [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
+        workers[0].kill()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(kill)
+        work = small_work(base_folder, glue, tmp_path, tasks=("cola",))
+        assert run_grid(work, Processes(2)) == {"done": 4}
+        future.result()
+    assert kept(tmp_path) == [line for line in kept(whole) if line["task"] == "cola"]
+    assert not [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(base_folder: Path, glue: Path, tmp_path: Path) -> None:
+    import psutil
+
+    flags = {"base": base_folder, "data_dir": glue, "output": tmp_path, "tasks": "cola", "methods": "full",
+             "learning_rates": "1e-3", "num_train_epochs": 500, "backend": "processes", "workers": 1}  # fmt: skip
+    command = [sys.executable, "-m", "spafit_hf.cli", "reproduce"]
+    command += [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    while not list(tmp_path.glob("cells/*/claim")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    workers = [each for each in psutil.Process(process.pid).children() if "spawn_main" in " ".join(each.cmdline())]
+    assert len(workers) == 1
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+
+
+# ---- claims ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_has_one_owner(tmp_path: Path) -> None:
+    found = Results(tmp_path)
+    with Claims(found) as claims:
+        assert claims.take("cell")
+        claimed = found.cell("cell") / "claim"
+        assert json.loads(claimed.read_text()) == {"host": platform.node(), "pid": os.getpid()}
+        # Our parent lives, and so does whoever holds a cell on another host and has touched it.
+        for owner in ({"host": platform.node(), "pid": os.getppid()}, {"host": "elsewhere", "pid": 1}):
+            claimed.write_text(json.dumps(owner))
+            assert not claims.take("cell")
+        claims.give_up("cell")
+        assert claimed.exists(), "another's claim was given up"
+
+
+@pytest.mark.parametrize("dead", ["of a process that has ended", "of a host that is silent", "half written"])
+def test_a_dead_claim_is_taken_over_and_its_leavings_go(dead: str, tmp_path: Path) -> None:
+    found = Results(tmp_path)
+    place = found.cell("cell")
+    place.mkdir()
+    (place / "rows.safetensors").write_bytes(b"of an earlier try")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = "elsewhere" if "host" in dead else platform.node()
+    text = json.dumps({"host": host, "pid": ended.pid})
+    (place / "claim").write_text(text[:10] if "half" in dead else text)
+    if "host" in dead:
+        long_ago = time.time() - claim.STALE_SECONDS - 1
+        os.utime(place / "claim", (long_ago, long_ago))
+    with Claims(found) as claims:
+        assert claims.take("cell")
+        assert [path.name for path in place.iterdir()] == ["claim"]
+    assert not place.exists()
+
+
+def test_claims_are_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.01)
+    found = Results(tmp_path)
+    with Claims(found) as claims:
+        claims.take("cell")
+        path = found.cell("cell") / "claim"
+        os.utime(path, (0, 0))
+        while not path.stat().st_mtime:
+            time.sleep(0.01)
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------------
+
+
+def test_another_grid_may_only_add_cells(whole: Path, base_folder: Path, glue: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "grid"
+    shutil.copytree(whole, folder)
+
+    def work(**more: Any) -> Work:
+        return small_work(base_folder, glue, folder, **more)
+
+    with pytest.raises(ValueError, match=r"holds a grid with another num_train_epochs, 2\.0 for 3\.0"):
+        run_grid(work(num_train_epochs=3.0), Local())
+    with pytest.raises(
+        ValueError, match=r"holds a grid with 4 cells that this one is without, such as cola .* seed 1"
+    ):
+        run_grid(work(seeds=(0,)), Local())
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")}
+    assert run_grid(work(methods=("spafit-4-9-II", "full", "bitfit"), tasks=("cola", "stsb")), Local()) == {"done": 12}
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")}.items()
+
+
+def test_a_worker_with_other_versions_stops_the_grid(
+    base_folder: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = small_work(base_folder, glue, tmp_path)
+    monkeypatch.setattr("spafit_hf.reproduce.cell.key_versions", lambda: {"torch": "1.0"})
+    with pytest.raises(OSError, match=r"this worker has .*1\.0.*; 0 of 8 cells are done"):
+        run_grid(work, Local())
