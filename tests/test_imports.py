@@ -29,6 +29,7 @@ FLOW = (
     "trainer",
     "run",
     "predictor",
+    "reproduce",
     "cli",
 )
 
