@@ -17,7 +17,7 @@ from grids import make_grid
 from safetensors.numpy import load_file, save_file
 
 from spafit_hf.data.glue import PAPER_SCORES
-from spafit_hf.reproduce.claims import claims
+from spafit_hf.reproduce.findings import findings
 from spafit_hf.reproduce.report import write_report
 from spafit_hf.reproduce.summary import ReportError, summarize
 
@@ -101,7 +101,7 @@ def test_what_is_missing_failed_or_diverged_is_shown_and_counted(folder: Path) -
     assert lines_of(folder)["rte", "bitfit"]["mean"] == "missing"
     assert "| RTE | LoRA-II | 1e-3 | 1 | main | failed | out of memory" in text
     assert "| MRPC | LoRA-II | 1e-3 | 2 | main | diverged | the loss is no finite number |" in text
-    assert "3 of 3, 1 counted as 0, 1 diverged" in text
+    assert "3 of 3, 1 diverged, 1 as 0" in text
     assert "2 of 3, 1 failed" in text
     scores = [
         r["best"]["score"]
@@ -147,7 +147,7 @@ def test_wnli_is_in_no_average(folder: Path, copy: Path) -> None:
     kept = [json.dumps(result) for result in results_of(copy) if result["task"] != "wnli"]
     (copy / "results.jsonl").write_text("\n".join(kept))
     write_report(copy)
-    assert claims(summarize(copy)) == claims(summarize(folder))
+    assert findings(summarize(copy)) == findings(summarize(folder))
     assert row_of(copy, "full fine-tuning")[-1] == row_of(folder, "full fine-tuning")[-1]
     tests = [(place / "report.md").read_text().split("\n## ")[3] for place in (copy, folder)]
     assert tests[0] == tests[1]
@@ -180,7 +180,7 @@ def test_rates_and_epochs_chosen_on_validation_are_named(tmp_path: Path) -> None
 def test_claims_that_are_true_or_false_of_the_runs_are_found_so(tmp_path: Path) -> None:
     skill = SKILL | {"lora-I": 0.86, "random-cut": 0.90}
     make_grid(tmp_path, skill, tasks=("cola", "mrpc", "rte", "sst2", "mnli"), rows=4000, spread=0.001)
-    found = claims(summarize(tmp_path))
+    found = findings(summarize(tmp_path))
     assert [verdict.split(",")[0] for *_, verdict in found] == [
         "holds", "holds", "cannot tell", "holds", "holds", "does not hold"
     ]  # fmt: skip
@@ -189,7 +189,7 @@ def test_claims_that_are_true_or_false_of_the_runs_are_found_so(tmp_path: Path) 
 
 def test_claims_without_runs_are_not_run(tmp_path: Path) -> None:
     make_grid(tmp_path, {"full": 0.8, "lora-I": 0.8}, tasks=("rte",), rows=50)
-    assert {verdict for *_, verdict in claims(summarize(tmp_path))} == {"not run"}
+    assert {verdict for *_, verdict in findings(summarize(tmp_path))} == {"not run"}
 
 
 def test_other_rows_are_refused(copy: Path) -> None:

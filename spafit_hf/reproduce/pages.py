@@ -33,9 +33,10 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid #d1d5db }
 div { overflow-x: auto }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; margin: 1rem 0 }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #e5e7eb; vertical-align: top }
-.l { text-align: left } .r { text-align: right; white-space: nowrap } .c { text-align: center }
-th { border-bottom: 2px solid #9ca3af; vertical-align: bottom; white-space: normal }
-img { max-width: 100%; height: auto }
+.l { text-align: left } .r { text-align: right } .c { text-align: center }
+th { border-bottom: 2px solid #9ca3af; vertical-align: bottom }
+.numbers td { white-space: nowrap }
+img { max-width: min(100%, 64rem); height: auto }
 </style>
 </head>
 <body>
@@ -70,11 +71,12 @@ def html(blocks: Sequence[Block], title: str) -> str:
                 marks = zip(cells, _columns(align, header), strict=True)
                 row = "".join(f'<{tag} class="{mark}">{escape(cell)}</{tag}>' for cell, mark in marks)
                 lines.append(f"<tr>{row}</tr>\n")
-            parts.append(f"<div><table>\n{''.join(lines)}</table></div>\n")
+            kind = ' class="numbers"' if len(header) > 3 else ""
+            parts.append(f"<div><table{kind}>\n{''.join(lines)}</table></div>\n")
         elif kind == "img":
             path, text = content
             data = base64.b64encode(path.read_bytes()).decode()
-            parts.append(f'<p><img alt="{escape(text)}" src="data:image/png;base64,{data}"></p>\n')
+            parts.append(f'<div><img alt="{escape(text)}" src="data:image/png;base64,{data}"></div>\n')
         else:
             parts.append(f"<{kind}>{escape(content[0])}</{kind}>\n")
     return "".join(parts) + "</body>\n</html>\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_hf.data.glue import TASKS
-from spafit_hf.reproduce.claims import OURS, claims
+from spafit_hf.reproduce.findings import OURS, findings
 from spafit_hf.reproduce.pages import Block, html, markdown
 from spafit_hf.reproduce.pictures import draw_pictures
 from spafit_hf.reproduce.statistics import DRAWS, Difference, holm, signed_rank
@@ -59,7 +59,7 @@ def _blocks(summary: Summary, pictures: Mapping[str, Path]) -> list[Block]:
         ("h1", f"{_count(len(summary.methods), 'method')} on {_count(len(summary.tasks), 'task')} of GLUE"),
         *(("p", text) for text in _opening(summary)),
         ("h2", "What the paper claims, and what these runs say"),
-        ("table", ("Claim", "Found: mean difference (95 %)", "Verdict"), claims(summary), "l"),
+        ("table", ("Claim", "Found: mean difference (95 %)", "Verdict"), findings(summary), "l"),
         ("h2", "Scores"),
         ("p", "Mean over seeds at the chosen rate, ± standard deviation over seeds. Last line: the standard error of "
               "one run's score, which as many other validation rows would bring."),
@@ -140,7 +140,7 @@ def _scores(summary: Summary) -> Block:
         trained = _mean(entry.average_of("trained_parameters") for entry in entries if entry)
         means = [summary.entries[task, method].mean for task in planned]
         average = MISSING if None in means else points(_mean(means))
-        rows.append([title(method), _whole(trained), *map(_spread, entries), average])
+        rows.append([title(method), _whole(trained), *map(_cell, entries), average])
     errors = [_mean(entry.error for entry in summary.entries.values() if entry.task == task) for task in summary.tasks]
     rows.append(["standard error", "", *map(points, errors), ""])
     header = ["Method", "Trained", *(_task_title(task) for task in summary.tasks)]
@@ -150,14 +150,17 @@ def _scores(summary: Summary) -> Block:
     return "table", [*header, "Mean" if planned == summary.counted else last], rows, "lr"
 
 
-def _spread(entry: Entry | None) -> str:
+def _mean_text(entry: Entry) -> str:
+    return points(entry.mean) + ("" if entry.spread is None else f" ± {points(entry.spread)}")
+
+
+def _cell(entry: Entry | None) -> str:
     if entry is None:
         return "not planned"
     if not entry.cells:
         return "failed" if entry.failed else MISSING
-    spread = "" if entry.spread is None else f" ± {points(entry.spread)}"
     runs = "" if len(entry.cells) == entry.wanted else f" ({len(entry.cells)} of {entry.wanted})"
-    return f"{points(entry.mean)}{spread}{runs}"
+    return _mean_text(entry) + runs
 
 
 def _over_tasks(summary: Summary) -> list[Block]:
@@ -195,11 +198,11 @@ def _task(summary: Summary, task: str) -> list[Block]:
         about += f"trained on {cell['train_rows']:,} of {train:,}"
         about += f", {cell['selection_rows']:,} held out" if cell["selection_rows"] else ""
     header = (
-        "Method", "Rate", "Of rates", "Runs", "Mean", "± seeds", "± rows", "Last epoch", "Best of all runs", "Paper",
-        "Best - paper", "To full (95 %)", NOT_WORSE, "Trained", "A run",
+        "Method", "Rate", "Runs", "Mean ± seeds", "± rows", "Last epoch", "Best of all runs", "Paper", "Best - paper",
+        "To full (95 %)", NOT_WORSE, "Trained", "A run",
     )  # fmt: skip
     rows = [_line(entry, summary.difference(task, entry.method, "full")) for entry in entries]
-    blocks: list[Block] = [("h3", _task_title(task)), ("p", f"{about}."), ("table", header, rows, "lrrrrrrrrrrrlr")]
+    blocks: list[Block] = [("h3", _task_title(task)), ("p", f"{about}."), ("table", header, rows, "lrrrrrrrrrlr")]
     found = summary.difference(task, OURS, "lora-II")
     if found is not None:
         text = f"{title(OURS)} less {title('lora-II')}: {interval(found)}; not worse by more than 1 point"
@@ -208,17 +211,15 @@ def _task(summary: Summary, task: str) -> list[Block]:
 
 
 def _line(entry: Entry, full: Difference | None) -> list[str]:
-    counts = [(entry.failed, "failed"), (entry.undefined, "counted as 0")]
-    counts.append((sum(cell["status"] == "diverged" for cell in entry.cells), "diverged"))
+    diverged = sum(cell["status"] == "diverged" for cell in entry.cells)
+    counts = [(entry.failed, "failed"), (diverged, "diverged"), (entry.undefined, "as 0")]
     runs = [f"{len(entry.cells)} of {entry.wanted}", *(f"{number} {word}" for number, word in counts if number)]
     seconds = entry.average_of("seconds")
     return [
         title(entry.method),
-        rate_text(entry.rate),
-        listed(map(rate_text, entry.rates)),
+        f"{rate_text(entry.rate)} (of {len(entry.rates)})",
         listed(runs),
-        points(entry.mean),
-        "one run" if len(entry.cells) == 1 else points(entry.spread),
+        _mean_text(entry),
         points(entry.error),
         points(entry.last),
         f"{points(entry.best)} ({len(entry.best_of_all)})",

@@ -14,11 +14,11 @@ from spafit_hf.words import listed, share
 OURS = "spafit-4-9-II"
 HOLDS, FAILS, UNSURE, NOT_RUN = "holds", "does not hold", "cannot tell", "not run"
 
-Claim = tuple[str, str, str]
+Finding = tuple[str, str, str]
 """The claim, what was found, the verdict."""
 
 
-def claims(summary: Summary) -> list[Claim]:
+def findings(summary: Summary) -> list[Finding]:
     """The claims in the paper's order, then the two controls; each over the tasks that both sides have."""
     as_good = f"{title(OURS)} is at least as good as"
     better = f"{title(OURS)} is better than"
@@ -32,7 +32,7 @@ def claims(summary: Summary) -> list[Claim]:
     ]
 
 
-def _against(summary: Summary, other: str, claim: str, least: float) -> Claim:
+def _against(summary: Summary, other: str, claim: str, least: float) -> Finding:
     """A claim on the mean difference, which holds where the whole interval is above `least`."""
     found, tasks = summary.over(summary.counted, OURS, other)
     if found is None:
@@ -49,7 +49,7 @@ def _against(summary: Summary, other: str, claim: str, least: float) -> Claim:
     return claim, text, verdict + (", within a point" if verdict == HOLDS and found.low < 0 else "")
 
 
-def _single_sentences(summary: Summary) -> Claim:
+def _single_sentences(summary: Summary) -> Finding:
     claim = f"{title(OURS)} falls behind full fine-tuning on single sentences (CoLA, SST-2) more than on pairs"
     sides = {len(TASKS[task].columns): [] for task in summary.counted}  # type: dict[int, list[str]]
     for task in summary.counted:
@@ -62,7 +62,7 @@ def _single_sentences(summary: Summary) -> Claim:
     return claim, text, HOLDS if gap.high < 0 else FAILS if gap.low > 0 else UNSURE
 
 
-def _bitfit_worst(summary: Summary) -> Claim:
+def _bitfit_worst(summary: Summary) -> Finding:
     claim = "BitFit is the worst of the paper's methods"
     others = [method for method in METHODS if method not in ("bitfit", "linear-probe")]
     over = {method: summary.over(summary.counted, "bitfit", method) for method in others}
@@ -71,7 +71,7 @@ def _bitfit_worst(summary: Summary) -> Claim:
         return claim, "no task has runs of BitFit and of another method", NOT_RUN
     found, method, tasks = max(there, key=lambda one: one[0].mean)
     worse, better = all(found.high < 0 for found, *_ in there), any(found.low > 0 for found, *_ in there)
-    text = f"beside {title(method)}, the nearest of {len(there)} others: {_over(found, tasks)}"
+    text = f"BitFit less {title(method)}, the nearest of {len(there)} others: {_over(found, tasks)}"
     return claim, text, HOLDS if worse else FAILS if better else UNSURE
 
 
