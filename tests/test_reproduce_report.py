@@ -99,8 +99,9 @@ def test_what_is_missing_failed_or_diverged_is_shown_and_counted(folder: Path) -
     assert "70 done, 1 diverged, 1 failed, 3 missing" in text
     assert row_of(folder, "BitFit")[3] == "missing"
     assert lines_of(folder)["rte", "bitfit"]["mean"] == "missing"
-    assert "| RTE | LoRA-II | 1e-3 | 1 | main | failed | out of memory" in text
-    assert "| MRPC | LoRA-II | 1e-3 | 2 | main | diverged | the loss is no finite number |" in text
+    assert "| RTE | BitFit | 1e-3 | main | missing |  | 0, 1, 2 |" in text
+    assert "| RTE | LoRA-II | 1e-3 | main | failed | out of memory" in text
+    assert "| MRPC | LoRA-II | 1e-3 | main | diverged | the loss is no finite number | 2 |" in text
     assert "3 of 3, 1 diverged, 1 as 0" in text
     assert "2 of 3, 1 failed" in text
     scores = [

@@ -76,7 +76,7 @@ def _differences(summary: Summary) -> Figure | None:
         style: dict[str, Any] = {"color": "#6b7280", "style": "italic"}
         if one is not None:
             text = f"{signed(one.mean)}\n{one.not_worse}"
-            style = {"color": "white" if abs(100 * one.mean) > 0.65 * limit else "black"}
+            style = {"color": "white" if abs(100 * one.mean) > 0.55 * limit else "black"}
         axis.text(column, row, text, ha="center", va="center", fontsize=8, **style)
     axis.set_xticks(range(len(tasks)), [TASKS[task].title for task in tasks])
     axis.set_yticks(range(len(methods)), [title(method) for method in methods])

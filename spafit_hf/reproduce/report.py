@@ -242,13 +242,13 @@ def _verdict(found: Difference) -> str:
 def _missing(summary: Summary) -> list[Block]:
     gone = [(cell, "missing", "") for cell in summary.missing]
     gone += [(cell, cell["status"], cell["error"]) for cell in summary.results if cell["status"] != "done"]
-    rows = [
-        (TASKS[cell["task"]].title, title(cell["method"]), rate_text(cell["learning_rate"]), str(cell["seed"]),
-         cell["stage"], state, why)
-        for cell, state, why in gone
-    ]  # fmt: skip
-    header = ("Task", "Method", "Rate", "Seed", "Stage", "State", "Why")
-    blocks: list[Block] = [("table", header, rows, "llrrl")] if rows else []
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for cell, state, why in gone:
+        place = TASKS[cell["task"]].title, title(cell["method"]), rate_text(cell["learning_rate"])
+        seeds.setdefault((*place, cell["stage"], state, why), []).append(str(cell["seed"]))
+    rows = [(*kind, listed(found)) for kind, found in seeds.items()]
+    header = ("Task", "Method", "Rate", "Stage", "State", "Why", "Seeds")
+    blocks: list[Block] = [("table", header, rows, "llrl")] if rows else []
     lacking = [entry for entry in summary.entries.values() if entry.cells and entry.drawn is None]
     if lacking:
         names = listed(f"{title(entry.method)} on {TASKS[entry.task].title}" for entry in lacking)
