@@ -51,10 +51,10 @@ def _against(summary: Summary, other: str, claim: str, least: float) -> Finding:
 
 def _single_sentences(summary: Summary) -> Finding:
     claim = f"{title(OURS)} falls behind full fine-tuning on single sentences (CoLA, SST-2) more than on pairs"
-    sides = {len(TASKS[task].columns): [] for task in summary.counted}  # type: dict[int, list[str]]
-    for task in summary.counted:
-        sides[len(TASKS[task].columns)].append(task)
-    (single, alone), (pairs, two) = (summary.over(sides.get(columns, []), OURS, "full") for columns in (1, 2))
+    texts = {task: len(TASKS[task].columns) for task in summary.counted}
+    (single, alone), (pairs, two) = (
+        summary.over([task for task in texts if texts[task] == number], OURS, "full") for number in (1, 2)
+    )
     if single is None or pairs is None:
         return claim, "single sentences or pairs lack runs of both methods", NOT_RUN
     gap = weighted([(1, single), (-1, pairs)])
