@@ -123,11 +123,12 @@ def _opening(summary: Summary) -> list[str]:
 def _choices(summary: Summary) -> str:
     """What rates and epochs were chosen on, in words."""
     there = [entry for entry in summary.entries.values() if entry.cells]
-    words = {"train part": "rows held out of train", "validation": "the validation set", "one rate": "nothing"}
+    words = {"train part": "on rows held out of train", "validation": "on the validation set"}
+    words["one rate"] = "before these runs (on what, they do not say)"
     epochs = listing(sorted({words[cell["chosen_on"]] for entry in there for cell in entry.cells}))
     rates = listing(sorted({words[entry.rate_from] for entry in there}))
     much = "; what was chosen there scores too high there" if words["validation"] in rates + epochs else ""
-    return f"Scores are on the official validation sets. Rates were chosen on {rates}, epochs on {epochs}{much}."
+    return f"Scores are on the official validation sets. Rates were chosen {rates}, epochs {epochs}{much}."
 
 
 def _scores(summary: Summary) -> Block:
