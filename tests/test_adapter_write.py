@@ -22,6 +22,8 @@ from test_tuner_model import BOTH
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    LagunaConfig,
+    LagunaForCausalLM,
     OPTConfig,
     OPTForSequenceClassification,
 )
@@ -29,6 +31,7 @@ from transformers import (
 from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, portable_obstacle
 from spafit_hf.strategy import ROLES
+from spafit_hf.tuner import DeltaLayer
 
 STRATEGIES = ("spafit-4-9-II", "bitfit", "lora-II", "linear-probe")
 READ_BY_OTHERS = ("bert", "roberta", "gpt2", "llama", "qwen2", "t5", "bart", "vit")
@@ -327,7 +330,7 @@ def mixture() -> Any:
     [
         (lambda: tiny("bert"), SOME_DORA, "some strata use DoRA and others do not"),
         (lambda: tiny("llama"), DORA_AND_BIAS, "DoRA and deltas on modules without a bias"),
-        (mixture, "spafit-4-9-II", r"PEFT takes model\..*_proj for experts"),
+        (mixture, "spafit-4-9-II", r"PEFT takes model\..*_proj for a module of an earlier release"),
     ],
 )
 def test_what_plain_peft_cannot_hold_is_written_natively(make, strategy, reason, tmp_path):
@@ -545,3 +548,24 @@ def test_the_model_inside_refuses_to_save_itself_until_it_is_plain_again(tmp_pat
     model.merge_and_unload().save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(logits(again, inputs("bert")), expected, atol=1e-5, rtol=0)
+
+
+LAGUNA = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "head_dim": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+    "num_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def test_names_that_peft_would_rename_on_reading_stay_ours(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return LagunaForCausalLM(LagunaConfig(**LAGUNA))
+
+    model = get_spafit_model(build(), "spafit-4-9-II", r=2)
+    stir(model, std=0.02)
+    layers = {name: layer for name, layer in model.get_base_model().named_modules() if isinstance(layer, DeltaLayer)}
+    assert "renames it" in portable_obstacle(model.peft_config["default"], layers, model.get_base_model())
+    assert save_adapter(model, tmp_path) == "native"
+    batch = {"input_ids": torch.arange(8)[None]}
+    assert torch.equal(logits(load_adapter(build(), tmp_path), batch), logits(model, batch))

@@ -23,7 +23,7 @@ OTHERS = ("peft", "transformers", "accelerate", "torch")
 DEEP = r"peft\..+|transformers\.(trainer|trainer_pt_utils|pytorch_utils|modeling_layers)"
 
 #: Private by their looks, documented in Python's own library.
-PUBLIC = {"_replace", "_SubParsersAction"}
+PUBLIC = {"_replace", "_SubParsersAction", "_exit"}
 
 # What the functions take, in order; a keyword without a default comes last, as inspect.getfullargspec has it.
 PARAMETERS = {
@@ -68,6 +68,9 @@ PARAMETERS = {
     "peft.utils.merge_utils.magnitude_prune": "task_tensors weights density",
     "peft.utils.merge_utils.task_arithmetic": "task_tensors weights",
     "peft.utils.merge_utils.ties": "task_tensors weights density majority_sign_method",
+    "peft.utils.transformers_weight_conversion.convert_peft_adapter_state_dict_for_transformers": (
+        "model peft_config adapter_state_dict adapter_name"
+    ),
     "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers": "peft_config model conversions",
     "peft.utils.other.get_pattern_key": "pattern_keys key_to_match",
     "transformers.Trainer._prepare_for_training": "self max_steps train_dataloader resume_from_checkpoint",

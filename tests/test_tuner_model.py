@@ -30,7 +30,7 @@ from models import (
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BigBirdConfig, BigBirdForQuestionAnswering
 from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 
 from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model, load_adapter, plan, save_adapter
@@ -724,3 +724,14 @@ def test_a_head_that_the_strategy_leaves_alone_is_left_alone(name: str, tmp_path
     loaded = load_adapter(tiny(name, 3), tmp_path)
     torch.testing.assert_close(logits(loaded, inputs(name)), logits(model, inputs(name)), atol=1e-6, rtol=0)
     assert_equal(base_tensors(loaded), before)
+
+
+def test_a_head_that_peft_would_save_twice():
+    """PEFT trains modules called qa_outputs by itself, here one within the head."""
+    config = BigBirdConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64
+    )
+    model = get_spafit_model(BigBirdForQuestionAnswering(config), "spafit-4-9-II", r=2)
+    assert model.peft_config["default"].task_type is None
+    head = model.get_base_model().qa_classifier.modules_to_save["default"]
+    assert isinstance(head.qa_outputs, torch.nn.Linear)

@@ -17,10 +17,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+    convert_peft_config_for_transformers,
+)
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, base_facts
 from spafit_hf.adapter.verify import check_written
@@ -30,7 +34,7 @@ from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType, saving
 from spafit_hf.tuner.config import rewrites_base
 from spafit_hf.tuner.entrance import embeddings_were_resized
 from spafit_hf.tuner.layer import Norm
-from spafit_hf.words import last_line
+from spafit_hf.words import first_line, last_line
 
 
 def save_adapter(
@@ -144,9 +148,9 @@ def portable_obstacle(
         return "some strata use DoRA and others do not, which plain PEFT cannot mix"
     if config.target_parameters or config.trainable_token_indices:
         return "it has parts (target_parameters, trainable_token_indices) beside LoRA, deltas and head"
-    fused = _taken_for_experts(config, layers, base)
-    if fused:
-        return f"PEFT takes {fused} for experts of a release of transformers in which they were not fused"
+    misread = _misread(config, layers, base) if base is not None else None
+    if misread:
+        return misread
     without_bias = [name for name, layer in layers.items() if layer.get_base_layer().bias is None]
     if not without_bias:
         return None
@@ -155,17 +159,24 @@ def portable_obstacle(
     return None
 
 
-def _taken_for_experts(config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Module | None) -> str | None:
-    """A module that plain PEFT, on reading, would look for in the fused experts of a mixture: by its name alone."""
+def _misread(config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Module) -> str | None:
+    """What plain PEFT, on reading, makes of a module's name that it takes for one of an earlier release's."""
     targets = {*layers, *(config.target_modules if isinstance(config.target_modules, (set, list)) else ())}
-    for name in sorted(targets) if base is not None else ():
+    if isinstance(base, PreTrainedModel):
+        try:
+            base.get_input_embeddings()
+        except NotImplementedError:
+            return f"PEFT asks {type(base).__name__} for its input embeddings, which it does not give"
+    for name in sorted(targets):
         alone = LoraConfig(target_modules=[name])
+        keys = {f"base_model.model.{name}.lora_{part}.weight": torch.zeros(8, 8) for part in "AB"}
         try:
             convert_peft_config_for_transformers(alone, base, None)
-        except ValueError:
-            return name
-        if alone.target_parameters:
-            return name
+            found = convert_peft_adapter_state_dict_for_transformers(base, alone, dict(keys))
+        except (ValueError, RuntimeError, LookupError) as error:
+            return f"PEFT takes {name} for a module of an earlier release of transformers ({first_line(error)})"
+        if alone.target_parameters or found.keys() != keys.keys():
+            return f"PEFT takes {name} for a module of an earlier release of transformers, and renames it"
     return None
 
 

@@ -42,15 +42,22 @@ HEAD_TASKS = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
 def task_type_of(model: nn.Module) -> TaskType | None:
     """PEFT's task type of a model, from the name of its class; None for classes that PEFT wraps plainly.
 
-    PEFT's classes for text that is generated pass `input_ids` on. A model that takes something else (the features of
-    speech), or generates nothing (a robot's actions), has to be wrapped plainly.
+    PEFT's classes for text that is generated pass `input_ids` and `inputs_embeds` on. A model that takes something
+    else (the features of speech), or generates nothing (a robot's actions), has to be wrapped plainly.
     """
     task = task_of_class(type(model).__name__)
     if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not (
-        hasattr(model, "prepare_inputs_for_generation") and "input_ids" in inspect.signature(model.forward).parameters
+        hasattr(model, "prepare_inputs_for_generation")
+        and {"input_ids", "inputs_embeds"} <= inspect.signature(model.forward).parameters.keys()
     ):
         return None
     return None if task is None else TaskType(task)
+
+
+def _adds_within(model: nn.Module, head: tuple[str, ...]) -> bool:
+    """Whether PEFT would save a part of a head a second time: it adds modules of these names by itself."""
+    inner = [name for name, _ in model.named_modules() if name.endswith((".classifier", ".score", ".qa_outputs"))]
+    return any(name.startswith(f"{module}.") for name in inner for module in head)
 
 
 def get_spafit_model(
@@ -83,7 +90,9 @@ def get_spafit_model(
     the_plan = plan(model, chosen)
     check_entrance(model, the_plan)
     task_type = task_type_of(model)
-    lora_kwargs.setdefault("task_type", task_type if chosen.head or task_type not in HEAD_TASKS else None)
+    if task_type in HEAD_TASKS and (not chosen.head or _adds_within(model, the_plan.head)):
+        task_type = None
+    lora_kwargs.setdefault("task_type", task_type)
     wrapped = get_peft_model(model, SpafitConfig.from_plan(the_plan, **lora_kwargs), adapter_name=adapter_name)
 
     def print_trainable_parameters(self: PeftModel) -> None:
