@@ -162,7 +162,7 @@ def portable_obstacle(
 def _misread(config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Module) -> str | None:
     """What plain PEFT, on reading, makes of a module's name that it takes for one of an earlier release's."""
     targets = {*layers, *(config.target_modules if isinstance(config.target_modules, (set, list)) else ())}
-    if isinstance(base, PreTrainedModel):
+    if isinstance(base, PreTrainedModel) and isinstance(base._tied_weights_keys, dict):
         try:
             base.get_input_embeddings()
         except NotImplementedError:
