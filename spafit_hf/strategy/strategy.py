@@ -216,10 +216,7 @@ class Strategy:
             raise ValueError(f"{file}: {error}") from error
 
     def with_lora(self, **settings: Any) -> Strategy:
-        """The same strategy with some LoRA settings replaced in every stratum that has LoRA.
-
-        Args:
-            settings: any of the fields of `LoraSettings`.
+        """The same strategy with some fields of `LoraSettings` replaced in every stratum that has LoRA.
 
         Raises:
             ValueError: for a setting that is none of these, or a value `Stratum` refuses.
