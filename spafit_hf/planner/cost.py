@@ -161,21 +161,16 @@ class CostedPlan(PlanFacts):
     def activation_bytes(self, batch: int = BATCH, seq: int = SEQ, *, element_size: int = 4) -> int:
         """Bytes of activations that one forward pass keeps for its backward pass.
 
-        Args:
-            batch: examples.
-            seq: tokens per example, padding included; in an encoder-decoder for both sides.
-            element_size: bytes per value: 4 in fp32, 2 in bf16.
+        Of `batch` examples with `seq` tokens, padding included (in an encoder-decoder on both sides), in values of
+        `element_size` bytes: 4 in fp32, 2 in bf16.
         """
         check_step(batch, seq)
         return element_size * batch * seq * sum(cost.saved for cost in layer_costs(self, seq, full=self.full))
 
     def flops(self, batch: int = BATCH, seq: int = SEQ, *, cached_prefix: bool = False) -> Flops:
-        """FLOPs of one training step, forward and backward.
+        """FLOPs of one training step, forward and backward; `batch` and `seq` as in `activation_bytes`.
 
-        Args:
-            batch: examples.
-            seq: tokens per example, padding included; in an encoder-decoder for both sides.
-            cached_prefix: the hidden states below the first layer that trains come from a cache and are not computed.
+        With `cached_prefix` the states below the first layer that trains come from a cache and are not computed.
         """
         return self._flops(batch, seq, full=self.full, cached_prefix=cached_prefix)
 

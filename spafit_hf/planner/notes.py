@@ -95,7 +95,8 @@ def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]
                 bare += [
                     f"{name}.{key}" for key, each in module._parameters.items() if each is not None and each.dim() > 1
                 ]
-    apart = (*(layer.path for layer in layers), *architecture.head, *filter(None, [architecture.embeddings]))
+    apart = [*(layer.path for layer in layers), *architecture.head, *architecture.new, *architecture.new_biases]
+    apart += filter(None, [architecture.embeddings])
     outside = [
         name
         for name, module in modules.items()

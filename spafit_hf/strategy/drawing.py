@@ -29,11 +29,7 @@ def mark(lora: bool, bias: bool) -> str:
 
 
 def draw(rows: Iterable[tuple[int, str, str]]) -> list[str]:
-    """The drawing of one stack of layers, line by line.
-
-    Args:
-        rows: for each layer its number, its marks in the order of `ROLES` as one string, and what stands beside it.
-    """
+    """The drawing of one stack: each layer's number, its marks in the order of `ROLES`, and what stands beside it."""
     lines = [f"{'':5}  attention  | feed-forw.", _line("layer", "".join(LETTERS.values()), "")]
     return lines + [_line(str(layer), marks, beside) for layer, marks, beside in rows]
 

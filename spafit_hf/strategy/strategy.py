@@ -19,7 +19,7 @@ from spafit_hf.strategy.reading import field_names, is_int, parse_json, parse_ya
 from spafit_hf.strategy.stratum import LORA_SETTINGS, LoraSettings, Stratum, absolute_range, range_text, span
 from spafit_hf.words import layers_text
 
-_SUFFIXES = (".yaml", ".yml", ".json")
+SUFFIXES = (".yaml", ".yml", ".json")
 MAX_STRATA = 1000
 
 StrategyLike: TypeAlias = "Strategy | Mapping[str, Any] | str | os.PathLike[str]"
@@ -147,8 +147,10 @@ class Strategy:
         return cls(**bounds_fields(n1, n2, kind, LoraSettings(**lora), depth))
 
     @classmethod
-    def coerce(cls, value: StrategyLike) -> Strategy:
+    def coerce(cls, value: StrategyLike, **lora: Any) -> Strategy:
         """A strategy from what a user may have: a `Strategy`, a name, a dict, the path of a file, or JSON text.
+
+        LoRA settings given beside it are a name's, and those that the strata of a dict or file leave open.
 
         Raises:
             ValueError: for anything else, and whatever `from_name`, `from_dict` and `from_file` refuse.
@@ -156,21 +158,21 @@ class Strategy:
         if isinstance(value, Strategy):
             return value
         if isinstance(value, Mapping):
-            return cls.from_dict(value)
+            return cls.from_dict(value, **lora)
         if isinstance(value, str):
             text = value.strip()
             if text.startswith("{"):
-                return cls.from_dict(parse_json(text, "the strategy given as JSON text"))
-            return cls.from_file(text) if text.lower().endswith(_SUFFIXES) else cls.from_name(text)
+                return cls.from_dict(parse_json(text, "the strategy given as JSON text"), **lora)
+            return cls.from_file(text, **lora) if text.lower().endswith(SUFFIXES) else cls.from_name(text, **lora)
         if isinstance(value, os.PathLike):
-            return cls.from_file(value)
+            return cls.from_file(value, **lora)
         raise ValueError(
             f"a strategy is {value!r}; it must be a name such as 'spafit-4-9-II', a Strategy, a dict, or the path of "
             "a YAML or JSON file."
         )
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Strategy:
+    def from_dict(cls, data: Mapping[str, Any], **lora: Any) -> Strategy:
         """Inverse of `to_dict`. `strata` is a list of dicts; {"name": ...} alone means the method of that name.
 
         Raises:
@@ -178,7 +180,7 @@ class Strategy:
         """
         refuse_unknown_keys(data, field_names(cls), "strategy")
         if set(data) == {"name"}:
-            return cls.from_name(data["name"])
+            return cls.from_name(data["name"], **lora)
         fields = dict(data)
         strata = fields.pop("strata", None)
         if strata is None and not fields.get("full"):
@@ -191,17 +193,18 @@ class Strategy:
         strata = tuple(itertools.islice(strata or (), MAX_STRATA + 1))
         if len(strata) > MAX_STRATA:
             raise ValueError(f"strata has more than {MAX_STRATA:,} entries, and no model has so many layers.")
-        return cls(strata=tuple(map(Stratum.from_dict, strata)), **fields)
+        stated = [{**lora, **each} if isinstance(each, Mapping) and each.get("lora") else each for each in strata]
+        return cls(strata=tuple(map(Stratum.from_dict, stated)), **fields)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Strategy:
+    def from_file(cls, path: str | os.PathLike[str], **lora: Any) -> Strategy:
         """Read a strategy from a .yaml, .yml or .json file in the form of `to_dict`.
 
         Raises:
             ValueError: when the file is missing, of another kind, not to be parsed, or holds a wrong strategy.
         """
         file = Path(path)
-        if file.suffix.lower() not in _SUFFIXES:
+        if file.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{file}: a strategy is read from a file that ends in .yaml, .yml or .json.")
         try:
             text = file.read_text(encoding="utf-8")
@@ -210,15 +213,12 @@ class Strategy:
             raise ValueError(f"{file}: the strategy cannot be read ({reason}); check the path.") from error
         data = parse_json(text, str(file)) if file.suffix.lower() == ".json" else parse_yaml(text, str(file))
         try:
-            return cls.from_dict(data)
+            return cls.from_dict(data, **lora)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
     def with_lora(self, **settings: Any) -> Strategy:
-        """The same strategy with some LoRA settings replaced in every stratum that has LoRA.
-
-        Args:
-            settings: any of the fields of `LoraSettings`.
+        """The same strategy with some fields of `LoraSettings` replaced in every stratum that has LoRA.
 
         Raises:
             ValueError: for a setting that is none of these, or a value `Stratum` refuses.
@@ -259,7 +259,7 @@ class Strategy:
             ValueError: for a file name with another ending.
         """
         file = Path(path)
-        if file.suffix.lower() not in _SUFFIXES:
+        if file.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{file}: a strategy is written to a file that ends in .yaml, .yml or .json.")
         if file.suffix.lower() == ".json":
             text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"

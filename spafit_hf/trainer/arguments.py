@@ -8,18 +8,16 @@ trial's value with `type(default)(value)`. -1 says "not set" wherever a number m
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-import yaml
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from spafit_hf.shortcuts.cache import DTYPES
 from spafit_hf.strategy import LORA_SETTINGS, Strategy, StrategyLike
+from spafit_hf.strategy.strategy import SUFFIXES
 from spafit_hf.words import listed
 
 DEFAULT_STRATEGY = "spafit-4-9-II"
@@ -128,21 +126,16 @@ class StrataArguments:
         """
         self._check_fields()
         value = self.strategy if strategy is None else strategy
-        built = Strategy.coerce(value)
-        if isinstance(value, Strategy):
+        settings = {name: getattr(self, "lora_r" if name == "r" else name) for name in LORA_SETTINGS}
+        built = Strategy.coerce(value, **settings)
+        if isinstance(value, Strategy) or self.n1 == NOT_SET:
             return built
-        data = _as_mapping(value)
-        if self.n1 == NOT_SET and self.n2 == NOT_SET:
-            return _with_open_settings(built, data, self._lora_settings())
-        if data is not None:
+        if not isinstance(value, str) or value.strip().startswith("{") or value.lower().endswith(SUFFIXES):
             raise ValueError(
                 f"n1 = {self.n1} and n2 = {self.n2} go with the name of a strategy, and {value!r} states its strata; "
                 "drop n1 and n2, or take strategy='spafit-4-9-II'."
             )
-        return built.with_bounds(self.n1, self.n2).with_lora(**self._lora_settings())
-
-    def _lora_settings(self) -> dict[str, Any]:
-        return {name: getattr(self, "lora_r" if name == "r" else name) for name in LORA_SETTINGS}
+        return built.with_bounds(self.n1, self.n2).with_lora(**settings)
 
     def _check_fields(self) -> None:
         for name, other in (("n1", "n2"), ("n2", "n1")):
@@ -183,30 +176,6 @@ class StrataArguments:
         for name, holds, text in rules:
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; {text}.")
-
-
-def _as_mapping(value: Any) -> Mapping[str, Any] | None:
-    """The strata of a dict, of JSON text or of a file as they were written; None for a name. The value is valid."""
-    if isinstance(value, Mapping):
-        return value
-    text = str(value).strip()
-    if text.startswith("{"):
-        return json.loads(text)
-    if text.lower().endswith((".yaml", ".yml", ".json")):
-        with open(text, encoding="utf-8") as file:
-            return json.load(file) if text.lower().endswith(".json") else yaml.safe_load(file)
-    return None
-
-
-def _with_open_settings(strategy: Strategy, data: Mapping[str, Any] | None, settings: dict[str, Any]) -> Strategy:
-    """`strategy` with the LoRA settings that `data` leaves open taken from `settings`."""
-    if data is None or not data.get("strata"):
-        return strategy.with_lora(**settings)
-    strata = []
-    for stratum, stated in zip(strategy.strata, data["strata"], strict=True):
-        left_open = {key: value for key, value in settings.items() if key not in stated} if stratum.lora else {}
-        strata.append(dataclasses.replace(stratum, **left_open))
-    return dataclasses.replace(strategy, strata=tuple(strata))
 
 
 @dataclass

@@ -66,7 +66,7 @@ def has_untrained_pooler(model: nn.Module, architecture: Architecture) -> bool:
     """
     layers = architecture.stacks[-1].layers
     below = [model.get_submodule(name) for name in layers[-1].modules["output"]] if layers else []
-    poolers = [model.get_submodule(name) for name in architecture.pooler]
+    poolers = [model.get_submodule(name) for name in architecture.pooler if architecture.head]
     return bool(poolers) and all(map(_has_zero_bias, poolers)) and not all(map(_has_zero_bias, below))
 
 

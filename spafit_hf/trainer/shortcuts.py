@@ -46,12 +46,7 @@ def _check_whole(trainer: Trainer, refusal: type[ValueError]) -> None:
 
 
 class PrefixShortCut:
-    """The hidden states of frozen leading layers from a cache.
-
-    Args:
-        trainer: whose model it is.
-        stack: where what undoes `open` goes.
-    """
+    """The hidden states of frozen leading layers from a cache; what undoes `open` goes on the trainer's stack."""
 
     cache: PrefixCache | None = None
     """The cache of the model that trains; None while there is none."""
@@ -207,9 +202,7 @@ class PrefixShortCut:
     def build(self) -> None:
         """Compute and store what the store lacks, where this run will read it; then drop weights where wanted."""
         cache, trainer = self.cache, self.trainer
-        assert cache is not None
-        assert cache.border is not None
-        assert cache.probed is not None
+        assert cache and cache.border and cache.probed  # noqa: PT018
         shown = trainer.args.should_log
         if shown:
             logger.info(
@@ -265,10 +258,7 @@ class PrefixShortCut:
 class FirstTokenShortCut:
     """The last layer for the first token alone, where a first batch shows that this changes nothing.
 
-    Args:
-        trainer: whose model it is.
-        stack: where what undoes it goes.
-        prefix: the trainer's other short cut; `auto` narrows training only beside it.
+    What undoes it goes on the trainer's stack. `auto` narrows training only beside the other short cut, `prefix`.
     """
 
     narrowed: FirstToken | None = None
