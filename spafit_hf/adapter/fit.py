@@ -15,16 +15,8 @@ PEFT_HEADS = ("classifier", "score", "qa_outputs")
 
 
 def check_same_base(trained_on: BaseFacts, plain: nn.Module) -> None:
-    """Refuse another base than the adapter's own, as far as facts are known about that.
-
-    Args:
-        trained_on: facts about the adapter's base. Where they hold a name alone (plain PEFT knows no more), names of
-            repositories are compared.
-        plain: the base, as a `plain_view`.
-
-    Raises:
-        AdapterError: with what differs.
-    """
+    """Refuse another base than the adapter's own. Where a name is all that is known (plain PEFT), repositories' names
+    count."""
     loaded = facts_of_plain(plain)
     difference = trained_on.difference(loaded)
     if difference:
@@ -37,15 +29,7 @@ def check_same_base(trained_on: BaseFacts, plain: nn.Module) -> None:
 
 
 def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
-    """Refuse an adapter whose tensors are not those that the base's modules ask for.
-
-    Args:
-        adapter: what the folder holds.
-        plain: the base, as a `plain_view`.
-
-    Raises:
-        AdapterError: with what does not fit.
-    """
+    """Refuse an adapter whose tensors are not those that the modules of the base, a `plain_view`, ask for."""
     modules = dict(plain.named_modules())
     _check_complete(adapter, plain, modules)
     _check_shapes(adapter, plain, modules)
@@ -53,12 +37,8 @@ def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
 
 
 def head_names(plain: nn.Module) -> set[str]:
-    """Names of modules that an adapter may bring along whole: those of the task head and
-    others that the base's checkpoint did not bring, and no pretrained part.
-
-    Args:
-        plain: the base, as a `plain_view`.
-    """
+    """Modules that an adapter may bring whole: the task head's, others that no checkpoint brought, and no pretrained
+    part."""
     try:
         found = find_architecture(plain)
     except ValueError:  # an architecture that is not described: PEFT's own names of heads remain
@@ -67,12 +47,7 @@ def head_names(plain: nn.Module) -> set[str]:
 
 
 def head_output(plain: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of weight and bias of a head's last layer, whose number of outputs is that of the labels.
-
-    Args:
-        plain: the base, as a `plain_view`.
-        heads: names of the modules of the head.
-    """
+    """Names of weight and bias of a head's last layer, whose number of outputs is that of the labels."""
     below = tuple(f"{head}." for head in heads)
     last: tuple[str, ...] = ()
     for name, module in plain.named_modules():

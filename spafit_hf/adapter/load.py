@@ -104,12 +104,7 @@ def _add(
 
 
 def _fill(model: PeftModel, adapter: VerifiedAdapter, adapter_name: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Write the tensors into the adapter's parameters, as PEFT does, which looks through the whole model for them.
-
-    Raises:
-        AdapterError: if parameters and tensors differ. They cannot after the checks; a silent half would be worse than
-            a stop.
-    """
+    """Write the tensors into the adapter's parameters, as PEFT does, which looks through the whole model for them."""
     places = parameter_places(model.get_base_model(), adapter_name)
     # PEFT gives a head to every adapter for classification: to one that brings none, a copy of the base's.
     own = tuple(f"{KEY_PREFIX}{head}." for head in adapter.head)
@@ -166,11 +161,7 @@ def fetch_adapter(
 def local_folder(
     folder_or_repo: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
 ) -> Path:
-    """An adapter's folder on this machine: the given one, or the download of a repository.
-
-    Raises:
-        AdapterError: if it is neither a folder nor a repository that can be downloaded.
-    """
+    """An adapter's folder on this machine: the given one, or the download of a repository."""
     folder = Path(folder_or_repo)
     if not folder.is_dir():
         return fetch_adapter(str(folder_or_repo), revision=revision, token=token).folder
@@ -283,13 +274,8 @@ def _unnamed_labels(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, Any
 def native_tensors(
     adapter: VerifiedAdapter, plain: nn.Module, stored: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under this package's own names: deltas, whatever the form they were stored in.
-
-    Args:
-        adapter: what the folder holds.
-        plain: the base as a `plain_view`.
-        stored: the tensors as `verify_and_read` gives them.
-    """
+    """Tensors as `verify_and_read` gives them, under this package's own names: deltas, whatever form they were stored
+    in."""
     tensors = {}
     biases = set(adapter.bias_modules)
     for key, name in adapter.tensors.items():

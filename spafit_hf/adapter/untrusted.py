@@ -157,11 +157,7 @@ def _check_strategy(strategy: Any, file: str) -> None:
 
 
 def open_weights(path: Path) -> Any:
-    """`safe_open` with the file's kind, size and header bounded first.
-
-    Raises:
-        AdapterError: if the file is missing, too large, truncated, or no safetensors file.
-    """
+    """`safe_open` with the file's kind, size and header bounded first."""
     size = size_of(path, AdapterError)
     if size is None:
         others = sorted(
@@ -184,11 +180,7 @@ def open_weights(path: Path) -> Any:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a folder's tensors, within bounds.
-
-    Raises:
-        AdapterError: for what `open_weights` refuses, other dtypes, and names and shapes that no module has.
-    """
+    """Names and shapes of a folder's tensors, within bounds."""
     shapes: dict[str, tuple[int, ...]] = {}
     with open_weights(path / WEIGHTS_FILE) as file:
         keys = file.keys()

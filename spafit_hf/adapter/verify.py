@@ -53,11 +53,7 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
 
 
 def check_written(folder: Path, base: nn.Module) -> None:
-    """Put a folder through the checks of loading, against the very model that it was saved from.
-
-    Raises:
-        AdapterError: for whatever `load_adapter` would refuse.
-    """
+    """Put a folder through the checks of loading, against the very model that it was saved from."""
     try:
         verify_and_read(folder, plain_view(base), same_base=True)
     except AdapterError as error:
@@ -67,13 +63,8 @@ def check_written(folder: Path, base: nn.Module) -> None:
 def verify_and_read(
     folder: str | os.PathLike[str], plain: nn.Module | None, *, same_base: bool = False
 ) -> tuple[VerifiedAdapter, dict[str, torch.Tensor]]:
-    """`verify_adapter`, and the tensors that it has read, on the CPU, by name.
-
-    Args:
-        folder: as for `verify_adapter`.
-        plain: the base as a `plain_view`, or none.
-        same_base: it is known to be the adapter's, and its facts are not compared.
-    """
+    """`verify_adapter` and the tensors, on the CPU, by name; with `same_base` facts about the base are not compared.
+    `verify_adapter` and the tensors, on the CPU, by name; with `same_base` facts about the base are not compared."""
     verified = look_at(folder, plain, same_base=same_base)
     return verified, verified.read_tensors()
 

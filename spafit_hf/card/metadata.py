@@ -29,12 +29,8 @@ def pipeline_tag(facts: CardFacts) -> str | None:
 
 
 def card_data(facts: CardFacts, name: str) -> ModelCardData:
-    """The metadata of a card.
-
-    Args:
-        facts: what is known; what is not known is left out, and so is a base or data set that is not on the Hub.
-        name: what the results are filed under: the repository's name.
-    """
+    """The metadata of a card, without what is not known or not on the Hub; results are filed under the repository's
+    name."""
     base = facts.base.id if is_hub_id(facts.base.id) else None
     adapter = facts.kind == "adapter"
     results = [result for score in facts.scores for result in _results(facts, score)]

@@ -215,11 +215,7 @@ class _Push:
                     return self._pushed(commit, ref, message, changed=True)
 
     def _refs(self) -> tuple[str, dict[str, str]]:
-        """The commit to build on, and every ref in which the files may arrive with the commit that it is at.
-
-        Raises:
-            HubError: for a repo that holds the other kind of weights.
-        """
+        """The commit to build on, and every ref in which the files may arrive with the commit that it is at."""
         info = self._patiently(lambda: self.api.model_info(self.repo_id, revision=self.revision))
         there = {file.rfilename for file in info.siblings or []}
         for name in self.foes:

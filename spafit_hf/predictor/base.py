@@ -100,11 +100,8 @@ def _check_model(model: nn.Module) -> None:
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    """Tokens per text: what is asked for, or what the base and its tokenizer allow, up to `MAX_LENGTH`.
-
-    Raises:
-        ValueError: for a limit within which a pair has no place: tokenizers would cut nothing then, or everything.
-    """
+    """Tokens per text: what is asked for, or what base and tokenizer allow up to `MAX_LENGTH`; a ValueError for too
+    few."""
     most: Any = tokenizer.model_max_length  # from a file, and of any type
     if isinstance(most, bool) or not isinstance(most, (int, float)) or not most >= 1:
         raise ValueError(

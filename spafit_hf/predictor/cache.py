@@ -58,11 +58,7 @@ class AdapterCache:
         return sum(entry.facts.memory_bytes for entry in self._loaded)
 
     def get(self, entry: Entry) -> LoadedAdapter:
-        """An entry's tensors, read from its folder where they are not loaded.
-
-        Raises:
-            AdapterError: if the folder is gone or has changed.
-        """
+        """An entry's tensors, read from its folder where they are not loaded."""
         if entry in self._loaded:
             self._loaded.move_to_end(entry)
             return self._loaded[entry]

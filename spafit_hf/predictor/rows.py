@@ -53,12 +53,7 @@ class Span:
 
 
 class RowForward:
-    """Forward passes of one model. Not for two threads at a time.
-
-    Args:
-        model: for sequence classification, plain, in eval mode.
-        architecture: of the model.
-    """
+    """Forward passes of one plain model for sequence classification in eval mode. Not for two threads at a time."""
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
         self.model = model
