@@ -46,7 +46,6 @@ def card_data(facts: CardFacts, name: str) -> ModelCardData:
         datasets=[facts.data.id] if is_hub_id(facts.data.id) and facts.data.id else None,
         metrics=list(dict.fromkeys(METRIC_IDS.get(key, key) for score in facts.scores for key in _kept(score)))
         or None,
-        **({"co2_eq_emissions": emissions} if (emissions := _emissions(facts)) else {}),  # type: ignore[arg-type]
         **({"widget": widget} if (widget := _widget(facts)) else {}),  # type: ignore[arg-type]
         model_name=name if results else None,
         eval_results=results or None,
@@ -96,22 +95,6 @@ def _results(facts: CardFacts, score: Score) -> list[EvalResult]:
         )
         for name in _kept(score)
     ]
-
-
-def _emissions(facts: CardFacts) -> dict[str, object] | None:
-    cost = facts.cost
-    if cost.emissions_grams is None:
-        return None
-    known = {
-        "emissions": round(cost.emissions_grams, 4),
-        "energy_consumed": cost.energy_kwh,
-        "source": cost.emissions_source,
-        "training_type": "fine-tuning",
-        "hardware_used": cost.hardware,
-        "on_cloud": cost.on_cloud,
-        "hours_used": round(cost.seconds / 3600, 3) if cost.seconds is not None else None,
-    }
-    return {key: value for key, value in known.items() if value is not None}
 
 
 def _widget(facts: CardFacts) -> list[dict[str, str]] | None:

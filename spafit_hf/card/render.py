@@ -259,10 +259,6 @@ def _training(facts: CardFacts) -> str:
         on = f" on {plain(cost.hardware)}" if cost.hardware else ""
         many = f", {cost.processes} processes" if cost.processes and cost.processes > 1 else ""
         lines.append(f"{time}{on}{many}.")
-    if cost.emissions_grams is not None:
-        energy = f", {cost.energy_kwh:.3g} kWh" if cost.energy_kwh is not None else ""
-        source = f", measured by {plain(cost.emissions_source)}" if cost.emissions_source else ""
-        lines.append(f"Emissions: {cost.emissions_grams:.3g} g CO2eq{energy}{source}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
