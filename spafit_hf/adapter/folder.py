@@ -99,11 +99,8 @@ class Sidecar:
 
     @classmethod
     def from_dict(cls, data: Any) -> Sidecar:
-        """Inverse of `to_json`, parsed.
-
-        Raises:
-            AdapterError: for a sidecar of another format, or with fields missing, unknown or of the wrong type.
-        """
+        """Inverse of `to_json`, parsed; an AdapterError for another format, and for fields that are not of the right
+        type."""
         if not isinstance(data, dict) or data.get("format") != SIDECAR_FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise AdapterError(

@@ -141,17 +141,8 @@ def parameter_places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str
 def fetch_adapter(
     repo_id: str, *, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
 ) -> Pulled:
-    """Download an adapter's files into the Hub's cache, unless they are there; see `spafit_hf.hub.pull_adapter`.
-
-    Args:
-        repo_id: "user/name".
-        revision: branch, tag or commit; the default branch where it is None.
-        token: for a private repository; by default the stored one.
-        cache_dir: by default the Hub's own cache.
-
-    Raises:
-        AdapterError: if the repository, revision or a file is missing, not accessible, or too large.
-    """
+    """Download an adapter's files into the Hub's cache, as `spafit_hf.hub.pull_adapter` does; an AdapterError where it
+    cannot."""
     try:
         return pull_adapter(repo_id, revision=revision, token=token, cache_dir=cache_dir)
     except HubError as error:
@@ -176,9 +167,6 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
     Args:
         base: Hub id or folder; None for the one that the adapter names, at the revision it names.
         folder: the adapter.
-
-    Raises:
-        AdapterError: if the adapter names no base or no task, or the base cannot be loaded.
     """
     adapter = look_at(folder)
     name = os.fspath(base) if base is not None else adapter.base.name_or_path

@@ -62,16 +62,13 @@ def base_tokenizer(name: str, **where: Any) -> PreTrainedTokenizerBase | None:
 def tokenizer_of(
     folder: Path, known: Sequence[PreTrainedTokenizerBase], *, own: bool
 ) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer that texts for an adapter go through.
+    """The tokenizer that texts for an adapter go through, and in what the folder's differs from it ("" in nothing).
 
     Args:
         folder: the adapter's.
         known: tokenizers in use, the base's first if it has one. One of them is returned where the folder's does the
             same, so that a text is tokenized once for all adapters.
         own: whether the folder's is wanted where it does something else; where none is known it is.
-
-    Returns:
-        The tokenizer, None where neither has one; and in what the folder's differs from it, "" where in nothing.
 
     Raises:
         AdapterError: for a tokenizer that is wanted and cannot be read or is not admitted.

@@ -43,9 +43,6 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
         base: the plain model that the adapter is to go on, already or not yet wrapped by other adapters (the model
             itself, not the `PeftModel`). Without it, what needs a base is not checked.
 
-    Returns:
-        What the folder holds.
-
     Raises:
         AdapterError: with the reason, for whatever is missing, superfluous, malformed, not finite, or of another base.
     """

@@ -49,7 +49,6 @@ class Base:
     license: str | None = None
     model_type: str | None = None
     model_class: str | None = None
-    """Such as "BertForSequenceClassification"."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class Data:
     glue: str | None = None
     """Name of the GLUE task, if it is one: the paper's scores belong to it."""
     columns: tuple[str, ...] = ()
-    """The text columns."""
     train_split: str | None = None
     train_rows: int | None = None
     turned_rows: int | None = None
@@ -121,17 +119,12 @@ class Cost:
 
     seconds: float | None = None
     hardware: str | None = None
-    """Such as "1 x NVIDIA H200" or "AMD EPYC, 2 cores"."""
     processes: int | None = None
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything a card says. Build it by hand, or with `facts_of_folder`, or let the trainer do it.
-
-    Raises:
-        CardError: for a `kind` other than "adapter" and "model", and for a command that would break the card.
-    """
+    """Everything a card says. Build it by hand, or with `facts_of_folder`, or let the trainer do it."""
 
     method: str
     """Strategy's name, such as "spafit-4-9-II"."""
@@ -217,11 +210,8 @@ class CardFacts:
 
     @classmethod
     def from_json(cls, text: str) -> CardFacts:
-        """Inverse of `to_json`.
-
-        Raises:
-            CardError: if it is no JSON, of another format, or has a field that is unknown or of the wrong type.
-        """
+        """Inverse of `to_json`; a CardError for no JSON, another format, and a field that is unknown or of the wrong
+        type."""
         return cls.from_data(parse_json(text.encode("utf-8", "surrogatepass"), FACTS_FILE, FACTS_BOUNDS, CardError))
 
     @classmethod

@@ -48,14 +48,11 @@ SHOWN_LABELS = 20
 
 
 def render_card(facts: CardFacts, *, own: str = "") -> str:
-    """The text of a card.
+    """The text of a card: Markdown with YAML at its top, as `huggingface_hub.ModelCard` reads it.
 
     Args:
         facts: what is known. What is unknown leaves no trace.
         own: what stands in the user's own section (`own_section` of the card before).
-
-    Returns:
-        Markdown with YAML at its top, as `huggingface_hub.ModelCard` reads it.
 
     Raises:
         CardError: if what comes out is no card that can be parsed.

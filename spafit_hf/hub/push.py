@@ -94,9 +94,6 @@ def push_adapter(
         also: names of further files in the folder to push, such as LICENSE.
         patience: how long to try when the Hub does not answer; six tries over half a minute by default.
 
-    Returns:
-        Where the files are now.
-
     Raises:
         HubError: with one sentence on what to do. What is in the folder is untouched in any case.
     """
@@ -125,10 +122,6 @@ def push_adapter(
 
 def full_repo_id(repo_id: str, *, token: str | None = None, patience: Patience | None = None) -> str:
     """The repo that `push_adapter` pushes to, as "user/name"; for a name alone, the Hub is asked whose token it is.
-
-    Args:
-        repo_id: "user/name", or "name" in the user's own namespace.
-        token, patience: as for `push_adapter`.
 
     Raises:
         HubError: if the Hub does not say whose token it is, or there is none; with what to do.

@@ -117,11 +117,7 @@ class SpafitPredictor:
         return self._base.model
 
     def facts(self, name: str) -> AdapterFacts:
-        """What is known of an adapter.
-
-        Raises:
-            ValueError: for an unknown name.
-        """
+        """What is known of an adapter."""
         return _known(self._entries, name).facts
 
     def fitting(self, text: Text) -> tuple[str, ...]:
@@ -143,15 +139,10 @@ class SpafitPredictor:
         program: it has to be of plain parts, and is tried within limits in a process of its own before it is used.
 
         Args:
-            folder_or_repo: a folder, or the id of a repository on the Hub.
+            folder_or_repo, revision, token: as in `load_adapter`; the token is the predictor's, if none is given.
             name: what it is called from now on.
-            revision: branch, tag or commit of the repository.
-            token: for a private repository, if not the predictor's.
             own_tokenizer: whether texts go through a tokenizer that comes along and differs from the base's. None: of
                 a folder here they do, of a repository not; a warning says so. On a base without one they do.
-
-        Returns:
-            What is known of it.
 
         Raises:
             AdapterError: for a folder that does not fit the base or cannot be trusted.
@@ -186,11 +177,7 @@ class SpafitPredictor:
         return entry.facts
 
     def remove(self, name: str) -> None:
-        """Remove an adapter. Requests that began before still get their answers; then its memory is free.
-
-        Raises:
-            ValueError: for an unknown name.
-        """
+        """Remove an adapter. Requests that began before still get their answers; then its memory is free."""
         with self._lock:
             entry = _known(self._entries, name)
             entry.removed = True
@@ -200,14 +187,11 @@ class SpafitPredictor:
     # ---- answers ----
 
     def predict(self, texts: Sequence[Text], adapter: str | Sequence[str] | None = None) -> list[Prediction]:
-        """Ask adapters about texts, an adapter per row.
+        """Ask adapters about texts, an adapter per row; a prediction for each, in their order.
 
         Args:
             texts: a text is a string, or a tuple of two.
             adapter: a name for all rows, or a name for each. None where there is only one adapter.
-
-        Returns:
-            A prediction for each text, in their order.
 
         Raises:
             ValueError: for an empty text, an unknown adapter, a pair for an adapter of single texts or the reverse,
@@ -226,7 +210,7 @@ class SpafitPredictor:
         return self._answer(checked, entries)
 
     def predict_all(self, text: Text, adapters: Iterable[str] | None = None) -> dict[str, Prediction]:
-        """Ask every adapter about one text, in one pass.
+        """Ask every adapter about one text, in one pass: name -> prediction.
 
         Adapters trained on pairs answer to a single text too, and the reverse, for what that is worth;
         `adapters=predictor.fitting(text)` asks those that were trained on such texts.
@@ -234,12 +218,6 @@ class SpafitPredictor:
         Args:
             text: a string, or a tuple of two.
             adapters: names; None for all.
-
-        Returns:
-            Name -> prediction.
-
-        Raises:
-            ValueError: for an empty text, an unknown adapter, and a predictor without adapters.
         """
         checked = check_text(text)
         known = self._entries

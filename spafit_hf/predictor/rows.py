@@ -77,7 +77,7 @@ class RowForward:
         border: int = 0,
         narrowed: FirstToken | None = None,
     ) -> torch.Tensor:
-        """One pass.
+        """One pass: (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
 
         Args:
             texts: those inputs of the texts that the model takes, (texts, tokens) each.
@@ -85,9 +85,6 @@ class RowForward:
             spans: adapters of the rows, in order, covering all rows.
             border: layers that run once per text; no adapter of the rows may change one of them.
             narrowed: the last layer, to compute it for the first token alone.
-
-        Returns:
-            (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
 
         Raises:
             NotByRow: if the model does not allow several adapters at once, or the border.
