@@ -23,9 +23,7 @@ def check_same_base(trained_on: BaseFacts, plain: nn.Module) -> None:
         raise AdapterError(f"the adapter does not belong to this base ({loaded.name_or_path}): {difference}.")
     names = trained_on.name_or_path, loaded.name_or_path
     if not trained_on.vectors and names[0] != names[1] and all(name and is_remote(name) for name in names):
-        raise AdapterError(
-            f"the adapter was trained on {names[0]}, the loaded base is {names[1]}. Load the adapter's own base."
-        )
+        raise AdapterError(f"the adapter was trained on {names[0]}, the loaded base is {names[1]}; load the first.")
 
 
 def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
@@ -89,9 +87,7 @@ def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str,
 
 def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if not is_linear(module) and not (takes_delta(module) and part in ("bias", "lora_delta")):
-        raise AdapterError(
-            f"the adapter has {part} for a {type(module).__name__}; allowed are dense modules and norms."
-        )
+        raise AdapterError(f"it has {part} for a {type(module).__name__}; allowed are dense modules and norms.")
     weight = module.get_parameter("weight")
     if not is_linear(module):
         return tuple(weight.shape)
@@ -124,9 +120,7 @@ def _check_heads(adapter: VerifiedAdapter, plain: nn.Module) -> None:
         output = [name for name in head_output(plain, adapter.head) if name in expected]
         rows = (*found[output[0]], 0)[0] if output else base_labels["num_labels"]
         if adapter.labels is not None and adapter.labels["num_labels"] != rows:
-            raise AdapterError(
-                f"the labels name {adapter.labels['num_labels']} outputs, but the head has {rows}; they must agree."
-            )
+            raise AdapterError(f"the labels name {adapter.labels['num_labels']} outputs, but the head has {rows}.")
         expected.update({name: (rows, *expected[name][1:]) for name in output})
     for name, shape in found.items():
         if shape != expected[name]:

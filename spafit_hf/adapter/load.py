@@ -171,9 +171,7 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
     adapter = look_at(folder)
     name = os.fspath(base) if base is not None else adapter.base.name_or_path
     if name is None:
-        raise AdapterError(
-            f"{folder} does not name its base; give one: load_adapter('google-bert/bert-base-cased', ...)."
-        )
+        raise AdapterError(f"{folder} does not name its base; give one: load_adapter('user/bert-base', ...).")
     revision = adapter.base.revision if name == adapter.base.name_or_path and not os.path.isdir(name) else None
     if adapter.task_type not in AUTO_CLASSES:
         raise AdapterError(

@@ -156,9 +156,6 @@ def _without_defaults(value: Any) -> Any:
     return [_without_defaults(each) for each in value] if isinstance(value, list) else value
 
 
-# ---- what a stranger's tokenizer may do ----
-
-
 def _parts(rules: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The parts of a tokenizer, those of sequences one by one."""
     for place in ("normalizer", "pre_tokenizer", "model", "post_processor"):

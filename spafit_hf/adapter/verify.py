@@ -244,9 +244,7 @@ def _check_announced(config: dict[str, Any], modules: set[str]) -> None:
             raise AdapterError(f"{WEIGHTS_FILE} holds LoRA for {module}, which {CONFIG_FILE} does not target.")
         met |= meant
     if missing := sorted(targets - met):
-        raise AdapterError(
-            f"{CONFIG_FILE} targets {missing[0]}, for which {WEIGHTS_FILE} holds no LoRA: it is incomplete."
-        )
+        raise AdapterError(f"{CONFIG_FILE} targets {missing[0]}, for which {WEIGHTS_FILE} holds no LoRA: it is cut.")
 
 
 def _targets(config: dict[str, Any]) -> frozenset[str]:
@@ -273,9 +271,7 @@ def _settings_of(config: dict[str, Any]) -> Callable[[str, tuple[int, ...], tupl
     def settings(module: str, a: tuple[int, ...], b: tuple[int, ...]) -> LoraSettings:
         r, more = rank(module), others(module)
         if len(a) != 2 or len(b) != 2 or a[0] != r or b[1] != r:
-            raise AdapterError(
-                f"{module}: LoRA A is {list(a)} and LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}."
-            )
+            raise AdapterError(f"{module}: LoRA A is {list(a)}, LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}.")
         return LoraSettings(
             r=r,
             lora_alpha=alpha(module),

@@ -179,9 +179,7 @@ def _config_of(model: PeftModel, adapter_name: str) -> SpafitConfig:
             f"init_lora_weights={config.init_lora_weights!r} has changed the base's weights; save it as PEFT does: "
             "PeftModel.save_pretrained(model, folder, path_initial_model_for_weight_conversion=...)."
         )
-    merged = sorted(
-        {name for layer in model.modules() if isinstance(layer, DeltaLayer) for name in layer.merged_adapters}
-    )
+    merged = sorted({name for _, layer in _named_delta_layers(model) for name in layer.merged_adapters})
     if merged:
         raise AdapterError(f"{merged} are merged into the base; call model.unmerge_adapter() before saving.")
     return config

@@ -224,9 +224,6 @@ class CardFacts:
         return Fields(CardError, MOST).read(cls, fields, "facts")
 
 
-# -- between dataclasses and JSON -------------------------------------------------------------------------------------
-
-
 def _known(value: Any) -> Any:
     """Without what is None, empty, False or not a number: what is unknown is not written."""
     if dataclasses.is_dataclass(value):

@@ -83,9 +83,6 @@ def is_generated(card: str) -> bool:
     return GENERATED in card or not card.strip() or any(mark in card for mark in PLACEHOLDERS)
 
 
-# -- what the template asks for ---------------------------------------------------------------------------------------
-
-
 def _context(facts: CardFacts, own: str) -> dict[str, Any]:
     title = facts.title or _title(facts)
     name = (facts.repo_id or title).split("/")[-1]
@@ -233,9 +230,6 @@ def _sizes(facts: CardFacts) -> str:
         ranked = listing([f"r = {r}" + (f", alpha = {alpha:g}" if alpha is not None else "") for r, alpha in ranks])
         parts.append(f"LoRA: {ranked}.")
     return "\n\n".join(parts)
-
-
-# -- training ---------------------------------------------------------------------------------------------------------
 
 
 def _training(facts: CardFacts) -> str:

@@ -71,6 +71,4 @@ def explained(error: BaseException) -> str:
         return f"the disk is full: {sentence(error)}. Free some space, and run the command again."
     if isinstance(error, (ValueError, OSError)):
         return sentence(error)
-    return (
-        f"{type(error).__name__}: {sentence(error)}. This was not foreseen; SPAFIT_TRACEBACK=1 shows where it is from."
-    )
+    return f"{type(error).__name__}: {sentence(error)}. This was not foreseen; SPAFIT_TRACEBACK=1 shows its origin."

@@ -20,9 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for parser, run in ((merging, merge), (exporting, export)):
         parser.add_argument("folder", metavar="FOLDER", help="adapter folder or repository")
         parser.add_argument("output", metavar="OUTPUT", help="folder to write; it must not exist or be empty")
-        parser.add_argument(
-            "--base", help="the base, if not the one that the adapter names; embedded for the one from PyPI"
-        )
+        parser.add_argument("--base", help="the base, if not the one that the adapter names; or embedded")
         parser.set_defaults(run=run)
     words = "peft: plain PEFT reads it; native: the deltas as they are"
     exporting.add_argument("--to", choices=("peft", "native"), required=True, help=words)

@@ -98,8 +98,6 @@ class SpafitPredictor:
         self._entries: dict[str, Entry] = {}
         self._lock = threading.RLock()
 
-    # ---- adapters ----
-
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the adapters, in the order in which they were added."""
@@ -184,8 +182,6 @@ class SpafitPredictor:
             self._entries = {other: kept for other, kept in self._entries.items() if other != name}
             self._cache.drop(entry)
 
-    # ---- answers ----
-
     def predict(self, texts: Sequence[Text], adapter: str | Sequence[str] | None = None) -> list[Prediction]:
         """Ask adapters about texts, an adapter per row; a prediction for each, in their order.
 
@@ -226,8 +222,6 @@ class SpafitPredictor:
         names = [adapters] if isinstance(adapters, str) else known if adapters is None else adapters
         entries = [_known(known, name) for name in dict.fromkeys(names)]
         return {answer.adapter: answer for answer in self._answer([checked] * len(entries), entries)}
-
-    # ---- inside ----
 
     def _answer(self, texts: list[Text], entries: list[Entry]) -> list[Prediction]:
         answers: dict[int, Prediction] = {}
@@ -294,9 +288,7 @@ class SpafitPredictor:
     def _reread(self, entry: Entry) -> LoadedAdapter:
         facts, adapter = self._read(entry.facts.name, entry.facts.source, entry.folder)
         if replace(facts, tokenizer=entry.facts.tokenizer) != entry.facts or stamp_of(entry.folder) != entry.stamp:
-            raise AdapterError(
-                f"{entry.folder} has changed since it was added; remove {facts.name!r} and add it again."
-            )
+            raise AdapterError(f"{entry.folder} has changed since it was added; remove {facts.name!r} and add it.")
         return adapter
 
     def _tokenizers(self) -> list[PreTrainedTokenizerBase]:
@@ -360,9 +352,7 @@ class SpafitPredictor:
         if isinstance(adapter, str):
             return [_known(known, adapter)] * rows
         if len(adapter) != rows:
-            raise ValueError(
-                f"there are {rows} texts and {len(adapter)} adapter names; give one name, or one per text."
-            )
+            raise ValueError(f"there are {rows} texts and {len(adapter)} adapter names; give one, or one per text.")
         return [_known(known, name) for name in adapter]
 
 

@@ -146,9 +146,7 @@ class Serving:
 
     def _leave(self, name: str, what: str) -> None:
         setattr(self, name, False)
-        logger.warning(
-            "%s does not allow for %s; they are computed one after the other.", type(self.model).__name__, what
-        )
+        logger.warning("%s does not allow for %s; they are computed one by one.", type(self.model).__name__, what)
 
     def _unlike(self, expected: Sequence[torch.Tensor], batches: list[list[Row]], **way: Any) -> str:
         """Why batches that go a way do not give what is expected; "" where they do."""
