@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
-from dataclasses import dataclass
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +122,65 @@ def _check_text(text: str, name: str, bounds: Bounds, error: type[SpafitError]) 
             text.encode()
         except UnicodeEncodeError as failure:  # JSON can write half of a pair, which no output can
             raise error(f"{name} holds a text that is no valid Unicode, {text[:20]!r}.") from failure
+
+
+_hints = cache(typing.get_type_hints)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Reads dataclasses from JSON types: each field is checked against its annotation."""
+
+    error: type[SpafitError]
+    most: Mapping[str, int] = field(default_factory=dict)
+    """Entries of a field that is a list or object."""
+    most_others: int = 10_000
+    complete: bool = False
+    """Whether every field must be there, those with a default too."""
+
+    def read(self, kind: Any, data: Any, where: str) -> Any:
+        """An instance of `kind`.
+
+        Raises:
+            error: for a field that is missing, unknown, or of another type; it is called `where`.
+        """
+        if not isinstance(data, dict):
+            raise self.error(f"{where} is a {type(data).__name__}; expected is an object.")
+        hints = _hints(kind)
+        for name in data:
+            if name not in hints:
+                raise self.error(f"{where} has the unknown field {name!r}; allowed are {', '.join(sorted(hints))}.")
+        for each in fields(kind):
+            if each.name not in data and (self.complete or each.default is each.default_factory is MISSING):
+                raise self.error(f"{where} lacks {each.name!r}.")
+        return kind(**{name: self._value(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+    def _value(self, hint: Any, value: Any, where: str) -> Any:
+        if is_dataclass(hint) and isinstance(hint, type):
+            return self.read(hint, value, where)
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if origin in (types.UnionType, typing.Union):
+            return None if value is None else self._value(arguments[0], value, where)
+        if origin in (tuple, dict):
+            if not isinstance(value, list if origin is tuple else dict):
+                expected = "a list" if origin is tuple else "an object"
+                raise self.error(f"{where} is a {type(value).__name__}; expected is {expected}.")
+            if len(value) > (most := self.most.get(where.rpartition(".")[2], self.most_others)):
+                raise self.error(f"{where} has {len(value):,} entries; at most {most:,} are read.")
+            if origin is tuple:
+                return tuple(self._value(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(value))
+            items = dict(value).items()
+            return (
+                dict(items)
+                if arguments[1] is Any
+                else {key: self._value(arguments[1], each, f"{where}.{key}") for key, each in items}
+            )
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        wrong = not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
+        if wrong or (hint is float and not math.isfinite(value)):
+            raise self.error(f"{where} is {value!r:.80}; expected is a {hint.__name__}.")
+        return value
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -275,21 +275,6 @@ def test_an_adapter_that_another_one_started_says_so() -> None:
     assert r"It started with the LoRA and the bias deltas of another adapter, ann/bert-mnli\_\*x\*." in text
 
 
-def test_emissions_only_if_measured() -> None:
-    assert "co2" not in render_card(facts()).lower()
-    cost = Cost(seconds=3600, emissions_grams=12.34, energy_kwh=0.05, emissions_source="codecarbon", on_cloud=False)
-    card = check(render_card(facts(cost=cost)))
-    assert card.data.to_dict()["co2_eq_emissions"] == {
-        "emissions": 12.34,
-        "energy_consumed": 0.05,
-        "source": "codecarbon",
-        "training_type": "fine-tuning",
-        "on_cloud": False,
-        "hours_used": 1.0,
-    }
-    assert "12.3 g CO2eq, 0.05 kWh, measured by codecarbon" in card.text
-
-
 def test_strangers_words_stay_words() -> None:
     nasty = ("a|b", "<script>alert(1)</script>", "*x*\n# y", "`tick`", 'quote"\\', "```\nend")
     card = check(render_card(facts(labels=nasty, title="<img src=x>", data=Data(name="[x](javascript:1)"), steps=())))
@@ -387,7 +372,7 @@ def test_words_of_a_stranger_are_neither_html_nor_links(changes: dict[str, Any],
 
 
 def test_facts_survive_their_file() -> None:
-    given = facts(cost=Cost(seconds=1.5, on_cloud=True), examples=(("a", "b"),), language=("en", "de"))
+    given = facts(cost=Cost(seconds=1.5), examples=(("a", "b"),), language=("en", "de"))
     assert CardFacts.from_json(given.to_json()) == given
     assert CardFacts.from_json(CardFacts(method="bitfit").to_json()) == CardFacts(method="bitfit")
     assert given.to_json() == CardFacts.from_json(given.to_json()).to_json()

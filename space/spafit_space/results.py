@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from spafit_hf.adapter import AdapterError
-from spafit_hf.adapter.folder import read_json
 from spafit_hf.card import CardFacts
-from spafit_hf.card.facts import CardError
+from spafit_hf.card.facts import FACTS_BOUNDS, CardError
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
+from spafit_hf.files import read_json, size_of
 
 RUN_FILE = "results.json"
 """Written by `spafit train`."""
 FACTS_FILE = "spafit_results.json"
 """The card's facts, which also travel to the Hub."""
-MAX_BYTES = 8 * 2**20
 LARGEST = 10**15
 """Of what a file may count or measure; it may name numbers that no float holds, and infinity."""
 
@@ -61,14 +60,15 @@ def read_result(folder: Path) -> Result | None:
     Raises:
         AdapterError: for one that is there and cannot be read.
     """
-    if (folder / RUN_FILE).is_file():
-        return _from_run(read_json(folder / RUN_FILE, MAX_BYTES))
-    if (folder / FACTS_FILE).is_file():
-        try:
-            return _from_facts(CardFacts.from_json((folder / FACTS_FILE).read_text(encoding="utf-8")))
-        except (CardError, OSError, UnicodeDecodeError) as error:
-            raise AdapterError(f"{FACTS_FILE} cannot be read: {error}") from error
-    return None
+    if size_of(folder / RUN_FILE, AdapterError) is not None:
+        return _from_run(read_json(folder / RUN_FILE, FACTS_BOUNDS, AdapterError))
+    if size_of(folder / FACTS_FILE, AdapterError) is None:
+        return None
+    data = read_json(folder / FACTS_FILE, FACTS_BOUNDS, AdapterError)
+    try:
+        return _from_facts(CardFacts.from_data(data))
+    except CardError as error:
+        raise AdapterError(f"{FACTS_FILE} cannot be read: {error}") from error
 
 
 def paper_score(task: str | None, method: str | None) -> float | None:

@@ -25,7 +25,7 @@ from spafit_hf.names import resolve_base
 def merge_adapter(
     base: nn.Module | str | os.PathLike[str] | None, folder: str | os.PathLike[str], output: str | os.PathLike[str]
 ) -> PreTrainedModel:
-    """Write a plain transformers folder: base, adapter and head in one, which loads without PEFT.
+    """Write a plain transformers folder: base, adapter and head in one, which loads without PEFT; the merged model.
 
     The head has the adapter's number of outputs and label names, and a tokenizer in the adapter's folder or the base's
     goes along, so that `pipeline(output)` works.
@@ -35,9 +35,6 @@ def merge_adapter(
         folder: the adapter's folder or repository.
         output: the folder to write. It must not exist or be empty.
 
-    Returns:
-        The merged model.
-
     Raises:
         AdapterError: if the adapter cannot be loaded, or the output folder is not empty.
         ValueError: if a delta meets a module without a bias, which a saved model could not hold.
@@ -45,8 +42,11 @@ def merge_adapter(
     target = _empty(output)
     _check_plain(base)
     place = local_folder(folder)
-    # A model that was given stays as it is.
-    model = load_adapter(_copied(base) if isinstance(base, nn.Module) else base, place)
+    used = base
+    if isinstance(base, nn.Module):  # it stays as it is
+        used = copy.deepcopy(base)
+        copy_marks(base, used)
+    model = load_adapter(used, place)
     name_or_path = model.peft_config["default"].base_model_name_or_path
     merged: Any = model.merge_and_unload(safe_merge=True)
     merged.config._name_or_path = name_or_path or ""
@@ -64,13 +64,7 @@ def export_adapter(
 ) -> str:
     """Write the same adapter in another form: "peft" (plain PEFT reads it) or "native" (the deltas as they are).
 
-    Arguments as in `merge_adapter`; the forms as in `save_adapter`.
-
-    Returns:
-        The form written: "absolute", "lora-bias", "mixed" or "native".
-
-    Raises:
-        AdapterError: if the adapter cannot be loaded, or not be held by the form.
+    Arguments as in `merge_adapter`, what is returned and raised as in `save_adapter`.
     """
     target = _empty(output)
     _check_plain(base)
@@ -84,12 +78,6 @@ def export_adapter(
     with writing(target):
         _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else base, target)
     return written
-
-
-def _copied(base: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(base)
-    copy_marks(base, copied)
-    return copied
 
 
 def _check_plain(base: object) -> None:

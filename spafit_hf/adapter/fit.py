@@ -15,37 +15,19 @@ PEFT_HEADS = ("classifier", "score", "qa_outputs")
 
 
 def check_same_base(trained_on: BaseFacts, plain: nn.Module) -> None:
-    """Refuse another base than the adapter's own, as far as facts are known about that.
-
-    Args:
-        trained_on: facts about the adapter's base. Where they hold a name alone (plain PEFT knows no more), names of
-            repositories are compared.
-        plain: the base, as a `plain_view`.
-
-    Raises:
-        AdapterError: with what differs.
-    """
+    """Refuse another base than the adapter's own. Where a name is all that is known (plain PEFT), repositories' names
+    count."""
     loaded = facts_of_plain(plain)
     difference = trained_on.difference(loaded)
     if difference:
         raise AdapterError(f"the adapter does not belong to this base ({loaded.name_or_path}): {difference}.")
     names = trained_on.name_or_path, loaded.name_or_path
     if not trained_on.vectors and names[0] != names[1] and all(name and is_remote(name) for name in names):
-        raise AdapterError(
-            f"the adapter was trained on {names[0]}, the loaded base is {names[1]}. Load the adapter's own base."
-        )
+        raise AdapterError(f"the adapter was trained on {names[0]}, the loaded base is {names[1]}; load the first.")
 
 
 def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
-    """Refuse an adapter whose tensors are not those that the base's modules ask for.
-
-    Args:
-        adapter: what the folder holds.
-        plain: the base, as a `plain_view`.
-
-    Raises:
-        AdapterError: with what does not fit.
-    """
+    """Refuse an adapter whose tensors are not those that the modules of the base, a `plain_view`, ask for."""
     modules = dict(plain.named_modules())
     _check_complete(adapter, plain, modules)
     _check_shapes(adapter, plain, modules)
@@ -53,12 +35,8 @@ def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
 
 
 def head_names(plain: nn.Module) -> set[str]:
-    """Names of modules that an adapter may bring along whole: those of the task head and
-    others that the base's checkpoint did not bring, and no pretrained part.
-
-    Args:
-        plain: the base, as a `plain_view`.
-    """
+    """Modules that an adapter may bring whole: the task head's, others that no checkpoint brought, and no pretrained
+    part."""
     try:
         found = find_architecture(plain)
     except ValueError:  # an architecture that is not described: PEFT's own names of heads remain
@@ -67,12 +45,7 @@ def head_names(plain: nn.Module) -> set[str]:
 
 
 def head_output(plain: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of weight and bias of a head's last layer, whose number of outputs is that of the labels.
-
-    Args:
-        plain: the base, as a `plain_view`.
-        heads: names of the modules of the head.
-    """
+    """Names of weight and bias of a head's last layer, whose number of outputs is that of the labels."""
     below = tuple(f"{head}." for head in heads)
     last: tuple[str, ...] = ()
     for name, module in plain.named_modules():
@@ -114,9 +87,7 @@ def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str,
 
 def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if not is_linear(module) and not (takes_delta(module) and part in ("bias", "lora_delta")):
-        raise AdapterError(
-            f"the adapter has {part} for a {type(module).__name__}; allowed are dense modules and norms."
-        )
+        raise AdapterError(f"it has {part} for a {type(module).__name__}; allowed are dense modules and norms.")
     weight = module.get_parameter("weight")
     if not is_linear(module):
         return tuple(weight.shape)
@@ -149,9 +120,7 @@ def _check_heads(adapter: VerifiedAdapter, plain: nn.Module) -> None:
         output = [name for name in head_output(plain, adapter.head) if name in expected]
         rows = (*found[output[0]], 0)[0] if output else base_labels["num_labels"]
         if adapter.labels is not None and adapter.labels["num_labels"] != rows:
-            raise AdapterError(
-                f"the labels name {adapter.labels['num_labels']} outputs, but the head has {rows}; they must agree."
-            )
+            raise AdapterError(f"the labels name {adapter.labels['num_labels']} outputs, but the head has {rows}.")
         expected.update({name: (rows, *expected[name][1:]) for name in output})
     for name, shape in found.items():
         if shape != expected[name]:

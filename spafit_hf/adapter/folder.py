@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.files import Fields
 from spafit_hf.names import SIDECAR_FILE
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import SpafitError
@@ -98,63 +99,19 @@ class Sidecar:
 
     @classmethod
     def from_dict(cls, data: Any) -> Sidecar:
-        """Inverse of `to_json`, parsed.
-
-        Raises:
-            AdapterError: for a sidecar of another format, or with fields missing, unknown or of the wrong type.
-        """
+        """Inverse of `to_json`, parsed; an AdapterError for another format, and for fields that are not of the right
+        type."""
         if not isinstance(data, dict) or data.get("format") != SIDECAR_FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise AdapterError(
                 f"{SIDECAR_FILE} has format {found!r}; this version reads format {SIDECAR_FORMAT}. "
                 "Upgrade spafit-hf, or delete the file and read the folder without it."
             )
-        types = {
-            "form": str,
-            "strategy": (dict, type(None)),
-            "lora_modules": list,
-            "bias_modules": list,
-            "labels": (dict, type(None)),
-            "base": dict,
-            "task": dict,
-            "spafit_hf_version": str,
-            "format": int,
-        }
-        if set(data) != set(types):
-            raise AdapterError(
-                f"{SIDECAR_FILE} has the fields {sorted(data)}; expected are {sorted(types)}. Save the adapter again."
-            )
-        for name, allowed in types.items():
-            if not isinstance(data[name], allowed):  # type: ignore[arg-type]
-                raise AdapterError(f"{SIDECAR_FILE}: {name} is a {type(data[name]).__name__}. Save the adapter again.")
-        if data["form"] not in FORMS:
-            raise AdapterError(f"{SIDECAR_FILE}: form is {data['form']!r}; allowed are {list(FORMS)}.")
-        if not all(isinstance(name, str) for name in data["lora_modules"] + data["bias_modules"]):
-            raise AdapterError(f"{SIDECAR_FILE}: lora_modules and bias_modules must be lists of module names.")
-        check_base(data["base"])
-        check_labels(data["labels"], SIDECAR_FILE)
-        return cls(
-            **{
-                **data,
-                "lora_modules": tuple(data["lora_modules"]),
-                "bias_modules": tuple(data["bias_modules"]),
-                "base": BaseFacts(**data["base"]),
-            }
-        )
-
-
-def check_base(base: dict[str, Any]) -> None:
-    """Refuse a sidecar's facts about the base that are not those of `BaseFacts`."""
-    types = {name: str for name in ("name_or_path", "revision", "model_type")}
-    types |= {name: int for name in ("hidden_size", "num_hidden_layers", "vocab_size")}  # type: ignore[misc]
-    good = (
-        set(base) == {*types, "vectors"}
-        and all(base[name] is None or isinstance(base[name], kind) for name, kind in types.items())
-        and isinstance(base["vectors"], dict)
-        and all(isinstance(digest, str) for digest in base["vectors"].values())
-    )
-    if not good:
-        raise AdapterError(f"{SIDECAR_FILE}: base is {base!r:.200}, which is not as written. Save the adapter again.")
+        sidecar: Sidecar = Fields(AdapterError, most_others=20_000, complete=True).read(cls, data, SIDECAR_FILE)
+        if sidecar.form not in FORMS:
+            raise AdapterError(f"{SIDECAR_FILE}: form is {sidecar.form!r}; allowed are {list(FORMS)}.")
+        check_labels(sidecar.labels, SIDECAR_FILE)
+        return sidecar
 
 
 def check_labels(labels: Any, file: str) -> None:

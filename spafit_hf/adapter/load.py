@@ -104,12 +104,7 @@ def _add(
 
 
 def _fill(model: PeftModel, adapter: VerifiedAdapter, adapter_name: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Write the tensors into the adapter's parameters, as PEFT does, which looks through the whole model for them.
-
-    Raises:
-        AdapterError: if parameters and tensors differ. They cannot after the checks; a silent half would be worse than
-            a stop.
-    """
+    """Write the tensors into the adapter's parameters, as PEFT does, which looks through the whole model for them."""
     places = parameter_places(model.get_base_model(), adapter_name)
     # PEFT gives a head to every adapter for classification: to one that brings none, a copy of the base's.
     own = tuple(f"{KEY_PREFIX}{head}." for head in adapter.head)
@@ -146,17 +141,8 @@ def parameter_places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str
 def fetch_adapter(
     repo_id: str, *, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
 ) -> Pulled:
-    """Download an adapter's files into the Hub's cache, unless they are there; see `spafit_hf.hub.pull_adapter`.
-
-    Args:
-        repo_id: "user/name".
-        revision: branch, tag or commit; the default branch where it is None.
-        token: for a private repository; by default the stored one.
-        cache_dir: by default the Hub's own cache.
-
-    Raises:
-        AdapterError: if the repository, revision or a file is missing, not accessible, or too large.
-    """
+    """Download an adapter's files into the Hub's cache, as `spafit_hf.hub.pull_adapter` does; an AdapterError where it
+    cannot."""
     try:
         return pull_adapter(repo_id, revision=revision, token=token, cache_dir=cache_dir)
     except HubError as error:
@@ -166,11 +152,7 @@ def fetch_adapter(
 def local_folder(
     folder_or_repo: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
 ) -> Path:
-    """An adapter's folder on this machine: the given one, or the download of a repository.
-
-    Raises:
-        AdapterError: if it is neither a folder nor a repository that can be downloaded.
-    """
+    """An adapter's folder on this machine: the given one, or the download of a repository."""
     folder = Path(folder_or_repo)
     if not folder.is_dir():
         return fetch_adapter(str(folder_or_repo), revision=revision, token=token).folder
@@ -185,16 +167,11 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
     Args:
         base: Hub id or folder; None for the one that the adapter names, at the revision it names.
         folder: the adapter.
-
-    Raises:
-        AdapterError: if the adapter names no base or no task, or the base cannot be loaded.
     """
     adapter = look_at(folder)
     name = os.fspath(base) if base is not None else adapter.base.name_or_path
     if name is None:
-        raise AdapterError(
-            f"{folder} does not name its base; give one: load_adapter('google-bert/bert-base-cased', ...)."
-        )
+        raise AdapterError(f"{folder} does not name its base; give one: load_adapter('user/bert-base', ...).")
     revision = adapter.base.revision if name == adapter.base.name_or_path and not os.path.isdir(name) else None
     if adapter.task_type not in AUTO_CLASSES:
         raise AdapterError(
@@ -283,13 +260,8 @@ def _unnamed_labels(adapter: VerifiedAdapter, plain: nn.Module) -> dict[str, Any
 def native_tensors(
     adapter: VerifiedAdapter, plain: nn.Module, stored: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under this package's own names: deltas, whatever the form they were stored in.
-
-    Args:
-        adapter: what the folder holds.
-        plain: the base as a `plain_view`.
-        stored: the tensors as `verify_and_read` gives them.
-    """
+    """Tensors as `verify_and_read` gives them, under this package's own names: deltas, whatever form they were stored
+    in."""
     tensors = {}
     biases = set(adapter.bias_modules)
     for key, name in adapter.tensors.items():

@@ -36,14 +36,12 @@ def start_from(
 
     Args:
         model: what `get_spafit_model` returned, for the same base.
-        folder_or_repo: an adapter folder, or the id of a repository on the Hub.
-        revision: branch, tag or commit of the repository; of no use for a folder.
-        token: for a private repository; by default the one that `hf auth login` stored.
+        folder_or_repo, revision, token: as in `load_adapter`.
         adapter_name: the adapter of the model.
 
     Raises:
-        AdapterError: for a folder that does not fit or cannot be trusted, that changes a module which the model's
-            adapter does not train in that way, or whose LoRA is of another rank or scaling; the model is as before.
+        AdapterError: as there, for a folder that changes a module which the model's adapter does not train in that
+            way, and for LoRA of another rank or scaling; the model is as before.
     """
     folder = local_folder(folder_or_repo, revision=revision, token=token)
     plain = model.get_base_model()

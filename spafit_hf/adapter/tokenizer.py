@@ -49,12 +49,8 @@ PLAIN = {
 
 
 def base_tokenizer(name: str, **where: Any) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a base, by folder or Hub id; None for a base of weights alone.
-
-    Args:
-        name: as `resolve_base` gives it.
-        where: of `from_pretrained`, such as `revision`.
-    """
+    """The tokenizer of a base, by folder or Hub id; None for a base of weights alone. `where` is of `from_pretrained`.
+    The tokenizer of a base, by folder or Hub id; None for a base of weights alone. `where` is of `from_pretrained`."""
     where.setdefault("local_files_only", hub_is_away(name))
     try:
         return AutoTokenizer.from_pretrained(name, **where, trust_remote_code=False)
@@ -66,16 +62,13 @@ def base_tokenizer(name: str, **where: Any) -> PreTrainedTokenizerBase | None:
 def tokenizer_of(
     folder: Path, known: Sequence[PreTrainedTokenizerBase], *, own: bool
 ) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer that texts for an adapter go through.
+    """The tokenizer that texts for an adapter go through, and in what the folder's differs from it ("" in nothing).
 
     Args:
         folder: the adapter's.
         known: tokenizers in use, the base's first if it has one. One of them is returned where the folder's does the
             same, so that a text is tokenized once for all adapters.
         own: whether the folder's is wanted where it does something else; where none is known it is.
-
-    Returns:
-        The tokenizer, None where neither has one; and in what the folder's differs from it, "" where in nothing.
 
     Raises:
         AdapterError: for a tokenizer that is wanted and cannot be read or is not admitted.
@@ -163,15 +156,8 @@ def _without_defaults(value: Any) -> Any:
     return [_without_defaults(each) for each in value] if isinstance(value, list) else value
 
 
-# ---- what a stranger's tokenizer may do ----
-
-
 def _parts(rules: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parts of a tokenizer, those of sequences one by one.
-
-    Raises:
-        ValueError: for what is no part, and for too many.
-    """
+    """The parts of a tokenizer, those of sequences one by one."""
     for place in ("normalizer", "pre_tokenizer", "model", "post_processor"):
         waiting, count = [rules[place]] if place in rules else [], 0
         while waiting:
@@ -186,11 +172,7 @@ def _parts(rules: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _check_plain(rules: dict[str, Any], known: list[dict[str, Any]]) -> None:
-    """Refuse parts that are neither plain nor the base's own.
-
-    Raises:
-        ValueError: with the part.
-    """
+    """Refuse parts that are neither plain nor the base's own."""
     for part in _parts(rules):
         kind = part.get("type", "BPE")  # old files name no type for it
         if kind not in PLAIN and part not in known and not _is_short(kind, part):
@@ -211,11 +193,7 @@ def _is_short(kind: Any, part: dict[str, Any]) -> bool:
 
 
 def _try(rules: Path) -> None:
-    """Run a tokenizer on long texts in a process of its own.
-
-    Raises:
-        ValueError: if it fails, or takes more time or memory than `trial.py` and `MAX_SECONDS` allow.
-    """
+    """Run a tokenizer on long texts in a process of its own, within the limits of `trial.py` and `MAX_SECONDS`."""
     command = [sys.executable, "-I", str(Path(__file__).with_name("trial.py")), str(rules)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS, check=False)

@@ -157,22 +157,14 @@ def _check_strategy(strategy: Any, file: str) -> None:
 
 
 def open_weights(path: Path) -> Any:
-    """`safe_open` with the file's kind, size and header bounded first.
-
-    Raises:
-        AdapterError: if the file is missing, too large, truncated, or no safetensors file.
-    """
+    """`safe_open` with the file's kind, size and header bounded first."""
     size = size_of(path, AdapterError)
     if size is None:
-        others = sorted(
-            entry.name for entry in path.parent.iterdir() if entry.suffix in (".bin", ".pt", ".pth", ".pkl")
-        )
+        others = sorted(file.name for file in path.parent.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".pkl"))
         found = f" {others[0]} is a pickle, which can run code and is never read." if others else ""
         raise AdapterError(f"{path.parent} has no {path.name}.{found} Save the adapter as safetensors.")
     if size > MAX_WEIGHTS_BYTES:
-        raise AdapterError(
-            f"{path.name} has {size:,} bytes; adapters of more than {MAX_WEIGHTS_BYTES:,} are not read."
-        )
+        raise AdapterError(f"{path.name} has {size:,} bytes; weights of more than {MAX_WEIGHTS_BYTES:,} are not read.")
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
@@ -184,11 +176,7 @@ def open_weights(path: Path) -> Any:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a folder's tensors, within bounds.
-
-    Raises:
-        AdapterError: for what `open_weights` refuses, other dtypes, and names and shapes that no module has.
-    """
+    """Names and shapes of a folder's tensors, within bounds."""
     shapes: dict[str, tuple[int, ...]] = {}
     with open_weights(path / WEIGHTS_FILE) as file:
         keys = file.keys()

@@ -45,11 +45,7 @@ class VerifiedAdapter:
         return {name.part: self.shapes[key] for key, name in self.tensors.items() if not name.module}
 
     def read_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors, on the CPU, by name.
-
-        Raises:
-            AdapterError: if one is not finite, or the file has changed since it was checked.
-        """
+        """The tensors, on the CPU, by name; an AdapterError if one is not finite, or the file was changed."""
         with open_weights(self.folder / WEIGHTS_FILE) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != self.shapes:

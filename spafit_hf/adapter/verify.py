@@ -43,9 +43,6 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
         base: the plain model that the adapter is to go on, already or not yet wrapped by other adapters (the model
             itself, not the `PeftModel`). Without it, what needs a base is not checked.
 
-    Returns:
-        What the folder holds.
-
     Raises:
         AdapterError: with the reason, for whatever is missing, superfluous, malformed, not finite, or of another base.
     """
@@ -53,11 +50,7 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
 
 
 def check_written(folder: Path, base: nn.Module) -> None:
-    """Put a folder through the checks of loading, against the very model that it was saved from.
-
-    Raises:
-        AdapterError: for whatever `load_adapter` would refuse.
-    """
+    """Put a folder through the checks of loading, against the very model that it was saved from."""
     try:
         verify_and_read(folder, plain_view(base), same_base=True)
     except AdapterError as error:
@@ -67,13 +60,8 @@ def check_written(folder: Path, base: nn.Module) -> None:
 def verify_and_read(
     folder: str | os.PathLike[str], plain: nn.Module | None, *, same_base: bool = False
 ) -> tuple[VerifiedAdapter, dict[str, torch.Tensor]]:
-    """`verify_adapter`, and the tensors that it has read, on the CPU, by name.
-
-    Args:
-        folder: as for `verify_adapter`.
-        plain: the base as a `plain_view`, or none.
-        same_base: it is known to be the adapter's, and its facts are not compared.
-    """
+    """`verify_adapter` and the tensors, on the CPU, by name; with `same_base` facts about the base are not compared.
+    `verify_adapter` and the tensors, on the CPU, by name; with `same_base` facts about the base are not compared."""
     verified = look_at(folder, plain, same_base=same_base)
     return verified, verified.read_tensors()
 
@@ -256,9 +244,7 @@ def _check_announced(config: dict[str, Any], modules: set[str]) -> None:
             raise AdapterError(f"{WEIGHTS_FILE} holds LoRA for {module}, which {CONFIG_FILE} does not target.")
         met |= meant
     if missing := sorted(targets - met):
-        raise AdapterError(
-            f"{CONFIG_FILE} targets {missing[0]}, for which {WEIGHTS_FILE} holds no LoRA: it is incomplete."
-        )
+        raise AdapterError(f"{CONFIG_FILE} targets {missing[0]}, for which {WEIGHTS_FILE} holds no LoRA: it is cut.")
 
 
 def _targets(config: dict[str, Any]) -> frozenset[str]:
@@ -285,9 +271,7 @@ def _settings_of(config: dict[str, Any]) -> Callable[[str, tuple[int, ...], tupl
     def settings(module: str, a: tuple[int, ...], b: tuple[int, ...]) -> LoraSettings:
         r, more = rank(module), others(module)
         if len(a) != 2 or len(b) != 2 or a[0] != r or b[1] != r:
-            raise AdapterError(
-                f"{module}: LoRA A is {list(a)} and LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}."
-            )
+            raise AdapterError(f"{module}: LoRA A is {list(a)}, LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}.")
         return LoraSettings(
             r=r,
             lora_alpha=alpha(module),

@@ -45,7 +45,7 @@ def save_adapter(
     form: str = "auto",
     task: dict[str, Any] | None = None,
 ) -> str:
-    """Write one adapter of a model as a folder.
+    """Write one adapter of a model as a folder; the form written, as named in `spafit_hf.adapter.folder`.
 
     The files appear together or not at all: they are written beside the folder first and then moved into it.
 
@@ -56,9 +56,6 @@ def save_adapter(
         form: "peft" for one that plain PEFT reads with equal logits, "native" for the deltas as they are, "auto" for
             the first where the model allows it and the second where not.
         task: facts for the sidecar, JSON types only; for GLUE {"name": "mrpc", ...}.
-
-    Returns:
-        The form written: "absolute", "lora-bias", "mixed" or "native" (`spafit_hf.adapter.folder`).
 
     Raises:
         AdapterError: if an adapter is merged, the name is unknown, `form="peft"` cannot hold this adapter, or what was
@@ -137,13 +134,8 @@ saving.save_pretrained = save_pretrained
 def portable_obstacle(
     config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Module | None = None
 ) -> str | None:
-    """Why plain PEFT could not read this adapter with equal logits, as a clause; None if it can.
-
-    Args:
-        config: of the adapter.
-        layers: name -> module with a delta.
-        base: the model inside the `PeftModel`, where it is known.
-    """
+    """Why plain PEFT could not read this adapter with equal logits, as a clause; None if it can. `layers`: those with
+    a delta."""
     if any("use_dora" in own and own["use_dora"] != config.use_dora for own in config.module_settings.values()):
         return "some strata use DoRA and others do not, which plain PEFT cannot mix"
     if config.target_parameters or config.trainable_token_indices:
@@ -198,9 +190,7 @@ def _config_of(model: PeftModel, adapter_name: str) -> SpafitConfig:
             f"init_lora_weights={config.init_lora_weights!r} has changed the base's weights; save it as PEFT does: "
             "PeftModel.save_pretrained(model, folder, path_initial_model_for_weight_conversion=...)."
         )
-    merged = sorted(
-        {name for layer in model.modules() if isinstance(layer, DeltaLayer) for name in layer.merged_adapters}
-    )
+    merged = sorted({name for _, layer in _named_delta_layers(model) for name in layer.merged_adapters})
     if merged:
         raise AdapterError(f"{merged} are merged into the base; call model.unmerge_adapter() before saving.")
     return config

@@ -45,9 +45,8 @@ def _cited(facts: CardFacts) -> list[str]:
 
 
 def citation_intro(facts: CardFacts) -> str:
-    origin = (
-        "The method" if facts.method.startswith("spafit") or facts.method == "custom" else "The comparison of methods"
-    )
+    own = facts.method.startswith("spafit") or facts.method == "custom"
+    origin = "The method" if own else "The comparison of methods"
     return f"{origin} is Arora and Wang's; this repository and spafit-hf are not by them."
 
 

@@ -17,12 +17,9 @@ BLUE, ORANGE, GREY = "#2563eb", "#d97706", "#6b7280"
 
 
 def draw_curve(facts: CardFacts, folder: Path) -> str | None:
-    """Draw the steps into `folder / CURVE_FILE`.
+    """Draw the steps into `folder / CURVE_FILE`; its name, or None without steps or matplotlib.
 
     Equal facts give equal bytes with one version of matplotlib.
-
-    Returns:
-        The file's name; None where there is nothing to draw, or no matplotlib to draw it with.
     """
     main = main_figure(facts)
     train = [(step.step, step.train_loss) for step in facts.steps if step.train_loss is not None]

@@ -6,7 +6,7 @@
       layers    Layers    what trains in which layers, one per stratum
       scores    Score     figures per split
       steps     Step      figures on the way there
-      cost      Cost      time, hardware, energy
+      cost      Cost      time, hardware
 
 `to_json` and `from_json` are inverse to each other: the folder keeps the facts beside the card, so that a card can be
 written again after an edit.
@@ -17,14 +17,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
-from spafit_hf.files import Bounds, parse_json
+from spafit_hf.files import Bounds, Fields, parse_json
 from spafit_hf.words import SpafitError
 
 FACTS_FILE = "spafit_results.json"
@@ -32,8 +29,7 @@ FACTS_FILE = "spafit_results.json"
 FACTS_FORMAT = 1
 FACTS_BOUNDS = Bounds(size=16 * 2**20, entries=20_000, text=2**16)
 MOST = {"steps": 20_000, "layers": 1000, "scores": 100, "figures": 100}
-"""Entries of a field; of those that are not here, `MOST_OTHERS`."""
-MOST_OTHERS = 10_000
+"""Entries of a field, where they are not 10,000."""
 
 
 class CardError(SpafitError):
@@ -53,7 +49,6 @@ class Base:
     license: str | None = None
     model_type: str | None = None
     model_class: str | None = None
-    """Such as "BertForSequenceClassification"."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,6 @@ class Data:
     glue: str | None = None
     """Name of the GLUE task, if it is one: the paper's scores belong to it."""
     columns: tuple[str, ...] = ()
-    """The text columns."""
     train_split: str | None = None
     train_rows: int | None = None
     turned_rows: int | None = None
@@ -125,22 +119,12 @@ class Cost:
 
     seconds: float | None = None
     hardware: str | None = None
-    """Such as "1 x NVIDIA H200" or "AMD EPYC, 2 cores"."""
     processes: int | None = None
-    emissions_grams: float | None = None
-    energy_kwh: float | None = None
-    emissions_source: str | None = None
-    """What measured it, such as "codecarbon"."""
-    on_cloud: bool | None = None
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything a card says. Build it by hand, or with `facts_of_folder`, or let the trainer do it.
-
-    Raises:
-        CardError: for a `kind` other than "adapter" and "model", and for a command that would break the card.
-    """
+    """Everything a card says. Build it by hand, or with `facts_of_folder`, or let the trainer do it."""
 
     method: str
     """Strategy's name, such as "spafit-4-9-II"."""
@@ -226,11 +210,8 @@ class CardFacts:
 
     @classmethod
     def from_json(cls, text: str) -> CardFacts:
-        """Inverse of `to_json`.
-
-        Raises:
-            CardError: if it is no JSON, of another format, or has a field that is unknown or of the wrong type.
-        """
+        """Inverse of `to_json`; a CardError for no JSON, another format, and a field that is unknown or of the wrong
+        type."""
         return cls.from_data(parse_json(text.encode("utf-8", "surrogatepass"), FACTS_FILE, FACTS_BOUNDS, CardError))
 
     @classmethod
@@ -239,10 +220,8 @@ class CardFacts:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         if found != FACTS_FORMAT:
             raise CardError(f"the facts have format {found!r:.80}; this version reads format {FACTS_FORMAT}.")
-        return _built(cls, {name: value for name, value in data.items() if name != "format"}, "facts")
-
-
-# -- between dataclasses and JSON -------------------------------------------------------------------------------------
+        fields = {name: value for name, value in data.items() if name != "format"}
+        return Fields(CardError, MOST).read(cls, fields, "facts")
 
 
 def _known(value: Any) -> Any:
@@ -257,52 +236,3 @@ def _known(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-_hints = cache(typing.get_type_hints)
-
-
-def _built(kind: Any, data: Any, where: str) -> Any:
-    """An instance of a dataclass from JSON types, each field checked against its annotation."""
-    if not isinstance(data, dict):
-        raise CardError(f"{where} is a {type(data).__name__}; expected is an object.")
-    hints = _hints(kind)
-    for name in data:
-        if name not in hints:
-            raise CardError(f"{where} has the unknown field {name!r}; allowed are {', '.join(sorted(hints))}.")
-    for item in dataclasses.fields(kind):
-        if item.name not in data and item.default is item.default_factory is dataclasses.MISSING:
-            raise CardError(f"{where} lacks {item.name!r}.")
-    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in data.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _built(hint, value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _value(arguments[0], value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise CardError(f"{where} is a {type(value).__name__}; expected is a list.")
-        _check_count(value, where)
-        return tuple(_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise CardError(f"{where} is a {type(value).__name__}; expected is an object.")
-        _check_count(value, where)
-        if arguments[1] is Any:
-            return dict(value)
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wrong = not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
-    if wrong or (hint is float and not math.isfinite(value)):
-        raise CardError(f"{where} is {value!r:.80}; expected is a {hint.__name__}.")
-    return value
-
-
-def _check_count(value: list[Any] | dict[str, Any], where: str) -> None:
-    most = MOST.get(where.rpartition(".")[2], MOST_OTHERS)
-    if len(value) > most:
-        raise CardError(f"{where} has {len(value):,} entries; at most {most:,} are read.")

@@ -29,12 +29,8 @@ def pipeline_tag(facts: CardFacts) -> str | None:
 
 
 def card_data(facts: CardFacts, name: str) -> ModelCardData:
-    """The metadata of a card.
-
-    Args:
-        facts: what is known; what is not known is left out, and so is a base or data set that is not on the Hub.
-        name: what the results are filed under: the repository's name.
-    """
+    """The metadata of a card, without what is not known or not on the Hub; results are filed under the repository's
+    name."""
     base = facts.base.id if is_hub_id(facts.base.id) else None
     adapter = facts.kind == "adapter"
     results = [result for score in facts.scores for result in _results(facts, score)]
@@ -50,7 +46,6 @@ def card_data(facts: CardFacts, name: str) -> ModelCardData:
         datasets=[facts.data.id] if is_hub_id(facts.data.id) and facts.data.id else None,
         metrics=list(dict.fromkeys(METRIC_IDS.get(key, key) for score in facts.scores for key in _kept(score)))
         or None,
-        **({"co2_eq_emissions": emissions} if (emissions := _emissions(facts)) else {}),  # type: ignore[arg-type]
         **({"widget": widget} if (widget := _widget(facts)) else {}),  # type: ignore[arg-type]
         model_name=name if results else None,
         eval_results=results or None,
@@ -100,22 +95,6 @@ def _results(facts: CardFacts, score: Score) -> list[EvalResult]:
         )
         for name in _kept(score)
     ]
-
-
-def _emissions(facts: CardFacts) -> dict[str, object] | None:
-    cost = facts.cost
-    if cost.emissions_grams is None:
-        return None
-    known = {
-        "emissions": round(cost.emissions_grams, 4),
-        "energy_consumed": cost.energy_kwh,
-        "source": cost.emissions_source,
-        "training_type": "fine-tuning",
-        "hardware_used": cost.hardware,
-        "on_cloud": cost.on_cloud,
-        "hours_used": round(cost.seconds / 3600, 3) if cost.seconds is not None else None,
-    }
-    return {key: value for key, value in known.items() if value is not None}
 
 
 def _widget(facts: CardFacts) -> list[dict[str, str]] | None:

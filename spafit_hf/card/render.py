@@ -48,14 +48,11 @@ SHOWN_LABELS = 20
 
 
 def render_card(facts: CardFacts, *, own: str = "") -> str:
-    """The text of a card.
+    """The text of a card: Markdown with YAML at its top, as `huggingface_hub.ModelCard` reads it.
 
     Args:
         facts: what is known. What is unknown leaves no trace.
         own: what stands in the user's own section (`own_section` of the card before).
-
-    Returns:
-        Markdown with YAML at its top, as `huggingface_hub.ModelCard` reads it.
 
     Raises:
         CardError: if what comes out is no card that can be parsed.
@@ -84,9 +81,6 @@ def own_section(card: str) -> str:
 def is_generated(card: str) -> bool:
     """Whether a card may be replaced: this package wrote it, or a machine did and its gaps are still there."""
     return GENERATED in card or not card.strip() or any(mark in card for mark in PLACEHOLDERS)
-
-
-# -- what the template asks for ---------------------------------------------------------------------------------------
 
 
 def _context(facts: CardFacts, own: str) -> dict[str, Any]:
@@ -238,9 +232,6 @@ def _sizes(facts: CardFacts) -> str:
     return "\n\n".join(parts)
 
 
-# -- training ---------------------------------------------------------------------------------------------------------
-
-
 def _training(facts: CardFacts) -> str:
     data, cost, lines = facts.data, facts.cost, []
     if _data_name(facts):
@@ -259,10 +250,6 @@ def _training(facts: CardFacts) -> str:
         on = f" on {plain(cost.hardware)}" if cost.hardware else ""
         many = f", {cost.processes} processes" if cost.processes and cost.processes > 1 else ""
         lines.append(f"{time}{on}{many}.")
-    if cost.emissions_grams is not None:
-        energy = f", {cost.energy_kwh:.3g} kWh" if cost.energy_kwh is not None else ""
-        source = f", measured by {plain(cost.emissions_source)}" if cost.emissions_source else ""
-        lines.append(f"Emissions: {cost.emissions_grams:.3g} g CO2eq{energy}{source}.")
     return "\n".join(f"- {line}" for line in lines)
 
 

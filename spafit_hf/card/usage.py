@@ -66,9 +66,6 @@ def usages(facts: CardFacts) -> list[Usage]:
     return [usage for usage in ways if usage]
 
 
-# -- the ways ---------------------------------------------------------------------------------------------------------
-
-
 def _peft(facts: CardFacts, auto: str) -> Usage:
     imports, lines, arguments = _head(facts, auto)
     revision = [f"revision={_quoted(facts.base.revision)}"] if facts.base.revision else []
@@ -126,9 +123,6 @@ def _package(facts: CardFacts) -> Usage:
     base = _quoted("path/to/the/base" if facts.base.id is None else facts.base.id)
     load = f"model = load_adapter({', '.join([base, *_repo(facts)])})"
     return Usage("With spafit-hf", note, _code(facts, ["from spafit_hf import load_adapter"], [], [load]))
-
-
-# -- their parts ------------------------------------------------------------------------------------------------------
 
 
 def _repo(facts: CardFacts, *more: str) -> list[str]:

@@ -21,7 +21,7 @@ MOST_LAYERS = 1000
 
 
 def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *, force: bool = False) -> Path:
-    """Write `README.md`, the facts it is from, and the picture of the training curve, into a folder.
+    """Write `README.md`, the facts it is from, and the picture of the training curve, into a folder; the card's path.
 
     The user's own section of a card that is there is kept.
 
@@ -29,9 +29,6 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
         folder: of an adapter or a model.
         facts: what to say; None reads them from the folder (`facts_of_folder`).
         force: replace a card that was written by hand, too.
-
-    Returns:
-        The path of the card.
 
     Raises:
         CardError: if the facts cannot be read, or the card there was written by hand and `force` is False.
@@ -57,11 +54,7 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
 
 
 def facts_of_folder(folder: str | os.PathLike[str]) -> CardFacts:
-    """What a folder says about itself: its facts file, completed by its configurations and the sizes of its files.
-
-    Raises:
-        CardError: if it is no folder of an adapter or a model, or one of its files cannot be read.
-    """
+    """What a folder says about itself: its facts file, completed by its configurations and the sizes of its files."""
     place = Path(folder)
     adapter = _json(place / CONFIG_FILE)
     config = _json(place / "config.json")
@@ -159,13 +152,8 @@ def _of_model(config: dict[str, Any]) -> CardFacts:
 
 
 def glue_data(task: str, *, revision: str | None = None, max_length: int | None = None) -> Data:
-    """What is known of a GLUE task without looking at a row of it.
-
-    Args:
-        task: one of `spafit_hf.data.glue.TASKS`.
-        revision: commit of nyu-mll/glue that was trained on, where known.
-        max_length: tokens after which texts were cut.
-    """
+    """What is known of a GLUE task without a look at its rows; `revision` is the commit of nyu-mll/glue that was
+    trained on."""
     found = TASKS[task]
     return Data(
         id="nyu-mll/glue",

@@ -1,4 +1,4 @@
-"""The command `spafit`: one module per subcommand, each with `add_parser(subparsers)` and `run(args)`.
+"""The command `spafit`: a module per subcommand or two, each with `add_parser(subparsers)`.
 
 Whatever goes wrong ends with status 2 and one sentence on stderr; `SPAFIT_TRACEBACK=1` shows where it came from. What
 the user can mend is a ValueError or an OSError. `argparse._SubParsersAction` is what add_subparsers returns; it has no
@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from spafit_hf.cli import card, evaluate, export, merge, plan, predict, pull, push, quickstart, reproduce, train
+from spafit_hf.cli import card, convert, evaluate, plan, predict, pull, push, quickstart, reproduce, train
 from spafit_hf.files import is_disk_full
 from spafit_hf.names import __version__
 from spafit_hf.words import sentence
@@ -22,7 +22,7 @@ ONEDNN_ENTRIES = "32"
 with their buffers. In bf16 on a CPU all products are its own: steps over batches of 122 lengths, 384 wide, peaked at
 2.7 GB, with 32 entries at 1.2 GB, in no more time."""
 
-COMMANDS = (plan, train, reproduce, evaluate, predict, merge, export, push, pull, card, quickstart)
+COMMANDS = (plan, train, reproduce, evaluate, predict, convert, push, pull, card, quickstart)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,6 +71,4 @@ def explained(error: BaseException) -> str:
         return f"the disk is full: {sentence(error)}. Free some space, and run the command again."
     if isinstance(error, (ValueError, OSError)):
         return sentence(error)
-    return (
-        f"{type(error).__name__}: {sentence(error)}. This was not foreseen; SPAFIT_TRACEBACK=1 shows where it is from."
-    )
+    return f"{type(error).__name__}: {sentence(error)}. This was not foreseen; SPAFIT_TRACEBACK=1 shows its origin."

@@ -36,9 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="FOLDER", help="adapter folder or repository, or folder of a plain model")
-    parser.add_argument(
-        "--base", help="the base, if not the one that the adapter names; embedded for the one from PyPI"
-    )
+    parser.add_argument("--base", help="the base, if not the one that the adapter names; or embedded")
     for name, text in WORDS.items():
         parser.add_argument(f"--{name}", default="", help=text)
     parser.add_argument("--regression", choices=("true", "false"), help="whether the label is a number to predict")

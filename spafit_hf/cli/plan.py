@@ -33,13 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="name such as spafit-4-9-II, or a YAML or JSON file; without it all methods of the paper are compared",
     )
     parser.add_argument("--num-labels", type=int, metavar="N", help="outputs of a classification head (1: regression)")
-    parser.add_argument(
-        "--n1", type=int, metavar="N", help="last layer of group 1 in the model's own depth, from zero"
-    )
+    parser.add_argument("--n1", type=int, metavar="N", help="last layer of group 1 in the model's own depth, from 0")
     parser.add_argument("--n2", type=int, metavar="N", help="last layer of group 2 in the model's own depth")
-    parser.add_argument(
-        "--lora-r", type=int, metavar="R", help="rank of LoRA in every stratum that has it (paper: 64)"
-    )
+    parser.add_argument("--lora-r", type=int, metavar="R", help="rank of LoRA in each stratum that has it (paper: 64)")
     parser.add_argument("--lora-alpha", type=float, metavar="A", help="LoRA is scaled by A / R (paper: 128)")
     parser.add_argument("--batch", type=int, default=16, metavar="B", help="examples per step (default: 16)")
     parser.add_argument("--seq", type=int, default=128, metavar="S", help="tokens per example (default: 128)")

@@ -45,9 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", help="adapter folder or repository, or name=folder")
-    parser.add_argument(
-        "--base", help="the base, if not the one that the first adapter names; embedded for the one from PyPI"
-    )
+    parser.add_argument("--base", help="the base, if not the one that the first adapter names; or embedded")
     parser.add_argument("--text", action="append", help="a text; may be given again")
     parser.add_argument("--text_pair", action="append", help="the second text of a pair, for each --text")
     parser.add_argument("--file", help="file of JSON lines; - for JSON lines on stdin")
@@ -55,9 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument("--max_length", type=int, help="tokens per text or pair (default: what the base reads)")
     parser.add_argument("--batch_size", type=int, default=32, help="rows per batch (default: 32)")
-    parser.add_argument(
-        "--max_adapter_bytes", type=int, help="limit of the adapters in memory; others wait in their folders"
-    )
+    parser.add_argument("--max_adapter_bytes", type=int, help="limit of adapters in memory; others wait on the disk")
     parser.set_defaults(run=run)
 
 
@@ -132,14 +128,9 @@ def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
     return predictor
 
 
-# ---- rows ----
-
-
 def _read(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.text_pair and len(args.text_pair) != len(args.text or []):
-        raise ValueError(
-            f"there are {len(args.text or [])} --text and {len(args.text_pair)} --text_pair; give one for each."
-        )
+        raise ValueError(f"there are {len(args.text or [])} --text and {len(args.text_pair)} --text_pair; pair them.")
     if args.text and args.file:
         raise ValueError("--text and --file were both given; give one of them.")
     if args.text:
@@ -191,9 +182,6 @@ def _row(line: str, where: str) -> dict[str, Any]:
     if taken:
         raise ValueError(f"{where} has {taken[0]!r}, which the answer would overwrite; rename it.")
     return {**row, TEXT: tuple(texts) if pair else row[TEXT]}
-
-
-# ---- answers ----
 
 
 def _adapters(predictor: SpafitPredictor, row: dict[str, Any]) -> tuple[str, ...]:

@@ -37,6 +37,4 @@ def run(args: argparse.Namespace) -> None:
 
         found = verify_adapter(done.folder)
         base = printable(found.base.name_or_path or "a base that it does not name")
-        print(
-            f"  checked: an adapter of {base}, {len(found.lora)} modules with LoRA, {len(found.bias_modules)} biases"
-        )
+        print(f"  checked: adapter of {base}, {len(found.lora)} modules with LoRA, {len(found.bias_modules)} biases")

@@ -20,9 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--pull-request", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     parser.add_argument("--also", metavar="FILE", nargs="+", default=[], help="further files in the folder to push")
-    parser.add_argument(
-        "--keep-card", action="store_true", help="push README.md as it is, and do not write it for this repository"
-    )
+    parser.add_argument("--keep-card", action="store_true", help="push README.md as it is, unwritten for this repo")
     parser.set_defaults(run=run)
 
 

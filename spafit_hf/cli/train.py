@@ -134,11 +134,7 @@ def summary(result: RunResult, folder: str) -> str:
 
 
 def command_line(flags: list[str]) -> str:
-    """The command for a card: of paths the last part alone, without secrets and where results go.
-
-    Args:
-        flags: as typed after `spafit train`.
-    """
+    """The command for a card, from its flags: of paths the last part alone, without secrets and where results go."""
     lines: list[list[str]] = []
     for word in flags:
         if word.startswith("--") or not lines:

@@ -28,17 +28,10 @@ class BaseVersion:
 def base_version(
     name_or_path: str | None, *, revision: str | None = None, token: str | None = None
 ) -> BaseVersion | None:
-    """What is known of a base by the name it was loaded from.
+    """What is known of a base by the name it was loaded from; None for a local path, whose name stays here.
 
     The revision is the one that the cache holds for `revision`, which is what transformers loaded; only without it is
     the Hub asked. The license is asked of the Hub. Without a connection, what is not known stays None.
-
-    Args:
-        name_or_path: as in `config._name_or_path`. A local path has no version, and its name stays here.
-        revision: branch, tag or commit that it was loaded from.
-
-    Returns:
-        None for a local path and for no name at all.
     """
     if name_or_path is None or not is_remote(name_or_path):
         return None
@@ -68,11 +61,8 @@ def hub_is_away(name_or_path: str) -> bool:
 
 
 def cached_revision(name_or_path: str, revision: str | None = None) -> str | None:
-    """The commit that the cache holds for a revision of a repo: the one that was loaded from it. Without the network.
-
-    Returns:
-        40 hexadecimal digits; None for a local path, and for what is not in the cache.
-    """
+    """The commit that the cache holds for a revision of a repo, 40 hexadecimal digits, or None. Without the network.
+    The commit that the cache holds for a revision of a repo, 40 hexadecimal digits, or None. Without the network."""
     return _resolved(HfApi(), name_or_path, revision, cached=True) if is_remote(name_or_path) else None
 
 

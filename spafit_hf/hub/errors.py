@@ -86,13 +86,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, repo_id: str, *, revision: str | None = None, anonymous: bool = False) -> str:
-    """One sentence for a reader: what happened, and what to do.
-
-    Args:
-        error: of huggingface_hub.
-        repo_id, revision: what it was about.
-        anonymous: whether no token was sent.
-    """
+    """One sentence for a reader: what happened to a repo, and what to do. `anonymous`: no token was sent."""
     hub = constants.ENDPOINT
     first = next((e for e in chain(error) if isinstance(e, (HfHubHTTPError, OfflineModeIsEnabled))), error)
     status = status_of(error)

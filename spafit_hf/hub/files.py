@@ -69,14 +69,12 @@ def parcel(folder: str | os.PathLike[str], *, also: Sequence[str] = (), tokens: 
     """What of a folder is pushed.
 
     Args:
-        folder: of an adapter (`adapter_config.json` and `adapter_model.safetensors`) or a model (`config.json` and
-            `model.safetensors`, whole or in shards).
+        folder: of an adapter (configuration and weights) or a model (the same, its weights whole or in shards).
         also: names of further files in it, such as LICENSE.
         tokens: secrets that no file may hold, beside the stored token.
 
     Raises:
-        HubError: for a folder that is neither, a file that may run code, is none (a pipe, a link to elsewhere), or
-            holds a token.
+        HubError: for a folder of neither, and for what may run code, holds a token, or is no file of the folder.
     """
     place = Path(folder)
     there = {path.name for path in place.iterdir() if not path.is_dir()} if place.is_dir() else set()
@@ -110,9 +108,6 @@ def sent(found: Parcel) -> dict[str, Path | bytes]:
 
     Of such a path its last component is sent, with a slash behind it as in "bert/": without one it would be the name
     of a repository, which others would load in the base's place. The folder stays as it is.
-
-    Raises:
-        HubError: for a configuration that is no JSON, of which it cannot be known what it names.
     """
     contents: dict[str, Path | bytes] = {path.name: path for path in found.paths}
     local: dict[str, str] = {}

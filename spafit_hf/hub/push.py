@@ -94,9 +94,6 @@ def push_adapter(
         also: names of further files in the folder to push, such as LICENSE.
         patience: how long to try when the Hub does not answer; six tries over half a minute by default.
 
-    Returns:
-        Where the files are now.
-
     Raises:
         HubError: with one sentence on what to do. What is in the folder is untouched in any case.
     """
@@ -125,10 +122,6 @@ def push_adapter(
 
 def full_repo_id(repo_id: str, *, token: str | None = None, patience: Patience | None = None) -> str:
     """The repo that `push_adapter` pushes to, as "user/name"; for a name alone, the Hub is asked whose token it is.
-
-    Args:
-        repo_id: "user/name", or "name" in the user's own namespace.
-        token, patience: as for `push_adapter`.
 
     Raises:
         HubError: if the Hub does not say whose token it is, or there is none; with what to do.
@@ -215,11 +208,7 @@ class _Push:
                     return self._pushed(commit, ref, message, changed=True)
 
     def _refs(self) -> tuple[str, dict[str, str]]:
-        """The commit to build on, and every ref in which the files may arrive with the commit that it is at.
-
-        Raises:
-            HubError: for a repo that holds the other kind of weights.
-        """
+        """The commit to build on, and every ref in which the files may arrive with the commit that it is at."""
         info = self._patiently(lambda: self.api.model_info(self.repo_id, revision=self.revision))
         there = {file.rfilename for file in info.siblings or []}
         for name in self.foes:

@@ -42,11 +42,7 @@ class Patience:
 
 
 def patiently(function: Callable[[], Result], doing: str, patience: Patience) -> Result:
-    """Call until it works, as long as the failure is one that passes. What is called must be harmless to repeat.
-
-    Raises:
-        whatever the last try raised.
-    """
+    """Call what is harmless to repeat until it works, as long as its failure is one that passes."""
     for planned in patience.waits():
         try:
             return function()

@@ -47,19 +47,7 @@ def load_base(
     device: str | torch.device | None = None,
     token: str | bool | None = None,
 ) -> Base:
-    """A base from its name, or the model itself.
-
-    Args:
-        base: Hub id or folder of a pretrained model; or a model for sequence classification, which is served where it
-            is and put into eval mode.
-        tokenizer: the base's, if not the one that comes with it.
-        revision: branch, tag or commit on the Hub.
-        device: for a base by name; a GPU if there is one, where it is None.
-        token: for a private repository.
-
-    Raises:
-        ValueError: for a model that cannot serve, and a name from which none can be loaded.
-    """
+    """A base from its name, or the model itself, which is put into eval mode; arguments as in `SpafitPredictor`."""
     if isinstance(base, nn.Module):
         model = extract_model_from_parallel(base, keep_torch_compile=False)
         _check_model(model)
@@ -100,11 +88,8 @@ def _check_model(model: nn.Module) -> None:
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    """Tokens per text: what is asked for, or what the base and its tokenizer allow, up to `MAX_LENGTH`.
-
-    Raises:
-        ValueError: for a limit within which a pair has no place: tokenizers would cut nothing then, or everything.
-    """
+    """Tokens per text: what is asked for, or what base and tokenizer allow up to `MAX_LENGTH`; a ValueError for too
+    few."""
     most: Any = tokenizer.model_max_length  # from a file, and of any type
     if isinstance(most, bool) or not isinstance(most, (int, float)) or not most >= 1:
         raise ValueError(

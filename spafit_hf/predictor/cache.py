@@ -40,12 +40,7 @@ def stamp_of(folder: Path) -> tuple[int, int]:
 
 
 class AdapterCache:
-    """The loaded adapters of a predictor. Not for two threads at a time.
-
-    Args:
-        read: reads an entry's tensors from its folder.
-        max_bytes: of all loaded adapters together; None for no limit.
-    """
+    """The loaded adapters of a predictor, up to a limit in bytes together. Not for two threads at a time."""
 
     def __init__(self, read: Callable[[Entry], LoadedAdapter], max_bytes: int | None) -> None:
         self.max_bytes = max_bytes
@@ -58,11 +53,7 @@ class AdapterCache:
         return sum(entry.facts.memory_bytes for entry in self._loaded)
 
     def get(self, entry: Entry) -> LoadedAdapter:
-        """An entry's tensors, read from its folder where they are not loaded.
-
-        Raises:
-            AdapterError: if the folder is gone or has changed.
-        """
+        """An entry's tensors, read from its folder where they are not loaded."""
         if entry in self._loaded:
             self._loaded.move_to_end(entry)
             return self._loaded[entry]

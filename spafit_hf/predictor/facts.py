@@ -77,13 +77,6 @@ def labels_of(adapter: VerifiedAdapter, outputs: int) -> tuple[tuple[str, ...], 
     """Names of the head's outputs and the kind of problem.
 
     A folder without labels (plain PEFT writes none) gets those that transformers would give: LABEL_0, LABEL_1, ...
-
-    Args:
-        adapter: the folder.
-        outputs: number of outputs of its head.
-
-    Raises:
-        AdapterError: for a head whose answers a `Prediction` cannot hold.
     """
     labels = adapter.labels or {"id2label": {str(index): f"LABEL_{index}" for index in range(outputs)}}
     names = tuple(labels["id2label"][str(index)] for index in range(len(labels["id2label"])))

@@ -14,10 +14,8 @@ def keep_freed_memory() -> None:
 
     A pass over many rows frees blocks of some megabytes. glibc returns them to the system at once, and the next layer
     gets them as new pages, each filled with zeros by the kernel: a fifth of a pass of nine adapters on 64 tokens.
-
-    From a block that was mapped and is freed glibc learns that blocks of its size are not worth mapping, and keeps
-    twice as much (mallopt(3), `M_MMAP_THRESHOLD`). So one is taken and freed; nothing is written to it. Without effect
-    where the environment sets these limits, and with other C libraries.
+    From a block that was mapped and is freed it learns not to map its size, and keeps twice as much (mallopt(3),
+    `M_MMAP_THRESHOLD`). Without effect where the environment sets these limits, and with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc":
         return

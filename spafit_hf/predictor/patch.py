@@ -120,16 +120,10 @@ def read_adapter(
     """Verify an adapter folder and read it. The base is only looked at.
 
     Args:
-        name: the adapter's name in the predictor.
-        source: where it was added from.
-        folder: its folder.
-        base: the plain model, as a `plain_view`.
-        architecture: of the base.
+        name, source, folder: what it is called, and where it was added from and lies.
+        base: the plain model, as a `plain_view`, of this `architecture`.
         heads: name -> module of the base's head, as they are to be copied.
         untrained: parameters of the base that no checkpoint gave values to, so that the adapter must bring them.
-
-    Raises:
-        AdapterError: for a folder that does not fit or cannot be trusted.
     """
     verified, stored = verify_and_read(folder, base)
     if verified.task_type not in (None, "SEQ_CLS"):

@@ -98,8 +98,6 @@ class SpafitPredictor:
         self._entries: dict[str, Entry] = {}
         self._lock = threading.RLock()
 
-    # ---- adapters ----
-
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the adapters, in the order in which they were added."""
@@ -117,11 +115,7 @@ class SpafitPredictor:
         return self._base.model
 
     def facts(self, name: str) -> AdapterFacts:
-        """What is known of an adapter.
-
-        Raises:
-            ValueError: for an unknown name.
-        """
+        """What is known of an adapter."""
         return _known(self._entries, name).facts
 
     def fitting(self, text: Text) -> tuple[str, ...]:
@@ -143,15 +137,10 @@ class SpafitPredictor:
         program: it has to be of plain parts, and is tried within limits in a process of its own before it is used.
 
         Args:
-            folder_or_repo: a folder, or the id of a repository on the Hub.
+            folder_or_repo, revision, token: as in `load_adapter`; the token is the predictor's, if none is given.
             name: what it is called from now on.
-            revision: branch, tag or commit of the repository.
-            token: for a private repository, if not the predictor's.
             own_tokenizer: whether texts go through a tokenizer that comes along and differs from the base's. None: of
                 a folder here they do, of a repository not; a warning says so. On a base without one they do.
-
-        Returns:
-            What is known of it.
 
         Raises:
             AdapterError: for a folder that does not fit the base or cannot be trusted.
@@ -186,28 +175,19 @@ class SpafitPredictor:
         return entry.facts
 
     def remove(self, name: str) -> None:
-        """Remove an adapter. Requests that began before still get their answers; then its memory is free.
-
-        Raises:
-            ValueError: for an unknown name.
-        """
+        """Remove an adapter. Requests that began before still get their answers; then its memory is free."""
         with self._lock:
             entry = _known(self._entries, name)
             entry.removed = True
             self._entries = {other: kept for other, kept in self._entries.items() if other != name}
             self._cache.drop(entry)
 
-    # ---- answers ----
-
     def predict(self, texts: Sequence[Text], adapter: str | Sequence[str] | None = None) -> list[Prediction]:
-        """Ask adapters about texts, an adapter per row.
+        """Ask adapters about texts, an adapter per row; a prediction for each, in their order.
 
         Args:
             texts: a text is a string, or a tuple of two.
             adapter: a name for all rows, or a name for each. None where there is only one adapter.
-
-        Returns:
-            A prediction for each text, in their order.
 
         Raises:
             ValueError: for an empty text, an unknown adapter, a pair for an adapter of single texts or the reverse,
@@ -226,7 +206,7 @@ class SpafitPredictor:
         return self._answer(checked, entries)
 
     def predict_all(self, text: Text, adapters: Iterable[str] | None = None) -> dict[str, Prediction]:
-        """Ask every adapter about one text, in one pass.
+        """Ask every adapter about one text, in one pass: name -> prediction.
 
         Adapters trained on pairs answer to a single text too, and the reverse, for what that is worth;
         `adapters=predictor.fitting(text)` asks those that were trained on such texts.
@@ -234,12 +214,6 @@ class SpafitPredictor:
         Args:
             text: a string, or a tuple of two.
             adapters: names; None for all.
-
-        Returns:
-            Name -> prediction.
-
-        Raises:
-            ValueError: for an empty text, an unknown adapter, and a predictor without adapters.
         """
         checked = check_text(text)
         known = self._entries
@@ -248,8 +222,6 @@ class SpafitPredictor:
         names = [adapters] if isinstance(adapters, str) else known if adapters is None else adapters
         entries = [_known(known, name) for name in dict.fromkeys(names)]
         return {answer.adapter: answer for answer in self._answer([checked] * len(entries), entries)}
-
-    # ---- inside ----
 
     def _answer(self, texts: list[Text], entries: list[Entry]) -> list[Prediction]:
         answers: dict[int, Prediction] = {}
@@ -316,9 +288,7 @@ class SpafitPredictor:
     def _reread(self, entry: Entry) -> LoadedAdapter:
         facts, adapter = self._read(entry.facts.name, entry.facts.source, entry.folder)
         if replace(facts, tokenizer=entry.facts.tokenizer) != entry.facts or stamp_of(entry.folder) != entry.stamp:
-            raise AdapterError(
-                f"{entry.folder} has changed since it was added; remove {facts.name!r} and add it again."
-            )
+            raise AdapterError(f"{entry.folder} has changed since it was added; remove {facts.name!r} and add it.")
         return adapter
 
     def _tokenizers(self) -> list[PreTrainedTokenizerBase]:
@@ -382,9 +352,7 @@ class SpafitPredictor:
         if isinstance(adapter, str):
             return [_known(known, adapter)] * rows
         if len(adapter) != rows:
-            raise ValueError(
-                f"there are {rows} texts and {len(adapter)} adapter names; give one name, or one per text."
-            )
+            raise ValueError(f"there are {rows} texts and {len(adapter)} adapter names; give one, or one per text.")
         return [_known(known, name) for name in adapter]
 
 

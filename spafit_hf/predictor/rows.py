@@ -53,12 +53,7 @@ class Span:
 
 
 class RowForward:
-    """Forward passes of one model. Not for two threads at a time.
-
-    Args:
-        model: for sequence classification, plain, in eval mode.
-        architecture: of the model.
-    """
+    """Forward passes of one plain model for sequence classification in eval mode. Not for two threads at a time."""
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture) -> None:
         self.model = model
@@ -82,7 +77,7 @@ class RowForward:
         border: int = 0,
         narrowed: FirstToken | None = None,
     ) -> torch.Tensor:
-        """One pass.
+        """One pass: (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
 
         Args:
             texts: those inputs of the texts that the model takes, (texts, tokens) each.
@@ -90,9 +85,6 @@ class RowForward:
             spans: adapters of the rows, in order, covering all rows.
             border: layers that run once per text; no adapter of the rows may change one of them.
             narrowed: the last layer, to compute it for the first token alone.
-
-        Returns:
-            (rows, outputs of the largest head); a row's own outputs come first, the rest is filled up.
 
         Raises:
             NotByRow: if the model does not allow several adapters at once, or the border.

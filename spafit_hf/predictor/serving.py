@@ -37,13 +37,7 @@ PROBE_TEXTS = ("A short text.", "Another text, which goes on for a little longer
 
 
 class Serving:
-    """One model, and what was found out about it. Not for two threads at a time.
-
-    Args:
-        model: for sequence classification, plain, in eval mode.
-        architecture: of the model.
-        heads: name -> module of the model's head.
-    """
+    """One plain model with its head's modules, and what was found out about it. Not for two threads at a time."""
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture, heads: dict[str, nn.Module]) -> None:
         self.model = model
@@ -84,15 +78,7 @@ class Serving:
         return [found[index] for index in range(len(rows))]
 
     def admit(self, adapter: LoadedAdapter, texts: Sequence[Encoded]) -> torch.Tensor:
-        """Try an adapter on this model before it serves.
-
-        Args:
-            adapter: its tensors.
-            texts: two texts of different lengths.
-
-        Returns:
-            Its logits for the first text, computed the long way.
-        """
+        """Try an adapter on two texts of different lengths; its logits for the first, computed the long way."""
         if not self._probed:
             self._probe(texts)
             self._probed = True
@@ -160,9 +146,7 @@ class Serving:
 
     def _leave(self, name: str, what: str) -> None:
         setattr(self, name, False)
-        logger.warning(
-            "%s does not allow for %s; they are computed one after the other.", type(self.model).__name__, what
-        )
+        logger.warning("%s does not allow for %s; they are computed one by one.", type(self.model).__name__, what)
 
     def _unlike(self, expected: Sequence[torch.Tensor], batches: list[list[Row]], **way: Any) -> str:
         """Why batches that go a way do not give what is expected; "" where they do."""

@@ -31,11 +31,7 @@ class Encoded:
 
 
 def check_texts(texts: Sequence[Text]) -> list[Text]:
-    """The texts, pairs as tuples.
-
-    Raises:
-        ValueError: for what is neither a text nor a pair, and for empty texts; with the place in the list.
-    """
+    """The texts, pairs as tuples; a ValueError names the place of what is neither, or is empty."""
     if isinstance(texts, (str, tuple)):
         raise ValueError(f"texts is one {'text' if isinstance(texts, str) else 'pair'}; give a list: predict([...]).")
     return [check_text(text, f"text {index}") for index, text in enumerate(texts)]
