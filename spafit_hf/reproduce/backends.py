@@ -7,6 +7,7 @@ ray         tasks of a Ray cluster (pip install spafit-hf[ray]); Ray runs a lost
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -140,7 +141,7 @@ class OnRay(Local):
         self._workers, self._needs = workers, {"CPU": cpus, "GPU": gpus}
         self._began = not ray.is_initialized()
         if self._began:
-            ray.init(log_to_driver=False, logging_level="ERROR")
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         lost = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError")
         self.lost = tuple(getattr(ray.exceptions, name) for name in lost)
         self._run = ray.remote(max_retries=1, num_cpus=cpus, num_gpus=gpus)(attempt)
