@@ -88,7 +88,9 @@ def test_a_cell_that_takes_each_worker_with_it_is_a_result(
     cluster: Any, base_folder: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = small_work(base_folder, glue, tmp_path, tasks=("cola",), methods=("full",), seeds=(0,))
-    backend = OnRay(workers=1, cpus=1, gpus=0.0)
+    with pytest.raises(ValueError, match=r"the cluster has .*, and a cell needs .*'GPU': 0\.5"):
+        OnRay(workers=0, cpus=1, gpus=0.5)
+    backend = OnRay(workers=1, cpus=1, gpus=0)
     backend._run = ray.remote(max_retries=1, num_cpus=1)(lambda job, data: os._exit(1))
     assert run_grid(work, backend) == {"failed": 1}
     (result,) = kept(tmp_path)

@@ -114,7 +114,7 @@ def _start_worker(threads: int, index: int, lives: Any) -> None:
 def _end_with(lives: Any) -> None:
     with suppress(EOFError, OSError):
         lives.recv()
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)  # from a thread, whatever the others do
 
 
 class OnRay(Local):
@@ -127,7 +127,7 @@ class OnRay(Local):
         cpus, gpus: of a cell; a fraction lets several share a GPU.
 
     Raises:
-        ValueError: where Ray is not installed.
+        ValueError: where Ray is not installed, or the cluster has no room for a cell.
     """
 
     # tries stays 1: Ray has run a lost cell once more by then
@@ -147,13 +147,15 @@ class OnRay(Local):
         self._run = ray.remote(max_retries=1, num_cpus=cpus, num_gpus=gpus)(attempt)
         self._rows: dict[str, Any] = {}
         self._tasks: list[Any] = []
+        if self.slots < 1:  # of an autoscaler, workers says how many
+            raise ValueError(f"the cluster has {ray.cluster_resources()}, and a cell needs {self._needs}.")
 
     @property
     def slots(self) -> int:
         """Cells at a time."""
         there = self._ray.cluster_resources()
         room = (int(there.get(name, 0) / need) for name, need in self._needs.items() if need)
-        return self._workers or max(1, min(room, default=1))
+        return self._workers or min(room, default=1)
 
     def submit(self, job: Job, data: RunData) -> Future[Attempt]:
         """Hand a cell to the cluster."""

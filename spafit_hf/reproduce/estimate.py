@@ -8,9 +8,9 @@ Neither rows nor weights are needed: without a folder of rows GLUE's own numbers
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Mapping
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from spafit_hf.data.glue import get_task
 from spafit_hf.names import resolve_base
 from spafit_hf.planner import plan
-from spafit_hf.reproduce.grid import Cell, Grid
+from spafit_hf.reproduce.grid import Grid
 from spafit_hf.reproduce.methods import TOKENS, Methods, flops
 from spafit_hf.reproduce.work import load_rows
 from spafit_hf.trainer.machine import hardware
@@ -26,48 +26,44 @@ from spafit_hf.tuner import get_spafit_model
 from spafit_hf.words import duration, listing, size
 
 PADDED = {"group_by_length": 1.03}
-"""Tokens with padding over tokens, in batches of 16 rows, the mean of GLUE's tasks."""
-PADDED_AT_RANDOM = 2.0
-
+"""Tokens with padding over tokens, in batches of 16 rows, the mean of GLUE's tasks; 2 in any other order."""
 START_SECONDS = 3.0
-"""Of a cell, to load the base and tokenize some thousand rows."""
-
+"""What a cell takes to load the base and to tokenize some thousand rows."""
 ROWS, STEP_TOKENS, LAYERS = 16, 32, 2
-"""Of the measured step."""
+"""The measured step's."""
 
 
 def estimate(grid: Grid) -> str:
     """The dry run's page."""
-    methods, workers = Methods(grid), max(1, grid.workers)
-    rows = {task: _rows(grid, task) for task in grid.tasks}
+    methods, workers, cells = Methods(grid), max(1, grid.workers), grid.wanted()
     per_second, measured = measure(grid)
-    padded = PADDED.get(grid.train_sampling_strategy, PADDED_AT_RANDOM)
-    cells = grid.wanted()
-    by_pair: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        by_pair.setdefault((cell.task, cell.method), []).append(cell)
+    width = next(iter(methods.plan("lora-II", 0, 2).linear.values()))[0]
     lines = [f"{'task':6s} {'method':24s} {'trained':>12s} {'cells':>6s} {'hours':>9s} {'bytes':>8s}"]
-    total_seconds, total_bytes = 0.0, 0
-    for (task, method), own in by_pair.items():
-        train, validation, selection = rows[task]
-        work = sum(flops(methods, cell, train, validation + selection) for cell in own)
-        seconds = work * padded / per_second + START_SECONDS * len(own)
+    total_seconds = total_bytes = state_bytes = 0.0
+    for task in grid.tasks:
+        train, validation, selection = rows = _rows(grid, task)
         outputs = get_task(task).num_labels
-        # Labels, two predictions, two times logits in 16 bits; and some kilobytes of JSON.
-        kept = len(own) * (validation * (3 * 8 + 4 * outputs) + 4000)
-        trained = methods.plan(method, grid.seeds[0], outputs).trainable_parameters
-        lines.append(f"{task:6s} {method:24s} {trained:12,} {len(own):6d} {seconds / 3600:9.2f} {size(kept):>8s}")
-        total_seconds += seconds
-        total_bytes += kept
+        for method in grid.methods:
+            own = [cell for cell in cells if (cell.task, cell.method) == (task, method)]
+            work = sum(flops(methods, cell, train, validation + selection) for cell in own)
+            seconds = work * PADDED.get(grid.train_sampling_strategy, 2) / per_second + START_SECONDS * len(own)
+            # Labels, two predictions, two times logits in 16 bits; and some kilobytes of JSON.
+            kept = len(own) * (validation * (3 * 8 + 4 * outputs) + 4000)
+            trained = methods.plan(method, grid.seeds[0], outputs).trainable_parameters
+            lines.append(f"{task:6s} {method:24s} {trained:12,} {len(own):6d} {seconds / 3600:9.2f} {size(kept):>8s}")
+            total_seconds, total_bytes = total_seconds + seconds, total_bytes + kept
+        prefixes = {methods.prefix(method, seed) for method in grid.methods for seed in grid.seeds} - {0}
+        state_bytes += len(prefixes) * 2 * width * TOKENS[task] * sum(rows)
     searches = sum(cell.stage == "search" for cell in cells)
     rates = listing([str(count) for count in sorted({len(grid.rates_of(method)[0]) for method in grid.methods})], "or")
+    counts = len(grid.methods), len(grid.tasks)
     lines += [
         "",
-        f"{grid.preset}, base {grid.base}: {len(by_pair)} cells of a table ({len(grid.methods)} methods x "
-        f"{len(grid.tasks)} tasks), times rates ({rates}) and seeds ({len(grid.seeds)}): {len(cells):,} trainings"
+        f"{grid.preset}, base {grid.base}: {math.prod(counts)} cells of a table ({counts[0]} methods x {counts[1]} "
+        f"tasks), times rates ({rates}) and seeds ({len(grid.seeds)}): {len(cells):,} trainings"
         + (f", {searches} of them short, to find the rate" if searches else ""),
-        f"{duration(total_seconds / workers)} with {workers} at a time; {size(total_bytes)} of results"
-        + _states_text(methods, rows),
+        f"{duration(total_seconds / workers)} with {workers} at a time; {size(int(total_bytes))} of results"
+        + (f", {size(int(state_bytes))} of hidden states" if state_bytes else ""),
         f"measured: {measured}",
     ]
     return "\n".join(lines)
@@ -83,20 +79,6 @@ def _rows(grid: Grid, task: str) -> tuple[int, int, int]:
     wanted = min(grid.max_train_rows or train, train)
     held = min(grid.selection_rows, wanted // 10)
     return min(wanted, train - held), min(grid.max_validation_rows or validation, validation), held
-
-
-def _states_text(methods: Methods, rows: Mapping[str, tuple[int, int, int]]) -> str:
-    grid = methods.grid
-    width = next(iter(methods.plan("lora-II", 0, 2).linear.values()))[0]
-    pairs = {
-        (task, prefix)
-        for task in grid.tasks
-        for method in grid.methods
-        for seed in grid.seeds
-        if (prefix := methods.prefix(method, seed))
-    }
-    taken = sum(2 * width * TOKENS[task] * sum(rows[task]) for task, _ in pairs)
-    return f", {size(taken)} of hidden states" if pairs else ""
 
 
 def measure(grid: Grid) -> tuple[float, str]:

@@ -7,6 +7,7 @@ method, seed --strategy_of-----------+
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -45,7 +46,8 @@ class Work:
         self.fingerprints = {task: fingerprint(data) for task, data in self.data.items()}
         self.base, self.place = base_of_grid(grid.base)
         self.versions = key_versions()
-        self._jobs: dict[Cell, Job] = {}
+        self.job = functools.cache(self._job)
+        self.cost = functools.cache(self._cost)
 
     def jobs(self, results: Mapping[str, Mapping[str, Any]]) -> list[tuple[Cell, Job | None]]:
         """The cells in their order, with their jobs; None where the search for the rate goes on."""
@@ -71,19 +73,14 @@ class Work:
             searched[rate] = -math.inf if score is None or result["status"] != "done" else score
         return max(searched, key=lambda rate: searched[rate])
 
-    def job(self, cell: Cell) -> Job:
-        """The job of a cell whose rate is known."""
-        if cell not in self._jobs:
-            self._jobs[cell] = self._job(cell)
-        return self._jobs[cell]
-
-    def cost(self, cell: Cell) -> float:
+    def _cost(self, cell: Cell) -> float:
         """FLOPs of a cell, whatever its rate."""
         splits = self.data[cell.task].text.splits
         rows = splits["train"].num_rows, sum(split.num_rows for name, split in splits.items() if name != "train")
         return flops(self.methods, cell, *rows)
 
     def _job(self, cell: Cell) -> Job:
+        """The job of a cell whose rate is known."""
         grid = self.grid
         settings: dict[str, Any] = {name: getattr(grid, name) for name in _SETTINGS}
         settings["per_device_train_batch_size"] = grid.batch_of(cell.task)
@@ -131,14 +128,12 @@ def load_rows(grid: Grid, task: str) -> RunData:
     arguments = DataArguments(task=task, data_dir=grid.data_dir, max_validation_rows=grid.max_validation_rows)
     data = hold_out(load_data(arguments), grid.selection_rows, grid.max_train_rows)
     columns = (*data.text.columns, LABEL)
-    names = ("train", data.text.evaluation_splits[0], "selection")
-    splits = {
-        name: Dataset.from_dict({column: split[column][:] for column in columns}, split.features)
-        for name in names
-        if name in data.text.splits
-        for split in [data.text.splits[name].select_columns(columns)]
-    }
-    # A text of all Hub metrics is not needed: cells compute the same figures without it.
+    splits = {}
+    for name in ("train", data.text.evaluation_splits[0], "selection"):
+        if name in data.text.splits:
+            split = data.text.splits[name].select_columns(columns)
+            splits[name] = Dataset.from_dict({column: split[column][:] for column in columns}, split.features)
+    # Its own asks the Hub for GLUE's metric, and cannot travel; cells compute the same figures without.
     return replace(data, text=replace(data.text, splits=DatasetDict(splits)), compute_metrics=_no_metrics)
 
 
