@@ -15,7 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from programs import Program
 from reproduce_run import kept, small_work
 
 from spafit_hf.reproduce import claim, results
@@ -30,6 +32,11 @@ from spafit_hf.run import RunData
 SCRIPTS = Path(__file__).parent / "scripts"
 
 
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(scope="module")
 def whole(base_folder: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small grid that nothing has disturbed."""
@@ -40,11 +47,10 @@ def whole(base_folder: Path, glue: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_lose_and_double_nothing(base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, str(SCRIPTS / "kills.py"), str(base_folder), str(glue), str(tmp_path)]
-    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout.splitlines()[-1])
+    log = tmp_path / "log"
+    program = Program([SCRIPTS / "kills.py", base_folder, glue, tmp_path], env=environment(), log=log)
+    assert program.wait() == 0, log.read_text()
+    found = json.loads(log.read_text().splitlines()[-1])
     assert found["lost"] == 0
     assert found["equal"]
     assert found["lines"] == 8
@@ -105,40 +111,36 @@ def test_a_full_disk_fails_no_cell(
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced(whole: Path, base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    import psutil
+    backend = Processes(2)
 
-    def kill() -> None:
+    def kill() -> list[int]:
         while not list(tmp_path.glob("cells/*/result.json")):
             time.sleep(0.02)
-        workers = [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
-        workers[0].kill()
+        workers = [pid for pool in backend._pools for pid in pool._processes]
+        os.kill(workers[0], signal.SIGKILL)
+        return workers
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(kill)
         work = small_work(base_folder, glue, tmp_path, tasks=("cola",))
-        assert run_grid(work, Processes(2)) == {"done": 4}
-        future.result()
+        assert run_grid(work, backend) == {"done": 4}
+        assert not any(map(psutil.pid_exists, future.result()))
     assert kept(tmp_path) == [line for line in kept(whole) if line["task"] == "cola"]
-    assert not [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
 
 
 @pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    import psutil
-
     flags = {"base": base_folder, "data_dir": glue, "output": tmp_path, "tasks": "cola", "methods": "full",
              "learning_rates": "1e-3", "num_train_epochs": 500, "backend": "processes", "workers": 1}  # fmt: skip
-    command = [sys.executable, "-m", "spafit_hf.cli", "reproduce"]
-    command += [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    program = Program(["-m", "spafit_hf.cli", "reproduce", *words], env=environment())
     while not list(tmp_path.glob("cells/*/claim")):
-        assert process.poll() is None
+        assert not program.ended
         time.sleep(0.1)
-    workers = [each for each in psutil.Process(process.pid).children() if "spawn_main" in " ".join(each.cmdline())]
-    assert len(workers) == 1
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not psutil.wait_procs(workers, timeout=60)[1]
+    while len(below := psutil.Process(program.process.pid).children(recursive=True)) < 2:
+        time.sleep(0.1)  # the worker comes after what it is forked from
+    program.kill()
+    assert not psutil.wait_procs(below, timeout=60)[1]
 
 
 # ---- claims ---------------------------------------------------------------------------------------------------------

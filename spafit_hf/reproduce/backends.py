@@ -102,6 +102,16 @@ class Processes(Local):
         self._lives.close()
 
 
+def _context() -> Any:
+    """Workers are forked from a process that has imported what they need and run nothing of it: CUDA and autograd do
+    not survive a fork. Where there is no such process, on Windows, each imports for itself."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _start_worker(threads: int, index: int, lives: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all of a terminal's processes
     threading.Thread(target=_end_with, args=(lives,), daemon=True).start()
