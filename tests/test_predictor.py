@@ -613,7 +613,9 @@ def test_weights_that_neither_adapter_nor_base_brings(tmp_path: Path) -> None:
     bare = hf.BertModel(tiny("bert").config, add_pooling_layer=False)
     bare.save_pretrained(tmp_path / "base")
     trained = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
-    folder = write_adapter(tmp_path / "adapter", "spafit-4-9-II", {"r": 2}, 3, base=copy.deepcopy(trained))
+    whole = hf.BertForSequenceClassification(copy.deepcopy(trained.config))  # whose pooler counts as the base's
+    whole.load_state_dict(trained.state_dict())
+    folder = write_adapter(tmp_path / "adapter", "spafit-4-9-II", {"r": 2}, 3, base=whole)
     with pytest.raises(AdapterError, match=r"brings no bert\.pooler\.dense\.\w+, and neither does the base"):
         SpafitPredictor(tmp_path / "base", tokenizer=make_tokenizer(), device="cpu").add(folder, "a")
     answer = serve(trained, {"a": folder}).predict([TEXTS[0]])[0]
