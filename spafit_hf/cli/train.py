@@ -65,12 +65,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train and print the results.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Train and print the results."""
     from transformers import HfArgumentParser
 
     from spafit_hf.run import BaseArguments, DataArguments, Progress, load_data, quiet, train
@@ -82,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     rest = list(args.rest)
     if args.help_all:
         parser.print_help()
-        return 0
+        return
     if rest and rest[0].endswith((".yaml", ".yml", ".json")):
         parser.set_defaults(**_from_file(Path(rest.pop(0)), {item.name for kind in kinds for item in fields(kind)}))
     data_args, base_args, training_args = parser.parse_args_into_dataclasses(rest)
@@ -108,7 +104,6 @@ def run(args: argparse.Namespace) -> int:
             result = train(data, base_args, training_args, recorded, command, show)
     if main:
         print(summary(result, str(training_args.output_dir)))
-    return 0
 
 
 def _opening(data: RunData, base: str) -> str:
