@@ -183,10 +183,13 @@ class Fields:
         return value
 
 
+FULL = ("No space left on device", "PytorchStreamWriter failed writing")
+
+
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that nothing more can be written. Libraries in Rust have it as words."""
+    """Whether an error, or what caused it, is that nothing more can be written. Some libraries have it as words."""
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

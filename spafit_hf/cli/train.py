@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spafit_hf.words import listing
+from spafit_hf.files import is_disk_full
+from spafit_hf.words import SpafitError, listing
 
 if TYPE_CHECKING:
     from spafit_hf.run import RunData, RunResult
@@ -97,11 +99,15 @@ def run(args: argparse.Namespace) -> None:
 
     recorded = _recorded(data_args, base_args, training_args)
     command = command_line(args.rest)
-    if args.verbose:
-        result = train(data, base_args, training_args, recorded, command)
-    else:
-        with quiet():
-            result = train(data, base_args, training_args, recorded, command, show)
+    try:
+        with nullcontext() if args.verbose else quiet():
+            shown = () if args.verbose else (show,)
+            result = train(data, base_args, training_args, recorded, command, *shown)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        folder = training_args.output_dir
+        raise SpafitError(f"{folder} cannot be written (--resume_from_checkpoint True goes on later)") from error
     if main:
         print(summary(result, str(training_args.output_dir)))
 
