@@ -20,8 +20,7 @@ from typing import Any
 
 from spafit_hf.words import SpafitError
 
-MAX_DEPTH = 32
-"""Lists and objects within one another."""
+MAX_DEPTH = 32  # of lists and objects within one another
 
 LARGEST = 10**100
 """Of integers: what comes of them is still a float. (A tokenizer without a longest text has 10 ** 30.)"""
@@ -31,14 +30,10 @@ LARGEST = 10**100
 class Bounds:
     """How much a JSON file may hold."""
 
-    size: int
-    """Bytes."""
-    entries: int
-    """Of one list or object."""
-    text: int
-    """Characters of one string."""
-    marks: int = 2**20
-    """Commas, colons and opening brackets."""
+    size: int  # bytes
+    entries: int  # of one list or object
+    text: int  # characters of one string
+    marks: int = 2**20  # commas, colons and opening brackets
 
 
 def size_of(path: Path, error: type[SpafitError] = SpafitError) -> int | None:
@@ -132,11 +127,9 @@ class Fields:
     """Reads dataclasses from JSON types: each field is checked against its annotation."""
 
     error: type[SpafitError]
-    most: Mapping[str, int] = field(default_factory=dict)
-    """Entries of a field that is a list or object."""
+    most: Mapping[str, int] = field(default_factory=dict)  # entries of a field that is a list or object
     most_others: int = 10_000
-    complete: bool = False
-    """Whether every field must be there, those with a default too."""
+    complete: bool = False  # whether every field must be there, those with a default too
 
     def read(self, kind: Any, data: Any, where: str) -> Any:
         """An instance of `kind`.
@@ -183,10 +176,13 @@ class Fields:
         return value
 
 
+FULL = ("No space left on device", "PytorchStreamWriter failed writing")
+
+
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that nothing more can be written. Libraries in Rust have it as words."""
+    """Whether an error, or what caused it, is that nothing more can be written. Some libraries have it as words."""
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -330,6 +330,24 @@ def test_names_that_no_adapter_can_have(name, tmp_path):
     assert_equal(tensors(base), tensors(tiny("bert")))
 
 
+def test_long_patterns_are_looked_up_and_mean_the_same(tmp_path, monkeypatch):
+    model = get_spafit_model(tiny("bert"), "lora-II", r=4)
+    stir(model)
+    save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["alpha_pattern"] = {name: 2 + index for index, name in enumerate(config["target_modules"])}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    one = load_adapter(tiny("bert"), tmp_path)
+    monkeypatch.setattr(load, "MANY_NAMES", 0)
+    tried = []
+    for module in ("peft.tuners.lora.model", "spafit_hf.tuner.model"):
+        monkeypatch.setattr(f"{module}.get_pattern_key", lambda keys, name: (tried.extend(keys), name)[1])
+    other = load_adapter(tiny("bert"), tmp_path)
+    assert tried == []
+    assert torch.equal(logits(one, inputs("bert")), logits(other, inputs("bert")))
+    assert one.peft_config["default"].to_dict() == other.peft_config["default"].to_dict()
+
+
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
 def test_a_wrapper_of_torch_is_taken_off(wrap, tmp_path):
     expected = write(tmp_path, "bert")

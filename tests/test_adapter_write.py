@@ -239,7 +239,7 @@ def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("spafit_hf.adapter.write.save_file", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(AdapterError, match="cannot be written: No space"):
         written(tmp_path, strategy="bitfit")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -127,7 +127,21 @@ def test_a_full_disk_is_one_sentence(
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", Mock(side_effect=full))
     monkeypatch.setattr("spafit_hf.adapter.write.save_file", Mock(side_effect=full))
     assert main([*command, str(trained), str(tmp_path / "out")]) == 2
-    assert f"spafit: the disk is full: {tmp_path / 'out'} cannot be written" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"spafit: {tmp_path / 'out'} cannot be written" in err
+    assert "the disk is full. Free some space" in err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space"), RuntimeError("PytorchStreamWriter failed writing file")])
+def test_a_disk_that_fills_in_training_names_the_folder(
+    error: Exception, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("spafit_hf.run.train", Mock(side_effect=error))
+    assert main(["train", "--train_file", str(reviews), "--text_columns", "review", "--label_column", "verdict",
+                 "--output_dir", str(tmp_path / "run")]) == 2  # fmt: skip
+    err = capsys.readouterr().err
+    assert f"spafit: {tmp_path / 'run'} cannot be written (--resume_from_checkpoint True goes on" in err
+    assert "the disk is full" in err
 
 
 def test_unknown_words_on_the_command_line() -> None:

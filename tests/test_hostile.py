@@ -7,6 +7,8 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from models import assert_equal, tensors, tiny
 from safetensors.torch import load_file
-from test_predictor import make_tokenizer
+from test_predictor import TEXTS, make_tokenizer
 
 from spafit_hf import get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import verify_adapter
@@ -96,6 +98,28 @@ def test_a_hostile_folder_costs_little_and_is_refused_in_one_way(
         assert seconds < SECONDS, reader
         assert megabytes < size + MEGABYTES, reader
     process.join()
+
+
+def test_visitors_get_their_answers_while_hostile_adapters_come(sound: Path, tmp_path: Path) -> None:
+    served = SpafitPredictor(tiny("bert", 3), tokenizer=make_tokenizer())
+    served.add(sound, "sound")
+    kinds = [
+        "12,000 targets",
+        "a header of 8 MB",
+        "labels of a megabyte",
+        "nested 900 deep",
+        "a tokenizer of other parts",
+    ]
+    folders = [hostile.write(kind, sound, tmp_path / str(index)) for index, kind in enumerate(kinds)]
+    texts = [" ".join(TEXTS[0] for _ in range(1 + index % 7)) for index in range(100)]
+    alone = [served.predict_all(text) for text in texts]
+    with ThreadPoolExecutor(20) as pool:
+        refused = [pool.submit(answer, partial(served.add, folder, "b", own_tokenizer=True)) for folder in folders]
+        together = list(pool.map(lambda text: served.predict_all(text, ["sound"]), texts))
+    assert all(each.result() for each in refused)
+    assert served.names == ("sound",)
+    for one, other in zip(alone, together, strict=True):
+        assert one["sound"].scores == pytest.approx(other["sound"].scores, abs=1e-6)
 
 
 # ---- whatever stands in the files ----

@@ -279,7 +279,8 @@ class Service:
                 raise ValueError(f"{self.config.max_added} adapters have been added already, which is the limit here.")
             self._tries.take(visitor)
             # token=False: with the Space's own token, visitors could load its owner's private repositories.
-            pulled = fetch_adapter(repo_id, revision=revision or None, token=False)
+            limit = self.config.max_adapter_megabytes * 10**6
+            pulled = fetch_adapter(repo_id, revision=revision or None, token=False, max_bytes=limit)
             try:
                 return self._put(name, pulled.folder, Source(repo_id, revision or None), added=True)
             except Exception:

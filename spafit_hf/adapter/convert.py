@@ -39,8 +39,7 @@ def merge_adapter(
         AdapterError: if the adapter cannot be loaded, or the output folder is not empty.
         ValueError: if a delta meets a module without a bias, which a saved model could not hold.
     """
-    target = _empty(output)
-    _check_plain(base)
+    target = _empty(output, base)
     place = local_folder(folder)
     used = base
     if isinstance(base, nn.Module):  # it stays as it is
@@ -66,8 +65,7 @@ def export_adapter(
 
     Arguments as in `merge_adapter`, what is returned and raised as in `save_adapter`.
     """
-    target = _empty(output)
-    _check_plain(base)
+    target = _empty(output, base)
     place = local_folder(folder)
     model = load_adapter(base, place)
     name_or_path = model.peft_config["default"].base_model_name_or_path
@@ -80,12 +78,9 @@ def export_adapter(
     return written
 
 
-def _check_plain(base: object) -> None:
+def _empty(output: str | os.PathLike[str], base: object) -> Path:
     if isinstance(base, PeftModel):
         raise AdapterError("the base has adapters already; give the plain model, or the id or folder to load it from.")
-
-
-def _empty(output: str | os.PathLike[str]) -> Path:
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise AdapterError(f"{target} exists and is not an empty folder; choose another output, or empty it first.")

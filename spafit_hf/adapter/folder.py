@@ -47,8 +47,7 @@ PARTS = (
 FORMS = ("absolute", "lora-bias", "mixed", "native")
 
 
-MAX_LABELS, MAX_LABEL = 10_000, 500
-"""Names of a head's outputs, and characters of one."""
+MAX_LABELS, MAX_LABEL = 10_000, 500  # names of a head's outputs, and characters of one
 
 
 class AdapterError(SpafitError):

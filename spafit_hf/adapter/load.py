@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
 from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
+from spafit_hf.hub.pull import MAX_BYTES
 from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
 from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import base_of, plain_view
@@ -73,6 +76,34 @@ def load_adapter(
     return loaded.train(is_training)  # new modules, such as LoRA's dropout, start in training mode
 
 
+MANY_NAMES = 100
+
+
+class _Exact(dict[str, Any]):
+    """A pattern of full names. PEFT compiles and tries each key for each module, and looks the module up where it has
+    found none: here it finds no keys. Past Python's cache of 512 expressions 600 names took it six seconds."""
+
+    def keys(self) -> Any:
+        return ()
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+@contextmanager
+def _looked_up(config: SpafitConfig) -> Iterator[None]:
+    """Long patterns as `_Exact` while PEFT reads them."""
+    patterns = {name: getattr(config, name) for name in ("rank_pattern", "alpha_pattern", "module_settings")}
+    long = {name: pattern for name, pattern in patterns.items() if len(pattern) > MANY_NAMES}
+    for name, pattern in long.items():
+        setattr(config, name, _Exact(pattern))
+    try:
+        yield
+    finally:
+        for name, pattern in long.items():
+            setattr(config, name, pattern)
+
+
 def _add(
     model: nn.Module,
     config: SpafitConfig,
@@ -84,10 +115,11 @@ def _add(
     loaded: PeftModel | None = model if isinstance(model, PeftModel) else None
     complete = False
     try:
-        if loaded is None:
-            loaded = get_peft_model(model, config, adapter_name=adapter_name)
-        else:
-            loaded.add_adapter(adapter_name, config)
+        with _looked_up(config):
+            if loaded is None:
+                loaded = get_peft_model(model, config, adapter_name=adapter_name)
+            else:
+                loaded.add_adapter(adapter_name, config)
         plain = loaded.get_base_model()
         _fit_head(plain, adapter, adapter_name)
         _fill(loaded, adapter, adapter_name, tensors)
@@ -139,12 +171,17 @@ def parameter_places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str
 
 
 def fetch_adapter(
-    repo_id: str, *, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Pulled:
     """Download an adapter's files into the Hub's cache, as `spafit_hf.hub.pull_adapter` does; an AdapterError where it
     cannot."""
     try:
-        return pull_adapter(repo_id, revision=revision, token=token, cache_dir=cache_dir)
+        return pull_adapter(repo_id, revision=revision, token=token, cache_dir=cache_dir, max_bytes=max_bytes)
     except HubError as error:
         raise AdapterError(f"{repo_id} is no folder here. {error}") from error
 

@@ -55,20 +55,16 @@ def start_from(
     for key in tensors:
         if key not in places:
             name = TensorName.parse(key)
+            own = (source.strategy or {}).get("name")
             what = "the bias" if key.endswith("lora_delta") else "LoRA"
             raise AdapterError(
                 f"{folder_or_repo} changes {what} of {name.module if name else key}, which this adapter does not "
-                f"train; start from it with its own strategy{_named(source)}."
+                f"train; start from it with its own strategy{f', {own}' if own else ''}."
             )
     _check_lora(source, plain, adapter_name)
     with torch.no_grad():
         for key, tensor in tensors.items():
             places[key].copy_(tensor)
-
-
-def _named(source: VerifiedAdapter) -> str:
-    name = (source.strategy or {}).get("name")
-    return f", {name}" if name else ""
 
 
 def _check_lora(source: VerifiedAdapter, plain: nn.Module, adapter_name: str) -> None:

@@ -27,10 +27,8 @@ CONFIG_BOUNDS = Bounds(size=4 * 2**20, entries=MAX_TENSORS, text=4096)
 MAX_HEADS = 64
 MAX_WEIGHTS_BYTES = 2 * 2**30
 MAX_HEADER_BYTES = 8 * 2**20
-MAX_NAME, MAX_PARTS = 300, 32
-"""Of a tensor's name: characters, and parts between dots."""
-MAX_SHAPE = 8
-"""Dimensions of a tensor, each of less than 2 ** 31."""
+MAX_NAME, MAX_PARTS = 300, 32  # of a tensor's name: characters, and parts between dots
+MAX_SHAPE = 8  # dimensions of a tensor, each of less than 2 ** 31
 MODULE_NAME = re.compile(r"[\w.]+")
 
 #: Fields of a LoRA configuration that this reader carries out. Every other field must hold its default.

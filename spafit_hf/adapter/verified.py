@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from spafit_hf.adapter.folder import AdapterError, BaseFacts, TensorName
 from spafit_hf.adapter.untrusted import open_weights
 from spafit_hf.names import WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
-
-PIECE_NUMBERS = 2**20  # tested for NaN and infinity at once
 
 
 @dataclass(frozen=True)
@@ -50,26 +47,11 @@ class VerifiedAdapter:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != self.shapes:
             raise AdapterError(f"{WEIGHTS_FILE} changed while it was being read; try again.")
-        if not all(is_finite(torch.cat(piece) if piece[1:] else piece[0]) for piece in _pieces(tensors.values())):
-            key = next(key for key, tensor in tensors.items() if not is_finite(tensor))
-            raise AdapterError(f"{key} holds NaN or infinity; the adapter is broken and cannot be used.")
+        if odd := next((key for key, tensor in tensors.items() if not is_finite(tensor)), ""):
+            raise AdapterError(f"{odd} holds NaN or infinity; the adapter is broken and cannot be used.")
         return tensors
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether no number is NaN or infinite, in one pass and without a copy: either shows in the extremes."""
     return tensor.numel() == 0 or all(math.isfinite(extreme) for extreme in tensor.aminmax())
-
-
-def _pieces(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Flat tensors of one dtype, not too many numbers at a time: a test of many small ones at once takes less long."""
-    piece: list[torch.Tensor] = []
-    numbers = 0
-    for tensor in tensors:
-        if piece and (numbers + tensor.numel() > PIECE_NUMBERS or tensor.dtype != piece[0].dtype):
-            yield piece
-            piece, numbers = [], 0
-        piece.append(tensor.reshape(-1))
-        numbers += tensor.numel()
-    if piece:
-        yield piece

@@ -86,9 +86,10 @@ def save_adapter(
         if obstacle:
             raise AdapterError(f"plain PEFT cannot read this adapter: {obstacle}. Save it with form='native'.")
         written, peft_config, tensors = _portable(config, layers, tensors)
+    strategy = config.to_dict()["strategy"]
     sidecar = Sidecar(
         form=written,
-        strategy=_strategy_dict(config),
+        strategy=None if strategy is None else Strategy.coerce(strategy).to_dict(),
         lora_modules=tuple(lora_modules),
         bias_modules=tuple(sorted(layers)),
         labels=config.labels,
@@ -310,11 +311,6 @@ def _alphas(config: SpafitConfig, ranks: dict[str, int], modules: list[str]) -> 
             factor = root if not config.use_rslora else 1 / root
             alphas[module] = alphas.get(module, config.lora_alpha) * factor
     return alphas
-
-
-def _strategy_dict(config: SpafitConfig) -> dict[str, Any] | None:
-    strategy = config.to_dict()["strategy"]
-    return Strategy.coerce(strategy).to_dict() if strategy is not None else None
 
 
 def _config_json(config: LoraConfig, model: nn.Module, sidecar: Sidecar) -> str:

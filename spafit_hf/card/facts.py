@@ -84,13 +84,11 @@ class Layers:
     name: str
     stack: str
     layers: tuple[int, ...]
-    """Numbers from zero."""
     lora: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
     r: int | None = None
     lora_alpha: float | None = None
     trained: int | None = None
-    """Values that train in these layers."""
 
 
 @dataclass(frozen=True)

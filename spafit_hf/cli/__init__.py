@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 def explained(error: BaseException) -> str:
     """What went wrong and what to do, in one sentence."""
     if is_disk_full(error):
-        return f"the disk is full: {sentence(error)}. Free some space, and run the command again."
+        return f"{sentence(error)}: the disk is full. Free some space, and run the command again."
     if isinstance(error, (ValueError, OSError)):
         return sentence(error)
     return f"{type(error).__name__}: {sentence(error)}. This was not foreseen; SPAFIT_TRACEBACK=1 shows its origin."

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spafit_hf.words import listing
+from spafit_hf.files import is_disk_full
+from spafit_hf.words import SpafitError, listing
 
 if TYPE_CHECKING:
     from spafit_hf.run import RunData, RunResult
@@ -65,12 +67,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train and print the results.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Train and print the results."""
     from transformers import HfArgumentParser
 
     from spafit_hf.run import BaseArguments, DataArguments, Progress, load_data, quiet, train
@@ -82,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     rest = list(args.rest)
     if args.help_all:
         parser.print_help()
-        return 0
+        return
     if rest and rest[0].endswith((".yaml", ".yml", ".json")):
         parser.set_defaults(**_from_file(Path(rest.pop(0)), {item.name for kind in kinds for item in fields(kind)}))
     data_args, base_args, training_args = parser.parse_args_into_dataclasses(rest)
@@ -101,14 +99,17 @@ def run(args: argparse.Namespace) -> int:
 
     recorded = _recorded(data_args, base_args, training_args)
     command = command_line(args.rest)
-    if args.verbose:
-        result = train(data, base_args, training_args, recorded, command)
-    else:
-        with quiet():
-            result = train(data, base_args, training_args, recorded, command, show)
+    try:
+        with nullcontext() if args.verbose else quiet():
+            shown = () if args.verbose else (show,)
+            result = train(data, base_args, training_args, recorded, command, *shown)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        folder = training_args.output_dir
+        raise SpafitError(f"{folder} cannot be written (--resume_from_checkpoint True goes on later)") from error
     if main:
         print(summary(result, str(training_args.output_dir)))
-    return 0
 
 
 def _opening(data: RunData, base: str) -> str:

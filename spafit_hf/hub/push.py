@@ -48,7 +48,6 @@ class Pushed:
     url: str
     """Of the repo at the branch, or of the pull request."""
     files: tuple[str, ...]
-    """Names of the files that it holds."""
     revision: str
     """Branch, or "refs/pr/N"."""
     changed: bool
@@ -197,7 +196,9 @@ class _Push:
                 return self._pushed(info.oid, info.pr_revision or self.revision, message, changed=changed)
             except FAILURES as error:
                 # 412: another user committed in between, perhaps this very commit
-                again = _worth_another_try(error) or (status_of(error) == 412 and not self.create_pr)
+                again = status_of(error) == 412 and not self.create_pr
+                # an upload that failed was tried for up to minutes already
+                again |= isinstance(error, (httpx2.HTTPError, json.JSONDecodeError)) and is_passing(error)
                 planned = next(waits, None) if again else None
                 if planned is None:
                     raise
@@ -234,11 +235,6 @@ class _Push:
         place = page if ref == constants.DEFAULT_REVISION else f"{page}/tree/{ref}"
         pull = f"{page}/discussions/{ref.rsplit('/', 1)[-1]}" if self.create_pr and changed else None
         return Pushed(self.repo_id, commit, pull or place, tuple(self.files), ref, changed, message, pull)
-
-
-def _worth_another_try(error: Exception) -> bool:
-    """Whether a request failed for a moment. An upload that failed was tried for up to minutes already."""
-    return isinstance(error, (httpx2.HTTPError, json.JSONDecodeError)) and is_passing(error)
 
 
 def _is(content: Path | bytes, there: RepoFile) -> bool:

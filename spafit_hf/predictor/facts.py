@@ -32,11 +32,9 @@ class AdapterFacts:
     layers: tuple[int, ...] = ()
     """Layers of the base's first stack that it changes, from zero."""
     depth: int = 0
-    """Layers of that stack."""
     memory_bytes: int = 0
     """Of its tensors while they are loaded."""
     file_bytes: int = 0
-    """Of its weights file."""
     tokenizer: str = ""
     """In what the tokenizer in its folder differs from the one that its texts go through; "" where in nothing."""
 
@@ -46,7 +44,6 @@ class Prediction:
     """One adapter's answer to one text or pair."""
 
     adapter: str
-    """The adapter's name in the predictor."""
     label: str | None
     """The label with the highest score; None for regression."""
     scores: dict[str, float] | None

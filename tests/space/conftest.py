@@ -45,8 +45,9 @@ def open_service(stand_in_folders: tuple[Path, Path], monkeypatch: pytest.Monkey
     """A service that lets visitors add, with a Hub that is a folder."""
     base, adapters = stand_in_folders
 
-    def fetch(repo_id: str, *, revision: str | None, token: bool) -> Pulled:
+    def fetch(repo_id: str, *, revision: str | None, token: bool, max_bytes: int) -> Pulled:
         assert token is False, "a visitor must not use the Space's token"
+        assert max_bytes == 512 * 10**6
         folder = adapters / repo_id.split("/")[1]
         if not folder.is_dir():
             raise AdapterError(f"{repo_id} is no repository on the Hub.")

@@ -336,7 +336,7 @@ def test_errors_name_the_repository_and_no_path(
     sidecar["base"]["hidden_size"] = 17
     (folders["stranger"] / "spafit_config.json").write_text(json.dumps(sidecar), encoding="utf-8")
 
-    def fetch(repo_id: str, *, revision: str | None, token: bool) -> Pulled:
+    def fetch(repo_id: str, **_: object) -> Pulled:
         return Pulled(folders[repo_id.split("/")[1]], repo_id, "main", "0" * 40, ())
 
     monkeypatch.setattr(service_module, "fetch_adapter", fetch)
