@@ -11,7 +11,8 @@ A row that is done is not repeated. Each row is one of
     works       plain PEFT opens the folder, and computes what was saved
     native      only this package reads it; so says its form
     refused     with the reason, before anything is trained
-    WRONG       anything else: other outputs, a folder that is not opened, a crash after a plan, nothing that trains
+    idle        nothing that was planned has a gradient from such inputs, which SpafitTrainer says in the first step
+    WRONG       anything else: other outputs, a folder that is not opened, a crash after a plan
     no model    transformers cannot build or run it from a small configuration: says nothing of this package
 """
 
@@ -240,16 +241,16 @@ def check(name: str, task: str) -> dict[str, Any]:
     row: dict[str, Any] = {"status": "WRONG"}
     try:
         trained = {key: value for key, value in wrapped.named_parameters() if value.requires_grad}
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            for parameter in trained.values():
-                parameter.data += 0.05 * torch.randn_like(parameter)
-        found = run(wrapped, batch)
-        loss = sum(tensor.float().pow(2).mean() for tensor in found if tensor.requires_grad)
+        loss = sum(tensor.float().pow(2).mean() for tensor in run(wrapped, batch) if tensor.requires_grad)
         if isinstance(loss, torch.Tensor):
             loss.backward()
         row["without_gradient"] = sorted(key for key, value in trained.items() if value.grad is None)
-        expected = [tensor.detach() for tensor in found]
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(3)
+            for parameter in trained.values():
+                if parameter.grad is not None:  # what has none stays as it is in training, too
+                    parameter += 0.05 * torch.randn_like(parameter)
+            expected = run(wrapped, batch)
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             row["moved"] = difference(run(model, batch), expected)
             row["form"] = save_adapter(wrapped, folder)
@@ -269,7 +270,7 @@ def verdict(row: Mapping[str, Any], trained: int) -> dict[str, str]:
             "why": f"outputs differ by {row['own']:.1g} here, {row.get('peft', 0.0):.1g} in PEFT",
         }
     if len(row["without_gradient"]) == trained or not row["moved"]:
-        return {"status": "WRONG", "why": "nothing of the adapter reaches the output"}
+        return {"status": "idle", "why": "nothing of the adapter has a gradient from such inputs"}
     dead = f"{len(row['without_gradient'])} of {trained} tensors without a gradient" if row["without_gradient"] else ""
     return {"status": "native" if row["form"] == "native" else "works", "why": dead}
 
@@ -317,6 +318,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"| trains; plain PEFT opens the folder and computes the same | {counts['works']} |",
         f"| trains; only this package reads the folder | {counts['native']} |",
         f"| refused before training, with the reason | {counts['refused']} |",
+        f"| stopped in the first step, since nothing has a gradient from such inputs | {counts['idle']} |",
         f"| wrong | {counts['WRONG']} |\n",
         "| class | | |\n| --- | --- | --- |",
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -47,5 +46,10 @@ def test_what_counts_as_wrong() -> None:
     good = {"own": 0.0, "peft": 1e-6, "moved": 1.0, "form": "absolute", "without_gradient": ["a"]}
     assert verdict(good, 9) == {"status": "works", "why": "1 of 9 tensors without a gradient"}
     assert verdict({**good, "form": "native"}, 9)["status"] == "native"
-    for change in ({"own": 1.0}, {"peft": 1.0}, {"moved": 0.0}, {"without_gradient": list("abcdefghi")}):
-        assert verdict({**good, **change}, 9)["status"] == "WRONG", json.dumps(change)
+    for change, status in (
+        ({"own": 1.0}, "WRONG"),
+        ({"peft": 1.0}, "WRONG"),
+        ({"moved": 0.0}, "idle"),
+        ({"without_gradient": list("abcdefghi")}, "idle"),
+    ):
+        assert verdict({**good, **change}, 9)["status"] == status, change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def outcome(work: Work, task: str, method: str, rate: float = 5e-3, **more: Any)
 
 def test_rows_give_the_figures_of_every_cell(base_folder: Path, glue: Path, tmp_path: Path) -> None:
     rates: dict[str, Any] = {"search_rates": {"spafit": (1e-3, 5e-3)}, "learning_rates": {"full": (1e-3,)}}
+    level = logging.getLogger("spafit_hf").level
     assert run_grid(small_work(base_folder, glue, tmp_path, seeds=(0,), **rates), Local()) == {"done": 8}
+    assert logging.getLogger("spafit_hf").level == level
     for result in kept(tmp_path):
         rows = safetensors.numpy.load_file(tmp_path / "cells" / result["key"] / "rows.safetensors")
         task = get_task(result["task"])

@@ -57,9 +57,9 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 def test_killed_workers_and_a_killed_node_change_no_result(
     cluster: Any, base_folder: Path, glue: Path, tmp_path: Path
 ) -> None:
-    what: dict[str, Any] = {"tasks": ("cola",), "seeds": tuple(range(8))}
+    what: dict[str, Any] = {"tasks": ("cola",), "seeds": tuple(range(14))}
     here, there = tmp_path / "here", tmp_path / "there"
-    assert run_grid(small_work(base_folder, glue, here, **what), Local()) == {"done": 16}
+    assert run_grid(small_work(base_folder, glue, here, **what), Local()) == {"done": 28}
 
     def kill(workers: list[int]) -> None:
         """Kill them, and wait for the cells that were on their way: each is run once more, and not twice."""
@@ -71,7 +71,7 @@ def test_killed_workers_and_a_killed_node_change_no_result(
     def interfere() -> int:
         kill(wait_for(lambda: len(found := at_work()) == 2 and found, "two cells at a time"))
         kill(wait_for(at_work, "a cell")[:1])
-        left = 16 - len(list(there.glob("cells/*/result.json")))
+        left = 28 - len(list(there.glob("cells/*/result.json")))
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         return left
 
@@ -79,7 +79,7 @@ def test_killed_workers_and_a_killed_node_change_no_result(
         future = pool.submit(interfere)
         backend = OnRay(workers=0, cpus=1, gpus=0)
         assert backend.slots == 2
-        assert run_grid(small_work(base_folder, glue, there, **what), backend) == {"done": 16}
+        assert run_grid(small_work(base_folder, glue, there, **what), backend) == {"done": 28}
         assert future.result() > 2, "the node was lost when all was done"
     assert kept(there) == kept(here)
 

@@ -137,8 +137,9 @@ def test_workers_end_with_the_process_that_started_them(base_folder: Path, glue:
     while not list(tmp_path.glob("cells/*/claim")):
         assert not program.ended
         time.sleep(0.1)
-    while len(below := psutil.Process(program.process.pid).children(recursive=True)) < 2:
-        time.sleep(0.1)  # the worker comes after what it is forked from
+    # The worker comes after what it is forked from.
+    while len(below := psutil.Process(program.process.pid).children(recursive=True)) < 2 and not program.ended:
+        time.sleep(0.1)
     program.kill()
     assert not psutil.wait_procs(below, timeout=60)[1]
 

@@ -735,3 +735,11 @@ def test_a_head_that_peft_would_save_twice():
     assert model.peft_config["default"].task_type is None
     head = model.get_base_model().qa_classifier.modules_to_save["default"]
     assert isinstance(head.qa_outputs, torch.nn.Linear)
+
+
+def test_a_head_with_batch_norms_is_refused_before_training():
+    model = tiny("bert", 2)
+    model.classifier = torch.nn.Sequential(torch.nn.BatchNorm1d(32), torch.nn.Linear(32, 2))
+    with pytest.raises(ValueError, match=r"the head keeps classifier\.0\.running_mean, .* no adapter folder holds it"):
+        get_spafit_model(model, "spafit-4-9-II")
+    assert not any("lora" in name for name, _ in model.named_parameters())

@@ -73,9 +73,8 @@ class Processes(Local):
         self._futures: list[Future[Attempt] | None] = [None] * workers
 
     def _pool(self, index: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")  # CUDA and autograd do not survive a fork
         how = (self._threads, index, self._lives)
-        return ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=how)
+        return ProcessPoolExecutor(1, _context(), initializer=_start_worker, initargs=how)
 
     @property
     def slots(self) -> int:

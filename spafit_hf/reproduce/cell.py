@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import safetensors.numpy
 from datasets import DatasetDict
 from filelock import FileLock
 from transformers import EvalPrediction, PrinterCallback, TrainerCallback
+from transformers.utils.logging import get_verbosity, set_verbosity
 
 from spafit_hf.data import jsonable
 from spafit_hf.data.figures import compute
@@ -94,13 +97,24 @@ def run_cell(job: Job, data: RunData) -> Outcome:
         raise OSError(f"this worker has {key_versions()}, and the grid was begun with {job.versions}; install those.")
     start = time.perf_counter()
     try:
-        with quiet():
+        with quiet(), _levels_kept():
             result, rows = _train(job, data)
     except FAILURES as error:
         if "No space left" in str(error):  # libraries wrap it
             raise OSError(errno.ENOSPC, first_line(error)) from error
         return lost(job, data, f"{type(error).__name__}: {first_line(error)}")
     return Outcome(_facts(job, data) | result | {"seconds": round(time.perf_counter() - start, 2)}, rows)
+
+
+@contextmanager
+def _levels_kept() -> Iterator[None]:
+    """A trainer sets the levels of this package's and transformers' logs; they are the caller's again after that."""
+    package, level, verbosity = logging.getLogger("spafit_hf"), logging.getLogger("spafit_hf").level, get_verbosity()
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        set_verbosity(verbosity)
 
 
 def lost(job: Job, data: RunData, reason: str) -> Outcome:

@@ -33,7 +33,10 @@ class Methods:
         lora: dict[str, Any] = {"r": self.grid.lora_r, "lora_alpha": self.grid.lora_alpha}
         if method == "random-cut":
             pairs = [(n1, n2) for n2 in range(self.layers - 1) for n1 in range(n2)]
-            return Strategy.from_bounds(*random.Random(f"{method} {seed}").choice(pairs), "II", **lora)
+            cuts = [Strategy.from_bounds(*pair, "II", **lora) for pair in pairs]
+            own = [layers for _, layers in self.strategy("spafit-4-9-II", seed).resolve(self.layers)]
+            others = [cut for cut in cuts if [layers for _, layers in cut.resolve(self.layers)] != own]
+            return random.Random(f"{method} {seed}").choice(others or cuts)
         if method == "lora-II-equal":
             # Without the head, parameters are the rank's multiple.
             head = self.plan("linear-probe", 0, 2).trainable_parameters

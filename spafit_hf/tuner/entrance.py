@@ -21,8 +21,8 @@ def check_entrance(model: nn.Module, plan: Plan) -> None:
     """Refuse a plain model of which no adapter could be read back, and warn of what is new and does not train.
 
     Raises:
-        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, and a new parameter
-            that can neither train with a module of its own nor as a bias.
+        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, a head with batch
+            norms, and a new parameter that can neither train with a module of its own nor as a bias.
     """
     if embeddings_were_resized(model):
         raise ValueError(
@@ -36,6 +36,14 @@ def check_entrance(model: nn.Module, plan: Plan) -> None:
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise ValueError(f"two labels are called {twice[0]!r}; give each id of id2label a name of its own.")
+    for head in plan.head:
+        module = model.get_submodule(head)
+        statistics = [key for key in module.state_dict() if key not in dict(module.named_parameters())]
+        if statistics:
+            raise ValueError(
+                f"the head keeps {head}.{statistics[0]}, which changes in training and is no weight: no adapter "
+                'folder holds it. Take strategy="full", or a class whose head has no batch norm.'
+            )
     new = tuple(untrained(plan, model))
     idle = owners(model, new)
     loose = [name for name in new if not name.startswith(tuple(f"{module}." for module in idle))]
