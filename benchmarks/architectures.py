@@ -257,6 +257,8 @@ def check(name: str, task: str) -> dict[str, Any]:
             row["own"] = difference(run(load_adapter(again(), folder).eval(), batch), expected)
             if row["form"] != "native":
                 row["peft"] = difference(run(PeftModel.from_pretrained(again(), folder).eval(), batch), expected)
+    except TimeoutError:
+        raise
     except Exception as error:  # noqa: BLE001 - after a plan, any of them is a defect
         return row | {"why": f"{type(error).__name__}: {first_line(error)}"[:300]}
     return row | verdict(row, len(trained))

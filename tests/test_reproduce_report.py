@@ -245,3 +245,11 @@ def test_results_of_no_planned_run_are_counted_and_in_no_number(folder: Path, co
     write_report(copy)
     assert "1 result of runs that the grid does not name" in (copy / "report.md").read_text()
     assert lines_of(copy) == lines_of(folder)
+
+
+def test_the_report_that_is_kept_is_that_of_its_results(tmp_path: Path) -> None:
+    kept = Path(__file__).parents[1] / "docs" / "reproduce" / "grid"
+    shutil.copytree(kept, tmp_path / "grid")
+    write_report(tmp_path / "grid")
+    for name in ("report.md", "report.csv"):
+        assert (tmp_path / "grid" / name).read_bytes() == (kept / name).read_bytes()
