@@ -60,8 +60,7 @@ def check_written(folder: Path, base: nn.Module) -> None:
 def verify_and_read(
     folder: str | os.PathLike[str], plain: nn.Module | None, *, same_base: bool = False
 ) -> tuple[VerifiedAdapter, dict[str, torch.Tensor]]:
-    """`verify_adapter` and the tensors, on the CPU, by name; with `same_base` facts about the base are not compared.
-    `verify_adapter` and the tensors, on the CPU, by name; with `same_base` facts about the base are not compared."""
+    """`verify_adapter` and the tensors, on the CPU, by name; with `same_base` its facts are not compared."""
     verified = look_at(folder, plain, same_base=same_base)
     return verified, verified.read_tensors()
 

@@ -15,6 +15,7 @@ import copy
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -105,6 +106,20 @@ def copy_marks(source: nn.Module, target: nn.Module) -> None:
             setattr(ours, MARK, getattr(theirs, MARK))
 
 
+@contextmanager
+def loading_quietly() -> Iterator[None]:
+    """transformers loads a model within it without bars, and without a word of what is new in it."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
 def _mark_again(part: PreTrainedModel) -> None:
     """Mark the parameters of a copy as those of the model that was loaded; others have marks, or were never loaded."""
     for model in part.modules():
@@ -117,18 +132,16 @@ def _mark_again(part: PreTrainedModel) -> None:
 
 def _brought(model: nn.Module) -> set[str]:
     """Names of the parameters that the checkpoint of a loaded model holds, read from the disk without their values."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        loaded, info = type(model).from_pretrained(  # type: ignore[attr-defined]
-            resolve_base(model.config._name_or_path),  # type: ignore[union-attr,arg-type]
-            config=copy.deepcopy(model.config),
-            device_map="meta",
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with loading_quietly():
+            loaded, info = type(model).from_pretrained(  # type: ignore[attr-defined]
+                resolve_base(model.config._name_or_path),  # type: ignore[union-attr,arg-type]
+                config=copy.deepcopy(model.config),
+                device_map="meta",
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, LookupError) as error:
         logger.warning(
             "%s is a copy, which does not say what its checkpoint brought, and that cannot be read (%s): all of it is "
@@ -137,10 +150,6 @@ def _brought(model: nn.Module) -> set[str]:
             first_line(error),
         )
         return {name for name, _ in model.named_parameters()}
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return {name for name, _ in loaded.named_parameters()} - absent
 

@@ -90,12 +90,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train, compare, reload.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Train, compare, reload."""
     from spafit_hf.data.reviews import MOVIE_REVIEWS, fetch_movie_reviews
     from spafit_hf.run import DataArguments, load_data, quiet
 
@@ -120,7 +116,6 @@ def run(args: argparse.Namespace) -> int:
         if args.output_dir:
             print(f"\nThe folders are in {folder}.")
     print(f"\nDone in {time.perf_counter() - start:.0f} s.")
-    return 0
 
 
 def _opening(train: int, validation: int, epochs: float) -> str:

@@ -51,12 +51,8 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the grid, or say what it would take, or report on what is there.
-
-    Returns:
-        0. Errors of the user are raised as ValueError.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Run the grid, or say what it would take, or report on what is there."""
     grid = read(args)
     from spafit_hf.run import quiet
 
@@ -66,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         with quiet():
             page = estimate(grid)
         print(page)
-        return 0
+        return
     if not grid.output:
         raise ValueError("name the grid's folder: --output FOLDER.")
     if not grid.report:
@@ -87,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
         results.write_lines()
     for path in write_report(folder):
         print(path)
-    return 0
 
 
 def read(args: argparse.Namespace) -> Grid:

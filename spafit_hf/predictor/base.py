@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +13,9 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import logging as transformers_logging
 
 from spafit_hf.adapter.tokenizer import base_tokenizer
+from spafit_hf.architecture.new import loading_quietly
 from spafit_hf.hub import hub_is_away
 from spafit_hf.names import resolve_base
 from spafit_hf.tuner import task_type_of
@@ -60,7 +58,7 @@ def load_base(
     source = resolve_base(name)
     where: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": hub_is_away(source)}
     try:
-        with _quiet():  # it warns of the new head, which no adapter uses
+        with loading_quietly():  # it warns of the new head, which no adapter uses
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 source,
                 **where,
@@ -118,17 +116,3 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: 
             f"one for each text of a pair; {fix}."
         )
     return limit
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-        if bars:
-            transformers_logging.enable_progress_bar()
