@@ -138,12 +138,18 @@ def test_a_base_with_a_head_of_another_size(base_folder: Path, reviews: Path, tm
     assert stored["base_model.model.classifier.weight"].shape[0] == 2
 
 
-def test_full_fine_tuning_runs_through_the_same_command(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
+def test_full_fine_tuning_runs_through_the_same_command(
+    base_folder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = train_flags(base_folder, reviews, tmp_path / "full", strategy="full")
     assert main(flags) == 0
     assert (tmp_path / "full" / "model.safetensors").exists()
     columns = ["--text_columns", "review", "--label_column", "verdict"]
-    assert main(["evaluate", str(tmp_path / "full"), "--validation_file", str(reviews), *columns, "--json"]) == 0
+    evaluate_it = ["evaluate", str(tmp_path / "full"), "--validation_file", str(reviews), *columns, "--json"]
+    assert main(evaluate_it) == 0
+    (tmp_path / "full" / "tokenizer.json").write_text('{"model": {"type": "Surprise"}}')
+    assert main(evaluate_it) == 2
+    assert "full cannot be loaded: it cannot read a few long texts: " in capsys.readouterr().err
 
 
 def test_a_file_sets_flags_and_flags_override_it(base_folder: Path, reviews: Path, tmp_path: Path) -> None:

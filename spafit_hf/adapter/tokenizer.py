@@ -49,14 +49,24 @@ PLAIN = {
 
 
 def base_tokenizer(name: str, **where: Any) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a base, by folder or Hub id; None for a base of weights alone. `where` is of `from_pretrained`.
-    The tokenizer of a base, by folder or Hub id; None for a base of weights alone. `where` is of `from_pretrained`."""
+    """The tokenizer of a base, by folder or Hub id; None for one of weights alone. `where` is of `from_pretrained`."""
     where.setdefault("local_files_only", hub_is_away(name))
     try:
         return AutoTokenizer.from_pretrained(name, **where, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  whatever transformers stumbles over; adapters may bring one
         logger.info("No tokenizer comes with the base %s: %s", name, first_line(error))
         return None
+
+
+def tried_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a plain model's folder, with parts of any kind, once it has read long texts within the limits.
+
+    Raises:
+        ValueError: for one that takes more, or ends the process that tries it.
+    """
+    if (rules := Path(folder) / RULES).is_file():
+        _try(rules)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def tokenizer_of(

@@ -29,7 +29,7 @@ from transformers import (
 
 from spafit_hf.adapter import load_adapter
 from spafit_hf.adapter.load import local_folder
-from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of
+from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of, tried_tokenizer
 from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, jsonable, tokenize
 from spafit_hf.hub import hub_is_away
@@ -261,7 +261,7 @@ def evaluate(
     if Path(folder).is_dir() and not (Path(folder) / CONFIG_FILE).exists():
         try:
             model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            tokenizer: Any = tried_tokenizer(folder)
         except Exception as error:  # as above
             raise ValueError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
     else:
