@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def test_the_card_is_written_from_the_adapters_facts(task: str) -> None:
     measured = results["metrics"][score.dataset_split][results["main_figure"]]
     assert score.metric_value == pytest.approx(measured, abs=1e-6)
     assert not {"None", "[More Information Needed]"} & set(text.split())
+
+
+def test_the_page_of_scores_is_that_of_the_adapters() -> None:
+    page = (ROOT / "docs" / "glue.md").read_text(encoding="utf-8")
+    for folder in ADAPTERS.iterdir():
+        facts = json.loads((folder / "spafit_results.json").read_text(encoding="utf-8"))
+        score = f"{facts['scores'][0]['figures'][facts['main_figure']]:.3f}".lstrip("0")
+        task, _, method = folder.name.partition("-")
+        assert re.search(rf"\| {TASKS[task].title}[^|]*{method}[^|]*\| \w+ \| {re.escape(score)} \|", page), folder.name
 
 
 def test_a_folder_stays_small_and_holds_no_pickle() -> None:
