@@ -61,7 +61,8 @@ def test_the_page_of_scores_is_that_of_the_adapters() -> None:
         facts = json.loads((folder / "spafit_results.json").read_text(encoding="utf-8"))
         score = f"{facts['scores'][0]['figures'][facts['main_figure']]:.3f}".lstrip("0")
         task, _, method = folder.name.partition("-")
-        assert re.search(rf"\| {TASKS[task].title}[^|]*{method}[^|]*\| \w+ \| {re.escape(score)} \|", page), folder.name
+        row = rf"\| {TASKS[task].title}[^|]*{method}[^|]*\| \w+ \| {re.escape(score)} \|"
+        assert re.search(row, page), folder.name
 
 
 def test_a_folder_stays_small_and_holds_no_pickle() -> None:
