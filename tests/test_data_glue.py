@@ -30,7 +30,8 @@ from spafit_hf.data import DataError, glue_metric, hub_dataset, jsonable, tokeni
 from spafit_hf.data.glue import PAPER_SCORES, TASKS, get_task
 from spafit_hf.data.glue_metric import GlueMetric, compute_metrics_for, load_glue_metric
 from spafit_hf.data.glue_rows import load_task
-from spafit_hf.names import EmbeddedError, embedded_base
+from spafit_hf.names import embedded_base
+from spafit_hf.pypi import EmbeddedError
 
 CLASSES = [name for name, task in TASKS.items() if not task.regression]
 

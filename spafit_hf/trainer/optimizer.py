@@ -53,7 +53,7 @@ def split_groups(
 
 
 UNTRAINED_POOLER_FACTOR = 10
-"""The head's learning rate over the others' behind a pooler that was never trained; measured in docs/glue.md."""
+"""The head's learning rate over the others' behind a pooler that was never trained; see docs/glue.md."""
 
 
 def has_untrained_pooler(model: nn.Module, architecture: Architecture) -> bool:
