@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -60,3 +61,16 @@ def test_the_quick_start_opens_as_printed() -> None:
     table = re.search(r"^method .*?\n\n", page, re.DOTALL | re.MULTILINE)[0]
     assert [row.split()[0] for row in table.strip().splitlines()[1:]] == [method.strategy for method in METHODS]
     assert all(f"  {sentence}\n" in page for sentence in SENTENCES)
+
+
+def test_the_quick_starts_figures_are_in_a_file() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    runs = [json.loads(line) for line in (docs / "quickstart.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = [(run["strategy"], run["metrics"]) for run in runs if run["measured_on"] == "held out"]
+    page = (docs / "quickstart.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \**([\w-]+)\** \| .* (\.\d{3}) \|$", page, re.MULTILINE)
+    assert rows == [(strategy, f"{metrics['accuracy']:.3f}"[1:]) for strategy, metrics in held_out]
+    assert "({}, {})".format(*(f"{metrics['loss']:.3f}"[1:] for _, metrics in held_out[4:6])) in page
+    for run in runs[len(held_out) :]:
+        figures = f"{run['metrics']['accuracy']:.3f} +{run['trained_parameters']:,} +{run['file_bytes']:,} "
+        assert re.search(rf"^{run['strategy']} +{figures}", README, re.MULTILINE)
