@@ -139,6 +139,8 @@ def portable_obstacle(
     a delta."""
     if any("use_dora" in own and own["use_dora"] != config.use_dora for own in config.module_settings.values()):
         return "some strata use DoRA and others do not, which plain PEFT cannot mix"
+    if config.bottlenecks:
+        return "it has bottleneck adapters"
     if config.target_parameters or config.trainable_token_indices:
         return "it has parts (target_parameters, trainable_token_indices) beside LoRA, deltas and head"
     misread = _misread(config, layers, base) if base is not None else None
@@ -213,6 +215,7 @@ def _check_all_there(tensors: dict[str, torch.Tensor], model: PeftModel, adapter
         for part, there in (
             ("lora_delta", adapter_name in layer.lora_delta),
             ("lora_A.weight", adapter_name in layer.lora_A),
+            ("lora_up.weight", adapter_name in layer.bottlenecks),
         )
         if there
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from spafit_hf.strategy.bottleneck import BottleneckSettings
 from spafit_hf.strategy.reading import closest, field_names, is_int, is_number, refuse_unknown_keys
 from spafit_hf.words import listed
 
@@ -67,6 +68,8 @@ class Stratum(LoraSettings):
     """Roles whose weight matrix gets LoRA; any of `ROLES` but the norms."""
     biases: tuple[str, ...] = ()
     """Roles whose bias gets a trained delta; any of `ROLES`."""
+    bottleneck: BottleneckSettings | None = None
+    """Bottleneck adapters in each of its layers; a mapping with their `kind` ("series", "parallel") does as well."""
     name: str = ""
     """What tables call it; "" is replaced by its position."""
 
@@ -77,6 +80,8 @@ class Stratum(LoraSettings):
         object.__setattr__(self, "layers", _checked_layers(self.layers, who))
         object.__setattr__(self, "lora", _checked_roles(self.lora, LORA_ROLES, f"{who}: lora"))
         object.__setattr__(self, "biases", _checked_roles(self.biases, ROLES, f"{who}: biases"))
+        if self.bottleneck is not None and not isinstance(self.bottleneck, BottleneckSettings):
+            object.__setattr__(self, "bottleneck", BottleneckSettings.from_dict(self.bottleneck))
         if not isinstance(self.name, str):
             raise ValueError(f"{who}: name is {self.name!r}; it must be a string.")
         if not is_int(self.r) or self.r < 1:
@@ -107,7 +112,7 @@ class Stratum(LoraSettings):
     @property
     def trains(self) -> bool:
         """Whether anything trains in these layers."""
-        return bool(self.lora or self.biases)
+        return bool(self.lora or self.biases or self.bottleneck)
 
     def what(self) -> str:
         """What trains in it, in a few words: "frozen", "every bias", "LoRA q,k,v r=64 alpha=128 + biases output"."""
@@ -121,12 +126,16 @@ class Stratum(LoraSettings):
             parts.append("every bias")
         elif self.biases:
             parts.append("biases " + ",".join(_SHORT[role] for role in self.biases))
+        if self.bottleneck:
+            parts.append(self.bottleneck.what())
         return " + ".join(parts) or "frozen"
 
     def to_dict(self) -> dict[str, Any]:
         """As a dict of JSON types; `from_dict` gives an equal stratum back."""
         fields = {name: getattr(self, name) for name in _KEYS}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        data = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        # Files of strata without bottlenecks are as they were before there were any.
+        return data | ({"bottleneck": self.bottleneck.to_dict()} if self.bottleneck else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Stratum:
@@ -135,7 +144,7 @@ class Stratum(LoraSettings):
         Raises:
             ValueError: for a missing `layers` or a key that is not a field.
         """
-        refuse_unknown_keys(data, _KEYS, "stratum")
+        refuse_unknown_keys(data, (*_KEYS, "bottleneck"), "stratum")
         if "layers" not in data:
             raise ValueError(
                 f"stratum {dict(data)!r} has no 'layers'; add for example layers: [0, 4] or layers: [0.0, 0.5]."

@@ -50,8 +50,8 @@ class StrataArguments:
 
     strategy: str = _option(
         DEFAULT_STRATEGY,
-        "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, linear-probe, or the path "
-        "of a .yaml or .json file with strata.",
+        "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, series-adapter, "
+        "parallel-adapter, linear-probe, or the path of a .yaml or .json file with strata.",
     )
     n1: int = _option(
         NOT_SET,
