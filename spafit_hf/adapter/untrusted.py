@@ -20,7 +20,7 @@ from spafit_hf.files import Bounds, read_json, size_of
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.strategy import Bottleneck, Strategy
 from spafit_hf.tuner import SpafitConfig
-from spafit_hf.tuner.config import MODULE_SETTINGS
+from spafit_hf.tuner.config import OWN_SETTINGS
 
 MAX_TENSORS = 20_000
 CONFIG_BOUNDS = Bounds(size=4 * 2**20, entries=MAX_TENSORS, text=4096)
@@ -99,7 +99,8 @@ def _check_types(config: dict[str, Any]) -> None:
     def own_settings(value: Any) -> bool:
         return (
             isinstance(value, dict)
-            and set(value) <= set(MODULE_SETTINGS)
+            and set(value) <= set(OWN_SETTINGS)
+            and value.get("init_lora_weights") in HARMLESS_INITS
             and dropout(value.get("lora_dropout"))
             and flag(value.get("use_rslora"))
             and flag(value.get("use_dora"))

@@ -78,6 +78,8 @@ def save_adapter(
     _check_all_there(tensors, model, adapter_name)
     if isinstance(config.init_lora_weights, str):  # how LoRA started is of no use to a reader
         config = dataclasses.replace(config, init_lora_weights=True, eva_config=None)
+    if any("init_lora_weights" in own for own in config.module_settings.values()):
+        config = dataclasses.replace(config, module_settings=_without_start(config.module_settings))
     lora_modules = _lora_modules(tensors)
     if form == "native":
         written, peft_config = "native", config
@@ -173,6 +175,14 @@ def _misread(config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Modul
         if alone.target_parameters or found.keys() != keys.keys():
             return f"PEFT takes {name} for a module of an earlier release of transformers, and renames it"
     return None
+
+
+def _without_start(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    kept = {
+        module: {key: value for key, value in own.items() if key != "init_lora_weights"}
+        for module, own in settings.items()
+    }
+    return {module: own for module, own in kept.items() if own}
 
 
 def _config_of(model: PeftModel, adapter_name: str) -> SpafitConfig:

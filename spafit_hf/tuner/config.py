@@ -37,6 +37,8 @@ class SpafitPeftType(str, Enum):
 #: What a module may set for itself, beside the rank and alpha that PEFT's own patterns hold.
 MODULE_SETTINGS = tuple(name for name in LORA_SETTINGS if name not in ("r", "lora_alpha"))
 
+OWN_SETTINGS = (*MODULE_SETTINGS, "init_lora_weights")
+
 #: Settings that the strata of a strategy hold, with their values where there is no strategy: PEFT's own.
 LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 
@@ -70,7 +72,8 @@ class SpafitConfig(LoraConfig):
         bias_modules: modules that get a bias delta, named as in `target_modules`: a list of names or name endings,
             or one regular expression. Linear, Conv1D and LayerNorm modules can have one.
         module_settings: LoRA settings of single modules that differ from this configuration's: name -> settings out
-            of `lora_dropout`, `use_rslora`, `use_dora` (rank and alpha have PEFT's `rank_pattern`, `alpha_pattern`).
+            of `lora_dropout`, `use_rslora`, `use_dora`, `init_lora_weights` (rank and alpha have PEFT's
+            `rank_pattern`, `alpha_pattern`).
         bottlenecks: full name of a module -> the bottleneck adapter that is added to its output, in the fields of
             `spafit_hf.strategy.Bottleneck`. Linear and Conv1D modules can have one.
         labels: what the head's outputs mean: `num_labels`, `id2label` and `problem_type` as in a transformers
@@ -131,10 +134,10 @@ class SpafitConfig(LoraConfig):
             self.bias_modules = sorted(self.bias_modules)
         self.bottlenecks = {module: Bottleneck(**own).to_dict() for module, own in self.bottlenecks.items()}
         for module, settings in self.module_settings.items():
-            unknown = sorted(set(settings) - set(MODULE_SETTINGS))
+            unknown = sorted(set(settings) - set(OWN_SETTINGS))
             if unknown:
                 raise ValueError(
-                    f"module_settings[{module!r}] sets {unknown}; allowed are {list(MODULE_SETTINGS)}. "
+                    f"module_settings[{module!r}] sets {unknown}; allowed are {list(OWN_SETTINGS)}. "
                     "Rank and alpha of a module belong in rank_pattern and alpha_pattern."
                 )
 
@@ -177,7 +180,16 @@ class SpafitConfig(LoraConfig):
         config = cls(strategy=plan.strategy, **lora_kwargs)
         config.strategy = plan.strategy.to_dict()
         config.fill(plan.lora, plan.biases, plan.head, plan.bottlenecks)
+        config.start_as_planned(plan)
         return config
+
+    def start_as_planned(self, plan: Plan) -> None:
+        """Write how LoRA starts in the strata that say so into this configuration, which `fill` has filled."""
+        for group in plan.groups:
+            start = group.stratum.init_lora_weights if group.stratum is not None else ""
+            for module in group.lora_modules if start else ():
+                own = self.module_settings.setdefault(module, {})
+                own["init_lora_weights"] = True if start == "default" else start
 
     def fill(
         self,

@@ -55,6 +55,7 @@ class SpafitModel(LoraModel):
             planned = SpafitConfig.from_plan(the_plan)  # refuses full fine-tuning, which has no adapter
             peft_config.strategy = planned.strategy
             peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head, the_plan.bottlenecks)
+            peft_config.start_as_planned(the_plan)
         elif peft_config.target_modules is None and (peft_config.bias_modules is not None or peft_config.bottlenecks):
             peft_config.target_modules = set()  # deltas or bottlenecks alone
         configs = [peft_config, *self.peft_config.values()]
