@@ -31,6 +31,8 @@ def method_title(method: str) -> str:
         "lora-I": "LoRA-I",
         "lora-II": "LoRA-II",
         "linear-probe": "linear probing",
+        "series-adapter": "series adapters",
+        "parallel-adapter": "parallel adapters",
         "custom": "strata of its own",
     }.get(method, method)
 

@@ -252,6 +252,23 @@ def test_strata_of_ones_own_and_two_stacks() -> None:
     assert "encoder layers 1 to 2 train LoRA of rank 2 on query and the bias of query" in text
 
 
+def test_bottleneck_adapters() -> None:
+    own = {"layers": [12, 23], "lora": ["output"], "bottleneck": {"kind": "parallel"}}
+    bands = layers_of(Strategy.from_dict({"strata": [{"layers": [0, 1], "bottleneck": {"kind": "series"}}, own]}), 24)
+    given = dataclasses.replace(facts(layers=bands, form="native"), method="custom")
+    assert CardFacts.from_json(given.to_json()) == given
+    card = check(render_card(given))
+    assert "    0  . . . A .  | . A .  stratum 1" in card.text
+    assert "   12  . . . . .  | . * .  stratum 2" in card.text
+    assert "`A` bottleneck adapter, `*` bottleneck adapter, and LoRA or bias and `.` frozen" in card.text
+    assert "Layers 0 to 1 train bottleneck adapters after attention and feed-forward" in card.text
+    assert "LoRA of rank 64 on feed-forward out and bottleneck adapters beside the feed-forward" in card.text
+    assert "Plain PEFT has no place for bottleneck adapters" in card.text
+    assert {"houlsby2019adapters", "he2022unified", "hu2022lora"} <= set(re.findall(r"\{(\w+),$", card.text, re.M))
+    assert "bottleneck-adapter" in card.data.tags
+    assert "Series adapters for GLUE MRPC" in render_card(facts("series-adapter", repo_id=None))
+
+
 def test_results_stand_beside_the_papers() -> None:
     assert "| F1 | 0.9213 | 0.92 |" in render_card(facts())
     other = render_card(facts(base=dataclasses.replace(LARGE, id="ann/other")))

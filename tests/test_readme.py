@@ -46,7 +46,7 @@ def test_the_table_of_methods_is_true() -> None:
         intermediate_size=4096,
     )
     rows = re.findall(r"^\| `([\w-]+)` \|.*?\| ([\d,]+) \|", README, re.MULTILINE)
-    assert len(rows) == 11
+    assert len(rows) == 13
     for name, parameters in rows:
         assert plan(large, name, num_labels=3).trainable_parameters == int(parameters.replace(",", ""))
 

@@ -115,6 +115,8 @@ def test_the_controls(tmp_path: Path) -> None:
     assert abs(equal.trainable_parameters - target.trainable_parameters) < 24 * 4 * 1024  # half a rank
     (stratum,) = methods.strategy("lora-II-equal", 3).strata
     assert stratum.scaling == 2
+    assert methods.strategy("series-adapter", 0).strata[0].bottleneck is not None
+    assert Grid(methods=("parallel-adapter",), search_rates={"parallel-adapter": (1e-4,)}).methods
     cuts = [methods.strategy("random-cut", seed) for seed in range(30)]
     assert cuts == [methods.strategy("random-cut", seed) for seed in range(30)]
     assert len({cut.name for cut in cuts}) > 20

@@ -295,6 +295,8 @@ def test_wrong_names(name: str, message: str) -> None:
         ({"lora_alpha": "128"}, "must be a positive number"),
         ({"lora_dropout": 1.0}, "probability from 0 to below 1"),
         ({"use_dora": "yes"}, "use_dora is 'yes'; it must be true or false"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'; allowed are default, gaussian, orthogonal"),
+        ({"init_lora_weights": "orthogonal", "r": 3}, "r is 3; an orthogonal start needs an even rank"),
         ({"use_rslora": 1}, "use_rslora is 1"),
         ({"name": None}, "must be a string"),
     ],

@@ -115,6 +115,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bitfit, evaluation by epoch": {"strategy": "bitfit", "eval_strategy": "epoch", "save_steps": 4},
     "dora": {"use_dora": True, "activation_checkpointing": True},
     "epoch saves": {"save_strategy": "epoch"},
+    "bottlenecks": {
+        "strategy": json.dumps(
+            {
+                "strata": [
+                    {"layers": [1, 2], "bottleneck": {"kind": "series"}, "biases": ["output"], "lora": ["output"]},
+                    {"layers": [3, 3], "bottleneck": {"kind": "parallel"}},
+                ]
+            }
+        ),
+        "activation_checkpointing": True,
+    },
 }
 
 
@@ -132,6 +143,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ("bitfit, evaluation by epoch", 10),  # resumes at the end of an epoch, from before its evaluation
         ("dora", 11),
         ("epoch saves", 12),
+        ("bottlenecks", 4),
     ],
 )
 def test_weights_and_losses_are_those_of_the_run_that_was_not_stopped(

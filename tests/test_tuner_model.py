@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,34 @@ def test_initializations_that_start_at_the_base(name, init):
     assert torch.allclose(logits(model, batch), logits(tiny(name), batch), atol=2e-6)
     with model.disable_adapter():
         assert torch.equal(logits(model, batch), logits(tiny(name), batch))
+
+
+def test_each_stratum_says_how_its_lora_starts(tmp_path):
+    starts = ("gaussian", "orthogonal", "default", "")
+    strata = [
+        {"layers": [layer, layer], "lora": ["query"], "r": 4} | ({"init_lora_weights": start} if start else {})
+        for layer, start in enumerate(starts)
+    ]
+    strategy = Strategy.from_dict({"strata": strata})
+    assert Strategy.from_dict(strategy.to_dict()) == strategy
+    assert "init_lora_weights" not in strategy.strata[3].to_dict()
+    base, batch = tiny("bert"), inputs("bert")
+    expected = logits(base, batch)
+    model = get_spafit_model(base, strategy, init_lora_weights="orthogonal")
+    assert torch.allclose(logits(model, batch), expected, atol=1e-6)
+    layers = [layer.attention.self.query for layer in model.get_base_model().bert.encoder.layer]
+    assert [bool(layer.lora_B["default"].weight.any()) for layer in layers] == [False, True, False, True]
+    kaiming = 0.25  # the bound of its uniform draw on 16 inputs; gaussian has that as its deviation
+    assert [bool((layer.lora_A["default"].weight.abs() > kaiming).any()) for layer in layers[:3:2]] == [True, False]
+    stir(model)
+    assert save_adapter(model, tmp_path) == "absolute"
+    plain = PeftModel.from_pretrained(tiny("bert"), tmp_path)
+    assert torch.equal(logits(plain, batch), logits(model, batch))
+    save_adapter(model, tmp_path / "native", form="native")
+    assert json.loads((tmp_path / "native/adapter_config.json").read_text())["module_settings"] == {}
+    PeftModel.save_pretrained(model, tmp_path / "peft")
+    for folder in ("native", "peft"):
+        assert torch.equal(logits(load_adapter(tiny("bert"), tmp_path / folder), batch), logits(model, batch))
 
 
 def test_initializing_away_from_the_base_includes_the_deltas():

@@ -11,14 +11,16 @@ from pathlib import Path
 
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
 from spafit_hf.strategy import METHODS, ROLES
-from spafit_hf.strategy.drawing import BIAS, BOTH, COLUMNS, FROZEN, LETTERS, LORA, MEANINGS, WHOLE
+from spafit_hf.strategy.drawing import BIAS, BOTH, BOTTLENECK, COLUMNS, FROZEN, LETTERS, LORA, MEANINGS, MIXED, WHOLE
 from spafit_hf.words import ROLE_WORDS, figure_name, method_title, share, size, spans
 from spafit_space.results import PAPER_BASE, PAPER_PARAMETERS, paper_score
 from spafit_space.service import Answer, Member, Service
 from spafit_space.strata import Band
 from spafit_space.tasks import label_words, words_of
 
-_CLASSES = {FROZEN: "none", BIAS: "bias", LORA: "lora", BOTH: "both", WHOLE: "full"}
+_CLASSES = {
+    FROZEN: "none", BIAS: "bias", LORA: "lora", BOTH: "both", BOTTLENECK: "adapter", MIXED: "adapter", WHOLE: "full"
+}  # fmt: skip
 """Letter of a sub-layer -> its class in style.css, without "sf-"."""
 SCALE_ENDS = ("unrelated", "same meaning")
 SCALE = 5.0

@@ -6,13 +6,13 @@ What each letter means stands in `spafit_hf.strategy.drawing`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from spafit_hf.adapter import VerifiedAdapter
 from spafit_hf.architecture import Architecture
 from spafit_hf.strategy import ROLES
-from spafit_hf.strategy.drawing import BIAS, BOTH, FEED_FORWARD, FROZEN, LORA, WHOLE, mark
+from spafit_hf.strategy.drawing import BIAS, BOTH, BOTTLENECK, FEED_FORWARD, FROZEN, LORA, MIXED, WHOLE, mark
 from spafit_hf.words import listing
 
 
@@ -54,10 +54,11 @@ def strata_of(adapter: VerifiedAdapter, architecture: Architecture) -> Strata:
     layers = architecture.stacks[0].layers
     biases = set(adapter.bias_modules)
     ranks = {name: settings.r for name, settings in adapter.lora.items()}
-    marks = ["".join(_mark(layer.modules[role], ranks.keys(), biases) for role in ROLES) for layer in layers]
+    parts = (ranks, biases, adapter.bottlenecks)
+    marks = ["".join(_mark(layer.modules[role], parts) for role in ROLES) for layer in layers]
     rank = [tuple(sorted({ranks[n] for n in layer.names(ROLES) if n in ranks})) for layer in layers]
     inside = tuple(f"{layer.path}." for stack in architecture.stacks for layer in stack.layers)
-    outside = any(not name.startswith(inside) for name in biases | set(ranks))
+    outside = any(not name.startswith(inside) for name in (*biases, *ranks))
     return Strata(_bands(marks, rank), len(layers), bool(adapter.head), outside)
 
 
@@ -66,8 +67,8 @@ def full_strata(depth: int) -> Strata:
     return Strata((Band(0, depth - 1, WHOLE * len(ROLES), "every weight"),), depth, head=True, outside=True)
 
 
-def _mark(modules: tuple[str, ...], lora: Collection[str], biases: Collection[str]) -> str:
-    return mark(any(name in lora for name in modules), any(name in biases for name in modules))
+def _mark(modules: tuple[str, ...], parts: Iterable[Collection[str]]) -> str:
+    return mark(*(any(name in part for name in modules) for part in parts))
 
 
 def _bands(marks: list[str], ranks: list[tuple[int, ...]]) -> tuple[Band, ...]:
@@ -88,6 +89,9 @@ def _what(marks: str, ranks: tuple[int, ...]) -> str:
         parts.append(f"LoRA{rank} on {_where(lora)}")
     if biases:
         parts.append("every bias" if len(biases) == len(ROLES) else f"biases of {_where(biases)}")
+    if added := [role for role, letter in by_role.items() if letter in (BOTTLENECK, MIXED)]:
+        mixed = " with LoRA or biases" if MIXED in marks else ""
+        parts.append(f"bottleneck adapters{mixed} in {_where(added)}")
     return listing(parts) or "frozen"
 
 

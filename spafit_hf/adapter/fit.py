@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from spafit_hf.adapter.folder import AdapterError, BaseFacts, endings, facts_of_plain
+from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError, BaseFacts, endings, facts_of_plain
 from spafit_hf.adapter.verified import VerifiedAdapter
-from spafit_hf.architecture import find_architecture, is_linear, takes_delta
+from spafit_hf.architecture import find_architecture, in_out, is_linear, takes_delta
 from spafit_hf.names import is_remote
 from spafit_hf.tuner import labels_of
 
@@ -31,6 +31,7 @@ def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
     modules = dict(plain.named_modules())
     _check_complete(adapter, plain, modules)
     _check_shapes(adapter, plain, modules)
+    _check_bottlenecks(adapter, plain, modules)
     _check_heads(adapter, plain)
 
 
@@ -76,6 +77,8 @@ def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str,
                 f"the adapter has tensors for {name.module}, which {type(plain).__name__} does not have; it was "
                 "trained on another class of model."
             )
+        if name.part in BOTTLENECK_PARTS:
+            continue
         shape = adapter.shapes[key]
         expected = _expected_shape(modules[name.module], name.part, shape)
         if shape != expected:
@@ -102,6 +105,37 @@ def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tup
     if part in ("bias", "base_layer.bias") and module.bias is None:
         raise AdapterError("the adapter has an absolute bias for a module of the base that has none.")
     return (outputs,)
+
+
+def _check_bottlenecks(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Refuse a bottleneck on what is no matrix, one that reads another layer's input, and tensors of other shapes."""
+    beside = _feed_forwards(plain) if any(own.reads for own in adapter.bottlenecks.values()) else {}
+    for module, settings in adapter.bottlenecks.items():
+        if not is_linear(modules[module]):
+            raise AdapterError(
+                f"it has a bottleneck on a {type(modules[module]).__name__}, {module}; allowed are dense modules."
+            )
+        if settings.reads and beside.get(module) != settings.reads:
+            raise AdapterError(
+                f"the bottleneck on {module} reads {settings.reads}, which does not begin the feed-forward that "
+                f"{module} ends."
+            )
+        outputs = in_out(modules[module])[1]
+        inputs = in_out(modules[settings.reads])[0] if settings.reads else outputs
+        for part, expected in settings.shapes(inputs, outputs).items():
+            shape = adapter.shapes[f"{KEY_PREFIX}{module}.{part}"]
+            if shape != expected:
+                raise AdapterError(f"{part} of {module} has shape {list(shape)}; expected is {list(expected)}.")
+
+
+def _feed_forwards(plain: nn.Module) -> dict[str, str]:
+    """The last module of each feed-forward of one part -> its first."""
+    try:
+        stacks = find_architecture(plain).stacks
+    except ValueError as error:
+        raise AdapterError(f"what a parallel bottleneck reads cannot be checked: {error}") from error
+    ends = [(layer.names(("intermediate",)), layer.names(("output",))) for each in stacks for layer in each.layers]
+    return {last[0]: first[0] for first, last in ends if first and len(last) == 1}
 
 
 def _check_heads(adapter: VerifiedAdapter, plain: nn.Module) -> None:

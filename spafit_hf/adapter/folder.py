@@ -10,6 +10,8 @@ Tensor names are PEFT's: `base_model.model.<module>.<part>`. A trained bias is s
     lora-bias   `<module>.lora_B.bias`     delta / scaling; plain PEFT adds it after LoRA B   no norm has a delta
     mixed       the first where the module has a bias, the second where it has none         some have, norms too
     native      `<module>.lora_delta`      the delta itself; only this package reads it     always possible
+
+A bottleneck adapter is `<module>.lora_down` and `.lora_up`, each with weight and bias, in a native folder alone.
 """
 
 from __future__ import annotations
@@ -33,8 +35,12 @@ from spafit_hf.words import SpafitError
 KEY_PREFIX = "base_model.model."
 SIDECAR_FORMAT = 1
 
+#: Parts of a bottleneck adapter.
+BOTTLENECK_PARTS = ("lora_down.weight", "lora_down.bias", "lora_up.weight", "lora_up.bias")
+
 #: Endings of tensor names that belong to an adapter, longest first where one ends another.
 PARTS = (
+    *BOTTLENECK_PARTS,
     "lora_A.weight",
     "lora_B.weight",
     "lora_B.bias",

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from spafit_hf.adapter.fit import head_output
-from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError
+from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
 from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
@@ -275,7 +275,7 @@ def _config(adapter: VerifiedAdapter, plain: nn.Module, is_trainable: bool) -> S
     )
     config.init_lora_weights = None  # type: ignore[assignment]  # what it would draw is overwritten at once
     config.strategy = adapter.strategy
-    config.fill(adapter.lora, adapter.bias_modules, adapter.head)
+    config.fill(adapter.lora, adapter.bias_modules, adapter.head, adapter.bottlenecks)
     return config
 
 
@@ -303,8 +303,10 @@ def native_tensors(
     biases = set(adapter.bias_modules)
     for key, name in adapter.tensors.items():
         tensor = stored[key]
-        if not name.module or (
-            name.part.startswith("lora_") and name.module in adapter.lora and name.part != "lora_B.bias"
+        if (
+            not name.module
+            or name.part in BOTTLENECK_PARTS
+            or (name.part.startswith("lora_") and name.module in adapter.lora and name.part != "lora_B.bias")
         ):
             tensors[key] = tensor
             continue

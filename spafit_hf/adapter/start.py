@@ -1,4 +1,4 @@
-"""Start an adapter where another one ended: LoRA and deltas of a task with more rows, a new head for the next task.
+"""Start an adapter where another one ended: what it trained in the layers, on a task with more rows, and a new head.
 
     adapter of MNLI --LoRA, deltas--> adapter of RTE, whose head starts anew
 
@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError, TensorName
+from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError, TensorName
 from spafit_hf.adapter.load import local_folder, native_tensors, parameter_places
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_and_read
@@ -57,11 +57,20 @@ def start_from(
             name = TensorName.parse(key)
             own = (source.strategy or {}).get("name")
             what = "the bias" if key.endswith("lora_delta") else "LoRA"
+            what = "the bottleneck" if name and name.part in BOTTLENECK_PARTS else what
             raise AdapterError(
                 f"{folder_or_repo} changes {what} of {name.module if name else key}, which this adapter does not "
                 f"train; start from it with its own strategy{f', {own}' if own else ''}."
             )
     _check_lora(source, plain, adapter_name)
+    for module, settings in source.bottlenecks.items():
+        config: Any = model.peft_config[adapter_name]
+        there = config.bottlenecks[module]
+        if settings.to_dict() != there:
+            raise AdapterError(
+                f"the bottleneck of {module} is {settings.to_dict()} in {source.folder} and {there} here; train with "
+                "the strategy of that folder."
+            )
     with torch.no_grad():
         for key, tensor in tensors.items():
             places[key].copy_(tensor)

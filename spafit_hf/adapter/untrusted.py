@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from spafit_hf.adapter.folder import AdapterError, Sidecar, check_labels
 from spafit_hf.files import Bounds, read_json, size_of
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
-from spafit_hf.strategy import Strategy
+from spafit_hf.strategy import Bottleneck, Strategy
 from spafit_hf.tuner import SpafitConfig
-from spafit_hf.tuner.config import MODULE_SETTINGS
+from spafit_hf.tuner.config import OWN_SETTINGS
 
 MAX_TENSORS = 20_000
 CONFIG_BOUNDS = Bounds(size=4 * 2**20, entries=MAX_TENSORS, text=4096)
@@ -36,7 +36,7 @@ READ_FIELDS = frozenset((
     "alpha_pattern", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights",
     "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "peft_version", "r",
     "rank_pattern", "revision", "target_modules", "task_type", "use_dora", "use_rslora",
-    "bias_modules", "labels", "module_settings", "strategy",  # of SpafitConfig
+    "bias_modules", "bottlenecks", "labels", "module_settings", "strategy",  # of SpafitConfig
 ))  # fmt: skip
 #: Fields that take modules out of `target_modules` again. Which are left, the file itself says.
 NARROWING_FIELDS = frozenset({"exclude_modules", "layers_pattern", "layers_to_transform"})
@@ -67,6 +67,7 @@ def read_config(path: Path) -> dict[str, Any]:
     _check_types(data)
     check_labels(data.get("labels"), CONFIG_FILE)
     _check_strategy(data.get("strategy"), CONFIG_FILE)
+    bottlenecks_of(data)
     return data
 
 
@@ -98,7 +99,8 @@ def _check_types(config: dict[str, Any]) -> None:
     def own_settings(value: Any) -> bool:
         return (
             isinstance(value, dict)
-            and set(value) <= set(MODULE_SETTINGS)
+            and set(value) <= set(OWN_SETTINGS)
+            and value.get("init_lora_weights") in HARMLESS_INITS
             and dropout(value.get("lora_dropout"))
             and flag(value.get("use_rslora"))
             and flag(value.get("use_dora"))
@@ -127,6 +129,19 @@ def _check_types(config: dict[str, Any]) -> None:
         if not fine:
             hint = _HINTS.get(name, "") if isinstance(config.get(name), str) else ""
             raise AdapterError(f"{CONFIG_FILE}: {name} is {config.get(name)!r:.80}, which is not allowed{hint}.")
+
+
+def bottlenecks_of(config: dict[str, Any]) -> dict[str, Bottleneck]:
+    """Module -> the bottleneck adapter that a configuration announces on it."""
+    data = config.get("bottlenecks") or {}
+    try:
+        if not isinstance(data, dict) or not all(isinstance(own, dict) for own in data.values()):
+            raise ValueError(f"bottlenecks is {data!r:.80}; it must hold settings by module")
+        if data and config["peft_type"] != "SPAFIT":
+            raise ValueError(f"bottlenecks do not go with {config['peft_type']}, of which plain PEFT reads LoRA alone")
+        return {module: Bottleneck(**own) for module, own in sorted(data.items())}
+    except (ValueError, TypeError) as error:
+        raise AdapterError(f"{CONFIG_FILE}: {error}") from error
 
 
 _HINTS = {

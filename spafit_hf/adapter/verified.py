@@ -13,6 +13,7 @@ from spafit_hf.adapter.folder import AdapterError, BaseFacts, TensorName
 from spafit_hf.adapter.untrusted import open_weights
 from spafit_hf.names import WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
+from spafit_hf.strategy import Bottleneck
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class VerifiedAdapter:
     bias_scaling: dict[str, float] = field(default_factory=dict)
     #: names or name endings of modules, all of which must have LoRA; empty where other facts say which
     targets: frozenset[str] = frozenset()
+    #: module -> the bottleneck adapter on it
+    bottlenecks: dict[str, Bottleneck] = field(default_factory=dict)
 
     def head_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the head's tensors, by their names in the model."""

@@ -22,8 +22,23 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from spafit_hf.adapter.fit import check_fit, check_same_base, head_names
-from spafit_hf.adapter.folder import KEY_PREFIX, AdapterError, BaseFacts, Sidecar, TensorName, endings
-from spafit_hf.adapter.untrusted import MAX_HEADS, NARROWING_FIELDS, read_config, read_shapes, read_sidecar
+from spafit_hf.adapter.folder import (
+    BOTTLENECK_PARTS,
+    KEY_PREFIX,
+    AdapterError,
+    BaseFacts,
+    Sidecar,
+    TensorName,
+    endings,
+)
+from spafit_hf.adapter.untrusted import (
+    MAX_HEADS,
+    NARROWING_FIELDS,
+    bottlenecks_of,
+    read_config,
+    read_shapes,
+    read_sidecar,
+)
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
@@ -158,6 +173,10 @@ def _assemble(
     dora = {module for module, settings in lora.items() if settings.use_dora}
     if odd_ones := sorted(dora ^ set(parts.get("lora_magnitude_vector", {}))):
         raise AdapterError(f"{WEIGHTS_FILE}: the DoRA magnitude of {odd_ones[0]} is missing or unannounced.")
+    bottlenecks = bottlenecks_of(config)
+    for part in BOTTLENECK_PARTS:
+        if odd_ones := sorted(set(bottlenecks) ^ set(parts.get(part, {}))):
+            raise AdapterError(f"{WEIGHTS_FILE}: {part} of {odd_ones[0]} is missing or unannounced in {CONFIG_FILE}.")
     if sidecar is not None:
         lora, biases = _as_announced(sidecar, form, lora, biases)
     narrowed = any(config.get(name) for name in NARROWING_FIELDS)
@@ -176,6 +195,7 @@ def _assemble(
         shapes=shapes,
         bias_scaling=scaling if form in ADDED_FORMS else {},
         targets=frozenset() if sidecar is not None or narrowed else _targets(config),
+        bottlenecks=bottlenecks,
     )
 
 

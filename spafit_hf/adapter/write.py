@@ -78,6 +78,8 @@ def save_adapter(
     _check_all_there(tensors, model, adapter_name)
     if isinstance(config.init_lora_weights, str):  # how LoRA started is of no use to a reader
         config = dataclasses.replace(config, init_lora_weights=True, eva_config=None)
+    if any("init_lora_weights" in own for own in config.module_settings.values()):
+        config = dataclasses.replace(config, module_settings=_without_start(config.module_settings))
     lora_modules = _lora_modules(tensors)
     if form == "native":
         written, peft_config = "native", config
@@ -139,6 +141,8 @@ def portable_obstacle(
     a delta."""
     if any("use_dora" in own and own["use_dora"] != config.use_dora for own in config.module_settings.values()):
         return "some strata use DoRA and others do not, which plain PEFT cannot mix"
+    if config.bottlenecks:
+        return "it has bottleneck adapters"
     if config.target_parameters or config.trainable_token_indices:
         return "it has parts (target_parameters, trainable_token_indices) beside LoRA, deltas and head"
     misread = _misread(config, layers, base) if base is not None else None
@@ -171,6 +175,14 @@ def _misread(config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Modul
         if alone.target_parameters or found.keys() != keys.keys():
             return f"PEFT takes {name} for a module of an earlier release of transformers, and renames it"
     return None
+
+
+def _without_start(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    kept = {
+        module: {key: value for key, value in own.items() if key != "init_lora_weights"}
+        for module, own in settings.items()
+    }
+    return {module: own for module, own in kept.items() if own}
 
 
 def _config_of(model: PeftModel, adapter_name: str) -> SpafitConfig:
@@ -213,6 +225,7 @@ def _check_all_there(tensors: dict[str, torch.Tensor], model: PeftModel, adapter
         for part, there in (
             ("lora_delta", adapter_name in layer.lora_delta),
             ("lora_A.weight", adapter_name in layer.lora_A),
+            ("lora_up.weight", adapter_name in layer.bottlenecks),
         )
         if there
     }

@@ -25,6 +25,19 @@ CITATIONS = {
   booktitle = {ICLR},
   year      = {2022}
 }""",
+    "series": """@inproceedings{houlsby2019adapters,
+  title     = {Parameter-Efficient Transfer Learning for {NLP}},
+  author    = {Houlsby, Neil and Giurgiu, Andrei and Jastrzebski, Stanislaw and Morrone, Bruna and
+               de Laroussilhe, Quentin and Gesmundo, Andrea and Attariyan, Mona and Gelly, Sylvain},
+  booktitle = {ICML},
+  year      = {2019}
+}""",
+    "parallel": """@inproceedings{he2022unified,
+  title     = {Towards a Unified View of Parameter-Efficient Transfer Learning},
+  author    = {He, Junxian and Zhou, Chunting and Ma, Xuezhe and Berg-Kirkpatrick, Taylor and Neubig, Graham},
+  booktitle = {ICLR},
+  year      = {2022}
+}""",
     "glue": """@inproceedings{wang2019glue,
   title     = {{GLUE}: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding},
   author    = {Wang, Alex and Singh, Amanpreet and Michael, Julian and Hill, Felix and Levy, Omer and
@@ -41,6 +54,9 @@ def _cited(facts: CardFacts) -> list[str]:
         cited.append("bitfit")
     elif facts.kind == "adapter" and any(band.lora for band in facts.layers):
         cited.append("lora")
+    roles = [band.bottlenecks for band in facts.layers if band.bottlenecks]
+    cited += ["series"] * any("attention_output" in each for each in roles)
+    cited += ["parallel"] * any("attention_output" not in each for each in roles)
     return [*cited, *(["glue"] if facts.data.glue else [])]
 
 

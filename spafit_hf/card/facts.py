@@ -86,6 +86,8 @@ class Layers:
     layers: tuple[int, ...]
     lora: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
+    bottlenecks: tuple[str, ...] = ()
+    """Roles to whose output a bottleneck adapter is added."""
     r: int | None = None
     lora_alpha: float | None = None
     trained: int | None = None

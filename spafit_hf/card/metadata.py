@@ -56,6 +56,7 @@ def _tags(facts: CardFacts, base: str | None) -> list[str]:
     method = facts.method.lower()
     family = "spafit" if method.startswith("spafit") else "lora" if method.startswith("lora") else method
     tags = [method, family]
+    tags += ["bottleneck-adapter"] if any(band.bottlenecks for band in facts.layers) else []
     if facts.kind == "adapter":
         tags += ["lora"] if any(band.lora for band in facts.layers) else []
         tags += ["peft"] if facts.form != "native" else []

@@ -154,7 +154,8 @@ def _summary(facts: CardFacts) -> str:
     if job := _job(facts):
         sentences.append(job)
     if facts.kind == "adapter" and facts.layers and (words := in_words(facts)):
-        alone = not any(band.lora or band.biases for band in facts.layers) and not facts.outer_biases
+        inside = any(band.lora or band.biases or band.bottlenecks for band in facts.layers)
+        alone = not inside and not facts.outer_biases
         head = f"; {'only the head trains' if alone else 'the head trains too'}" if facts.head else ""
         sentences.append(f"{words[0].upper()}{words[1:]}{head}.")
     if facts.kind == "adapter" and facts.trained_parameters and facts.total_parameters:

@@ -12,7 +12,7 @@ from spafit_hf.words import ROLE_WORDS, listing, plain, spans
 
 def drawing(facts: CardFacts) -> str:
     """The drawing with its legend, as Markdown; "" where no layers are known, or nothing trains in them."""
-    if not any(band.lora or band.biases for band in facts.layers):
+    if not any(band.lora or band.biases or band.bottlenecks for band in facts.layers):
         return ""
     stacks = list(dict.fromkeys(band.stack for band in facts.layers))
     blocks = []
@@ -40,7 +40,7 @@ def _in_block(words: str) -> str:
 
 
 def _marks(band: Layers) -> str:
-    return "".join(mark(role in band.lora, role in band.biases) for role in ROLES)
+    return "".join(mark(role in band.lora, role in band.biases, role in band.bottlenecks) for role in ROLES)
 
 
 def in_words(facts: CardFacts) -> str:
@@ -60,7 +60,7 @@ def in_words(facts: CardFacts) -> str:
 
 def _clause(band: Layers) -> str:
     one = len(band.layers) == 1
-    if not band.lora and not band.biases:
+    if not band.lora and not band.biases and not band.bottlenecks:
         return "stays as it is" if one else "stay as they are"
     parts = []
     if band.lora:
@@ -69,6 +69,11 @@ def _clause(band: Layers) -> str:
     if band.biases:
         named = {frozenset(ROLES): "every bias", frozenset(FEED_FORWARD): "the biases of the feed-forward"}
         parts.append(named.get(frozenset(band.biases), f"the bias of {listing(_words(band.biases))}"))
+    if band.bottlenecks:
+        # A parallel one is beside the feed-forward alone; of those in series the other is in the attention.
+        series = "attention_output" in band.bottlenecks
+        places = "after attention and feed-forward" if series else "beside the feed-forward"
+        parts.append(f"bottleneck adapters {places}")
     return f"{'trains' if one else 'train'} {' and '.join(parts)}"
 
 

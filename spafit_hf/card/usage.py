@@ -117,7 +117,8 @@ def _package(facts: CardFacts) -> Usage:
         does.append("refuses a base whose biases, norms and embeddings are not those of the one that was trained on")
     note = f"It {listing(does)}."
     if facts.form == "native":
-        note = f"Plain PEFT has no place for these biases, so this adapter needs spafit-hf. {note}"
+        what = "bottleneck adapters" if any(band.bottlenecks for band in facts.layers) else "these biases"
+        note = f"Plain PEFT has no place for {what}, so this adapter needs spafit-hf. {note}"
     if facts.base.id is None:
         note = f"The base is not on the Hub: give your copy of it. {note}"
     base = _quoted("path/to/the/base" if facts.base.id is None else facts.base.id)

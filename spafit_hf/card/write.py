@@ -181,6 +181,7 @@ def layers_of(strategy: Strategy, depth: int, stack: str = "layers") -> tuple[La
                 layers=layers,
                 lora=tuple(role for role in ROLES if role in stratum.lora),
                 biases=tuple(role for role in ROLES if role in stratum.biases),
+                bottlenecks=stratum.bottleneck.roles if stratum.bottleneck else (),
                 r=stratum.r if stratum.lora else None,
                 lora_alpha=float(stratum.lora_alpha) if stratum.lora else None,
             )

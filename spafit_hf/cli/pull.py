@@ -37,4 +37,6 @@ def run(args: argparse.Namespace) -> None:
 
         found = verify_adapter(done.folder)
         base = printable(found.base.name_or_path or "a base that it does not name")
-        print(f"  checked: adapter of {base}, {len(found.lora)} modules with LoRA, {len(found.bias_modules)} biases")
+        parts = f"{len(found.lora)} modules with LoRA, {len(found.bias_modules)} biases"
+        parts += f", {len(found.bottlenecks)} bottlenecks" if found.bottlenecks else ""
+        print(f"  checked: adapter of {base}, {parts}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.facts import PlanFacts
+from spafit_hf.strategy import Bottleneck
 
 BATCH, SEQ = 16, 128
 """Examples and tokens per example for which `str(plan)` states memory and FLOPs (batch 16 is the paper's)."""
@@ -46,6 +47,17 @@ class Cost:
         """The gradient of a matrix needs the input it was given; that of a bias does not."""
         return self.full or name in self.plan.lora
 
+    def bottleneck(self, name: str, settings: Bottleneck, grad: bool) -> None:
+        """Count the bottleneck adapter at a module, whose own input needs a gradient or not."""
+        outputs = self.plan.linear[name][1]
+        inputs = self.plan.linear[settings.reads][0] if settings.reads else outputs
+        narrow = settings.shapes(inputs, outputs)["lora_down.bias"][0]
+        self.forward += 2 * narrow * (inputs + outputs)
+        self.activation_gradient += 2 * narrow * (outputs + inputs * grad)
+        self.weight_gradient += 2 * narrow * (inputs + outputs)
+        # Its input, and what goes into the activation and comes out of it: of relu and tanh the latter does for both.
+        self.saved += inputs + narrow * (1 if settings.activation in ("relu", "tanh") else 2)
+
     def linear(self, name: str, grad: bool) -> bool:
         """Count a linear layer whose input needs a gradient or not; returns whether its output does."""
         inputs, outputs = self.plan.linear[name]
@@ -58,7 +70,11 @@ class Cost:
             self.activation_gradient += 2 * r * (outputs + inputs * grad)
             self.weight_gradient += 2 * r * (inputs + outputs)
             self.saved += r
-        return grad or self.trains(name)
+        grad = grad or self.trains(name)
+        settings = None if self.full else self.plan.bottlenecks.get(name)
+        if settings is not None:
+            self.bottleneck(name, settings, self.grad if settings.reads else grad)
+        return grad or settings is not None
 
     def attention(self, layer: Layer, cross: bool, memory_grad: bool) -> None:
         """Self or cross attention; `memory_grad` says whether the encoder's states need a gradient."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from spafit_hf.architecture import Architecture
-from spafit_hf.strategy import LoraSettings, Strategy, Stratum
+from spafit_hf.strategy import Bottleneck, LoraSettings, Strategy, Stratum
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class Group:
     bias_modules: tuple[str, ...] = ()
     trainable_parameters: int = 0
     stratum: Stratum | None = None
+    bottleneck_modules: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As a dict of JSON types, without the stratum (the strategy has it)."""
-        values = {key: value for key, value in vars(self).items() if key != "stratum"}
+        without = {"stratum"} if self.bottleneck_modules else {"stratum", "bottleneck_modules"}
+        values = {key: value for key, value in vars(self).items() if key not in without}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
@@ -57,6 +59,8 @@ class PlanFacts:
     biases: tuple[str, ...]
     """Names of modules that get a bias delta. A linear layer without a bias gets the delta as one; a norm without one
     is not here."""
+    bottlenecks: dict[str, Bottleneck]
+    """Module name -> the bottleneck adapter that is added to its output."""
     head: tuple[str, ...]
     """Names of the modules that train whole: what is new with the task, its head last; () where nothing is new or
     the strategy leaves it alone."""

@@ -17,7 +17,16 @@ from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.planner.facts import Group
 from spafit_hf.planner.notes import head_notes, notes
 from spafit_hf.planner.source import ModelLike, build_model
-from spafit_hf.strategy import LORA_ROLES, METHODS, ROLES, LoraSettings, Strategy, StrategyLike, Stratum
+from spafit_hf.strategy import (
+    LORA_ROLES,
+    METHODS,
+    ROLES,
+    Bottleneck,
+    LoraSettings,
+    Strategy,
+    StrategyLike,
+    Stratum,
+)
 from spafit_hf.words import listed, runs
 
 PREFIX = "base_model.model."  # of every name in an adapter file
@@ -31,7 +40,8 @@ class Plan(CostedPlan):
         return text.plan_table(self, batch, seq)
 
     def layer_table(self) -> str:
-        """A drawing of the strata, a line per layer: L is LoRA, b a bias, + both, W every weight, . frozen."""
+        """A drawing of the strata, a line per layer: L is LoRA, b a bias, + both, A a bottleneck adapter, W every
+        weight, . frozen."""
         return text.layer_table(self)
 
     def __str__(self) -> str:
@@ -107,6 +117,7 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
         groups=(),
         lora={},
         biases=(),
+        bottlenecks={},
         head=(*architecture.new, *architecture.head) if strategy.head else (),
         full=strategy.full,
         total_parameters=sum(parameter.numel() for parameter in parameters),
@@ -151,6 +162,7 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
     strategy, architecture = base.strategy, base.architecture
     tensors: dict[str, tuple[int, ...]] = {}
     lora: dict[str, LoraSettings] = {}
+    bottlenecks: dict[str, Bottleneck] = {}
     groups: list[Group] = []
     passed_over: list[str] = []
 
@@ -167,15 +179,19 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
                 continue
             own: dict[str, LoraSettings] = {}
             biased: list[str] = []
+            added: dict[str, Bottleneck] = {}
             for layer in (stack.layers[index] for index in layers):
                 own |= dict.fromkeys(_without(layer.names(stratum.lora), base.head), stratum.lora_settings)
                 biased += _without(_bias_names(layer, stratum.biases, modules), base.head)
+                added |= _bottlenecks(layer, stratum, base.head)
             deltas = tuple(module for module in biased if takes_delta(modules[module]))
             passed_over += [module for module in biased if module not in deltas]
             trained = _lora_tensors(own, base.linear) | _bias_tensors(modules, deltas)
-            where |= {"lora_modules": tuple(own), "bias_modules": deltas, "stratum": stratum}
-            add(name, stratum.what(), trained, **where)
+            trained |= _bottleneck_tensors(added, base.linear)
+            where |= {"lora_modules": tuple(own), "bias_modules": deltas, "bottleneck_modules": tuple(added)}
+            add(name, stratum.what(), trained, **where, stratum=stratum)
             lora |= own
+            bottlenecks |= added
     if strategy.outer_biases:
         outside = (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
         biased = [name for name in outside if modules[name]._parameters.get("bias") is not None]
@@ -196,7 +212,8 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
             if names or name == "head":
                 add(name, what, _whole_tensors(modules, names))
     biases = tuple(module for group in groups for module in group.bias_modules)
-    result = replace(base, groups=tuple(groups), lora=lora, biases=biases, tensors=tensors)
+    parts: dict[str, Any] = {"lora": lora, "biases": biases, "bottlenecks": bottlenecks}
+    result = replace(base, groups=tuple(groups), tensors=tensors, **parts)
     return replace(result, notes=notes(result, modules, passed_over))
 
 
@@ -209,6 +226,28 @@ def _bias_names(layer: Layer, roles: tuple[str, ...], modules: dict[str, nn.Modu
     """Modules of a layer whose bias trains. "Every bias" means those of matrices and norms without a role as well."""
     others = layer.others if roles == ROLES else ()
     return (*layer.names(roles), *(name for name in others if modules[name]._parameters.get("bias") is not None))
+
+
+def _bottlenecks(layer: Layer, stratum: Stratum, head: tuple[str, ...]) -> dict[str, Bottleneck]:
+    """The bottleneck adapters of a layer, by the modules that they are added to."""
+    if stratum.bottleneck is None:
+        return {}
+    settings = stratum.bottleneck
+    parallel = settings.kind == "parallel"
+    missing = [role for role in (*settings.roles, *["intermediate"] * parallel) if not layer.names((role,))]
+    if missing:
+        raise ValueError(
+            f"{layer.path} has no {listed(missing)}, where {settings.kind} bottlenecks go; take the layer out of the "
+            "stratum, or LoRA or biases in their place."
+        )
+    names = layer.names(settings.roles)
+    if parallel and len(names) > 1:
+        raise ValueError(
+            f"the feed-forward of {layer.path} has {len(names)} parts, and a parallel bottleneck stands "
+            "beside one; take kind: series."
+        )
+    reads = layer.names(("intermediate",))[0] if parallel else ""
+    return {name: Bottleneck(**settings.to_dict(), reads=reads) for name in _without(names, head)}
 
 
 def _strata_of(strategy: Strategy, stack: Stack) -> list[tuple[Stratum | None, str, tuple[int, ...]]]:
@@ -230,6 +269,18 @@ def _lora_tensors(lora: dict[str, LoraSettings], linear: dict[str, tuple[int, in
         tensors[f"{PREFIX}{module}.lora_B.weight"] = (outputs, settings.r)
         if settings.use_dora:
             tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = (outputs,)
+    return tensors
+
+
+def _bottleneck_tensors(
+    bottlenecks: dict[str, Bottleneck], linear: dict[str, tuple[int, int]]
+) -> dict[str, tuple[int, ...]]:
+    tensors: dict[str, tuple[int, ...]] = {}
+    for module, settings in bottlenecks.items():
+        outputs = linear[module][1]
+        inputs = linear[settings.reads][0] if settings.reads else outputs
+        shapes = settings.shapes(inputs, outputs)
+        tensors |= {f"{PREFIX}{module}.{part}": shape for part, shape in shapes.items()}
     return tensors
 
 

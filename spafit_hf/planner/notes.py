@@ -43,6 +43,8 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
         lines.append(
             f"LoRA has at least as many parameters as the matrix it adapts in {some(len(large), 'module')}; lower r."
         )
+    if result.bottlenecks:
+        lines.append(NATIVE_NOTE)
     if result.strategy.outer_biases:
         convolutions = [
             name
@@ -65,6 +67,8 @@ def untrained(result: PlanFacts, model: nn.Module) -> list[str]:
     known = {id(each) for each in trained}
     return [name for name in new_parameters(model) if id(model.get_parameter(name)) not in known]
 
+
+NATIVE_NOTE = "plain PEFT has no bottleneck adapters: the folder is native, and needs spafit_hf to be read."
 
 BITFIT_NOTE = (
     "bitfit trains every bias and no weight outside the head, so it is far below the 31.52 M that the paper gives for "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.strategy import ROLES, layers_text
-from spafit_hf.strategy.drawing import ABSENT, COLUMNS, MEANINGS, WHOLE, draw, mark
+from spafit_hf.strategy.drawing import ABSENT, BOTTLENECK, COLUMNS, MEANINGS, MIXED, WHOLE, draw, mark
 
 
 def plan_table(plan: CostedPlan, batch: int = BATCH, seq: int = SEQ) -> str:
@@ -50,7 +50,9 @@ def layer_table(plan: CostedPlan) -> str:
         )
         lines += [title, *draw(rows)]
     outside = [f"{group.name}: {group.what}" for group in plan.groups if not group.stack]
-    return "\n".join([*lines, *outside, "   ".join(f"{each} {word}" for each, word in MEANINGS.items()), COLUMNS])
+    rare = () if plan.bottlenecks else (BOTTLENECK, MIXED)
+    legend = "   ".join(f"{each} {word}" for each, word in MEANINGS.items() if each not in rare)
+    return "\n".join([*lines, *outside, legend, COLUMNS])
 
 
 def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
@@ -59,7 +61,7 @@ def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
         return ABSENT
     if plan.full:
         return WHOLE
-    return mark(any(name in plan.lora for name in names), any(name in plan.biases for name in names))
+    return mark(*(any(name in part for name in names) for part in (plan.lora, plan.biases, plan.bottlenecks)))
 
 
 def comparison_table(plans: Sequence[CostedPlan], batch: int = BATCH, seq: int = SEQ) -> str:

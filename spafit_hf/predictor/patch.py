@@ -1,10 +1,11 @@
 """An adapter as plain tensors: for each module it changes, one patch.
 
-    x ---> module of the base ---> y ---> gain * y + B A x + shift
+    x ---> module of the base ---> y ---> z = gain * y + B A x + shift ---> z + up f(down h)
 
     A, B     LoRA, the scaling (and DoRA's gain) multiplied into B
     shift    the bias delta
     gain     DoRA only: magnitude / |W + B A| per output, which is fixed once training is over
+    down, up a bottleneck adapter, its scaling multiplied into up; h is z, or the input of another module
 
 DoRA replaces W x + b by gain * (W + B A) x + b. With y = W x + b this is gain * y + gain * B A x + (1 - gain) * b, so
 a patch needs nothing of the base but its output.
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.utils.integrations import dequantize_module_weight
@@ -29,6 +31,8 @@ from spafit_hf.architecture import Architecture
 from spafit_hf.names import WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
 from spafit_hf.predictor.facts import AdapterFacts, labels_of, texts_of
+from spafit_hf.strategy import Bottleneck
+from spafit_hf.tuner.layer import ACTIVATIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +47,38 @@ class Patch:
     """(outputs,)"""
     gain: torch.Tensor | None = None
     """(outputs,)"""
+    down: torch.Tensor | None = None
+    """(narrow, inputs)"""
+    down_bias: torch.Tensor | None = None
+    """(narrow,)"""
+    up: torch.Tensor | None = None
+    """(outputs, narrow)"""
+    up_bias: torch.Tensor | None = None
+    """(outputs,)"""
+    bottleneck: Bottleneck | None = None
+
+    @property
+    def _parts(self) -> tuple[torch.Tensor | None, ...]:
+        return tuple(getattr(self, name) for name in TENSORS)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Those that there are."""
-        return tuple(tensor for tensor in (self.a, self.b, self.shift, self.gain) if tensor is not None)
+        return tuple(tensor for tensor in self._parts if tensor is not None)
 
     @property
-    def shape(self) -> tuple[torch.Size | None, ...]:
-        """Of each of its tensors; patches of the same one can be stacked."""
-        return tuple(None if part is None else part.shape for part in (self.a, self.b, self.shift, self.gain))
+    def reads(self) -> str:
+        """Name of the module whose input a parallel bottleneck reads; "" for any other patch."""
+        return self.bottleneck.reads if self.bottleneck is not None else ""
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Of each of its tensors, and what is done with them; patches of the same one can be stacked."""
+        kind = "" if self.bottleneck is None else self.bottleneck.activation
+        return (kind, self.reads, *(None if part is None else part.shape for part in self._parts))
+
+
+TENSORS = ("a", "b", "shift", "gain", "down", "down_bias", "up", "up_bias")
 
 
 class PatchStack(Patch):
@@ -64,30 +90,42 @@ class PatchStack(Patch):
     @classmethod
     def of(cls, patches: Sequence[Patch]) -> PatchStack:
         """The patches, which are of one `shape`, in this order. Several are copied, one is not."""
-        every = {field.name: [getattr(patch, field.name) for patch in patches] for field in fields(cls)}
-        return cls(**{name: None if parts[0] is None else _stacked(parts) for name, parts in every.items()})
+        every = {name: [getattr(patch, name) for patch in patches] for name in TENSORS}
+        stacked = {name: None if parts[0] is None else _stacked(parts) for name, parts in every.items()}
+        return cls(**stacked, bottleneck=patches[0].bottleneck)
 
-    def apply(self, x: torch.Tensor, y: torch.Tensor) -> None:
+    def apply(self, x: torch.Tensor, y: torch.Tensor, read: torch.Tensor | None = None) -> None:
         """Turn the module's output into the adapters', in place.
 
         Args:
             x: the module's input, (patches * rows, ..., inputs), the first patch's rows first.
             y: what the base's module made of it, (patches * rows, ..., outputs).
+            read: what a parallel bottleneck reads, (patches * rows, ..., its inputs).
         """
         count = len(self.tensors[0])
         own = y.reshape(count, -1, y.shape[-1])
         if self.gain is not None:
             own.mul_(self.gain[:, None])
         if self.a is not None and self.b is not None:
-            low = torch.bmm(x.reshape(count, -1, x.shape[-1]).to(self.a.dtype), self.a.mT)
-            if own.dtype == low.dtype == self.b.dtype:
-                own.baddbmm_(low, self.b.mT)  # without a tensor in between, of the output's size
-            else:
-                own.add_(torch.bmm(low, self.b.mT))
+            _add_product(own, torch.bmm(x.reshape(count, -1, x.shape[-1]).to(self.a.dtype), self.a.mT), self.b)
         if self.shift is not None:
             own.add_(self.shift[:, None])
+        if self.bottleneck is not None and self.down is not None and self.up is not None:
+            inputs = own if read is None or not self.reads else read.reshape(count, -1, read.shape[-1])
+            low = torch.bmm(inputs.to(self.down.dtype), self.down.mT)
+            if self.down_bias is not None and self.up_bias is not None:
+                low.add_(self.down_bias[:, None])
+                own.add_(self.up_bias[:, None])
+            _add_product(own, ACTIVATIONS[self.bottleneck.activation](low), self.up)
         if own.data_ptr() != y.data_ptr():  # strides that no view can have
             y.copy_(own.view_as(y))
+
+
+def _add_product(own: torch.Tensor, low: torch.Tensor, matrices: torch.Tensor) -> None:
+    if own.dtype == low.dtype == matrices.dtype:
+        own.baddbmm_(low, matrices.mT)  # without a tensor in between, of the output's size
+    else:
+        own.add_(torch.bmm(low, matrices.mT))
 
 
 def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -136,7 +174,8 @@ def read_adapter(
         )
     parts, head = _parts(native_tensors(verified, base, stored), verified.head)
     patches = {
-        module: _patch(base.get_submodule(module), part, verified.lora.get(module)) for module, part in parts.items()
+        module: _patch(base.get_submodule(module), part, verified.lora.get(module), verified.bottlenecks.get(module))
+        for module, part in parts.items()
     }
     modules = {name: _own_head(heads[name], own) for name, own in head.items()}
     outputs = outputs_of(modules or heads)
@@ -182,15 +221,24 @@ def _parts(tensors: Mapping[str, torch.Tensor], heads: Collection[str]) -> tuple
     return parts, head
 
 
-def _patch(module: nn.Module, part: Mapping[str, torch.Tensor], settings: LoraSettings | None) -> Patch:
+def _patch(
+    module: nn.Module,
+    part: Mapping[str, torch.Tensor],
+    settings: LoraSettings | None,
+    bottleneck: Bottleneck | None,
+) -> Patch:
     device = module.get_parameter("weight").device
     own = {name: tensor.to(device=device, dtype=torch.float32) for name, tensor in part.items()}
-    shift = own.get("lora_delta")
+    added: dict[str, Any] = {"shift": own.get("lora_delta")}
+    if bottleneck is not None:
+        down, up = ((own[f"lora_{name}.weight"], own[f"lora_{name}.bias"]) for name in ("down", "up"))
+        added |= {"down": down[0], "down_bias": down[1], "bottleneck": bottleneck}
+        added |= {"up": up[0] * bottleneck.scaling, "up_bias": up[1] * bottleneck.scaling}
     if settings is None:
-        return Patch(shift=shift)
+        return Patch(**added)
     a, b = own["lora_A.weight"], own["lora_B.weight"] * settings.scaling
     if not settings.use_dora:
-        return Patch(a=a, b=b, shift=shift)
+        return Patch(a=a, b=b, **added)
     weight = dequantize_module_weight(module).to(device=device, dtype=torch.float32)
     if not isinstance(module, nn.Linear):
         weight = weight.T  # Conv1D stores (in, out)
@@ -198,8 +246,8 @@ def _patch(module: nn.Module, part: Mapping[str, torch.Tensor], settings: LoraSe
     bias = module._parameters.get("bias")
     if bias is not None:
         kept = (1 - gain) * bias.detach().float()
-        shift = kept if shift is None else shift + kept
-    return Patch(a=a, b=gain[:, None] * b, shift=shift, gain=gain)
+        added["shift"] = kept if added["shift"] is None else added["shift"] + kept
+    return Patch(a=a, b=gain[:, None] * b, gain=gain, **added)
 
 
 def _own_head(blueprint: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:

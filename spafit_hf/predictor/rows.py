@@ -23,6 +23,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,10 +107,14 @@ class RowForward:
 
     @contextmanager
     def _patched(self, spans: Sequence[Span], rows: int) -> Iterator[None]:
+        read: dict[str, torch.Tensor] = {}  # inputs of modules that parallel bottlenecks further on read
         with ExitStack() as stack:
+            for name in {patch.reads for span in spans for patch in span.adapter.patches.values() if patch.reads}:
+                keep = partial(_keep_input, read, name)
+                stack.enter_context(self.model.get_submodule(name).register_forward_hook(keep))
             for name in dict.fromkeys(name for span in spans for name in span.adapter.patches):
                 parts = [(span, span.adapter.patches[name]) for span in spans if name in span.adapter.patches]
-                hook = _patches(name, parts, rows if len(spans) > 1 else None, self._flattens)
+                hook = _patches(name, parts, rows if len(spans) > 1 else None, self._flattens, read)
                 stack.enter_context(self.model.get_submodule(name).register_forward_hook(hook))
             for name in dict.fromkeys(name for span in spans for name in span.adapter.head):
                 hook = _heads(name, spans, rows)
@@ -163,20 +168,29 @@ class RowForward:
             yield
 
 
-def _patches(name: str, parts: Sequence[tuple[Span, Patch]], rows: int | None, flattens: bool) -> Forward:
+def _keep_input(read: dict[str, torch.Tensor], name: str, _module: nn.Module, args: tuple[Any, ...], _: Any) -> None:
+    read[name] = args[0]
+
+
+def _patches(
+    name: str, parts: Sequence[tuple[Span, Patch]], rows: int | None, flattens: bool, read: dict[str, torch.Tensor]
+) -> Forward:
     """A hook that patches each adapter's rows; with `rows` None the only one's, whatever they stand for."""
     runs = [(run[0][0].start, run[-1][0].stop, PatchStack.of([patch for _, patch in run])) for run in _runs(parts)]
+    reads = next((patch.reads for _, patch in parts if patch.reads), "")
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         x = args[0]
+        other = read.pop(reads) if reads else x
         if rows is None:
-            runs[0][2].apply(x, output)
+            runs[0][2].apply(x, output, other)
             return output
         each, rest = divmod(x.shape[0], rows)
-        if rest or (each != 1 and not flattens) or output.shape[0] != x.shape[0]:
+        if rest or (each != 1 and not flattens) or {output.shape[0], other.shape[0]} != {x.shape[0]}:
             raise NotByRow(f"{name} sees {x.shape[0]} rows of a batch of {rows}")
         for start, stop, stack in runs:
-            stack.apply(x[start * each : stop * each], output[start * each : stop * each])
+            own = slice(start * each, stop * each)
+            stack.apply(x[own], output[own], other[own])
         return output
 
     return hook

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from spafit_hf.data.glue import get_task
 from spafit_hf.names import DEFAULT_BASE
 from spafit_hf.reproduce.presets import CONTROLS, MODERN_RATES, PAPER_METHODS, PAPER_TASKS, PRESETS, UNCACHED
-from spafit_hf.strategy import METHODS, Strategy
+from spafit_hf.strategy import ADAPTER_METHODS, METHODS, Strategy
 from spafit_hf.strategy.reading import closest
 from spafit_hf.words import listed
 
@@ -113,7 +113,7 @@ class Grid:
         for task in self.tasks:
             if self.batch_of(task) < 1:
                 raise ValueError(f"per_device_train_batch_size has no positive number for {task}; give one, as in 16.")
-        known = (*self.methods, *METHODS, *CONTROLS, OTHERS)
+        known = (*self.methods, *METHODS, *ADAPTER_METHODS, *CONTROLS, OTHERS)
         for key, rates in (*self.learning_rates.items(), *self.search_rates.items()):
             if not any(_is_of(key, method) for method in known):
                 raise ValueError(f"rates are given for {key!r}, which is no method{closest(key, known)}")

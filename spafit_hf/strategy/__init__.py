@@ -10,12 +10,21 @@ A `Stratum` is a range of layers with what trains in it, a `Strategy` is some st
 are frozen. No torch here: a strategy knows nothing about models until `Strategy.resolve(num_layers)` gives it a depth.
 """
 
-from spafit_hf.strategy.methods import METHODS, PAPER_DEPTH
+from spafit_hf.strategy.bottleneck import Bottleneck, BottleneckSettings
+from spafit_hf.strategy.methods import ADAPTER_METHODS, METHODS, PAPER_DEPTH
 from spafit_hf.strategy.strategy import Strategy, StrategyLike
-from spafit_hf.strategy.stratum import LORA_ROLES, LORA_SETTINGS, NORM_ROLES, ROLES, LoraSettings, Stratum
+from spafit_hf.strategy.stratum import (
+    INIT_LORA_WEIGHTS,
+    LORA_ROLES,
+    LORA_SETTINGS,
+    NORM_ROLES,
+    ROLES,
+    LoraSettings,
+    Stratum,
+)
 from spafit_hf.words import layers_text
 
 __all__ = [
-    "LORA_ROLES", "LORA_SETTINGS", "METHODS", "NORM_ROLES", "PAPER_DEPTH", "ROLES", "LoraSettings", "Strategy",
-    "StrategyLike", "Stratum", "layers_text",
+    "ADAPTER_METHODS", "INIT_LORA_WEIGHTS", "LORA_ROLES", "LORA_SETTINGS", "METHODS", "NORM_ROLES", "PAPER_DEPTH",
+    "ROLES", "Bottleneck", "BottleneckSettings", "LoraSettings", "Strategy", "StrategyLike", "Stratum", "layers_text",
 ]  # fmt: skip

@@ -16,15 +16,21 @@ from collections.abc import Iterable
 from spafit_hf.strategy.stratum import ROLES
 
 FROZEN, BIAS, LORA, BOTH, WHOLE, ABSENT = ".", "b", "L", "+", "W", " "
-MEANINGS = {LORA: "LoRA", BIAS: "bias", BOTH: "LoRA and bias", WHOLE: "every weight", FROZEN: "frozen"}
+BOTTLENECK, MIXED = "A", "*"
+MEANINGS = {
+    LORA: "LoRA", BIAS: "bias", BOTH: "LoRA and bias", BOTTLENECK: "bottleneck adapter",
+    MIXED: "bottleneck adapter, and LoRA or bias", WHOLE: "every weight", FROZEN: "frozen",
+}  # fmt: skip
 
 ATTENTION, FEED_FORWARD = ROLES[:5], ROLES[5:]
 LETTERS = dict(zip(ROLES, "qkvonion", strict=True))
 COLUMNS = "q query, k key, v value, o output and n norm of the attention; i in, o out and n norm of the feed-forward"
 
 
-def mark(lora: bool, bias: bool) -> str:
-    """The letter of a sub-layer in which these train."""
+def mark(lora: bool, bias: bool, bottleneck: bool = False) -> str:
+    """The letter of a sub-layer in which these train; a bottleneck adapter is with the one to whose output it adds."""
+    if bottleneck:
+        return MIXED if lora or bias else BOTTLENECK
     return BOTH if lora and bias else LORA if lora else BIAS if bias else FROZEN
 
 

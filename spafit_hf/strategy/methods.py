@@ -1,4 +1,4 @@
-"""The methods of the paper by their names: which strata each is made of."""
+"""The methods of the paper by their names, and those it reviews: which strata each is made of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
+from spafit_hf.strategy.bottleneck import PARALLEL, SERIES
 from spafit_hf.strategy.reading import is_int
 from spafit_hf.strategy.stratum import ROLES, LoraSettings, Stratum
 from spafit_hf.words import listed
@@ -19,6 +20,9 @@ METHODS = (
     "spafit-4-9-II", "spafit-4-14-II", "linear-probe",
 )  # fmt: skip
 """The methods of the paper's Table 1 in its order, and linear probing (only the head trains)."""
+
+ADAPTER_METHODS = ("series-adapter", "parallel-adapter")
+"""Bottleneck adapters in all layers, which the paper's section 2 reviews and its tables leave out."""
 
 # FT-I and FT-II (paper, section 3): which attention matrices get LoRA.
 ATTENTION_LORA = {"I": ("query", "key", "value"), "II": ("query", "key", "value", "attention_output")}
@@ -53,6 +57,9 @@ def method_fields(name: str, lora: LoraSettings) -> dict[str, Any]:
     if key == "bitfit":
         strata = (Stratum(biases=ROLES, **everywhere),)
         return {"name": key, "strata": strata, "depth": PAPER_DEPTH, "outer_biases": True}
+    if key in ADAPTER_METHODS:
+        bottleneck = SERIES if key == "series-adapter" else PARALLEL
+        return {"name": key, "strata": (Stratum(bottleneck=bottleneck, **everywhere),), "depth": PAPER_DEPTH}
     if key in ("lora-i", "lora-ii"):
         kind = key.removeprefix("lora-").upper()
         stratum = Stratum(lora=ATTENTION_LORA[kind], **everywhere, **asdict(lora))
@@ -93,10 +100,9 @@ def bounds_fields(n1: int, n2: int, kind: str, lora: LoraSettings, depth: int | 
 
 
 def _unknown_name(name: str, key: str) -> str:
-    allowed = (
-        f"allowed are {listed(METHODS)}, any other spafit-N1-N2-I or spafit-N1-N2-II with N1 <= N2 < {PAPER_DEPTH}"
-    )
-    original = {method.lower(): method for method in METHODS}
+    known = (*METHODS, *ADAPTER_METHODS)
+    allowed = f"allowed are {listed(known)}, any other spafit-N1-N2-I or spafit-N1-N2-II with N1 <= N2 < {PAPER_DEPTH}"
+    original = {method.lower(): method for method in known}
     close = difflib.get_close_matches(key, original, n=1, cutoff=0.5)
     hint = f"; did you mean {original[close[0]]!r}?" if close else "."
     return f"unknown strategy {name!r}; {allowed}, or the path of a .yaml or .json file{hint}"

@@ -116,6 +116,7 @@ class Strategy:
     def from_name(cls, name: str, **lora: Any) -> Strategy:
         """A method of the paper's Table 1 (see `METHODS`), or any other `spafit-N1-N2-I` or `spafit-N1-N2-II`.
 
+        `series-adapter` and `parallel-adapter` put bottleneck adapters into all layers (see `ADAPTER_METHODS`).
         Case and spaces do not matter, and "Full BitFit" or "full-lora-i" work too. N1 and N2 end groups 1 and 2,
         counted from zero, inclusive, on 24 layers; on another depth they scale by share (`resolve`). The suffix
         `-absolute` (spafit-1-2-II-absolute) makes them layers of the model itself, as `from_bounds` does.

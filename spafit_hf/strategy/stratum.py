@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from spafit_hf.strategy.bottleneck import BottleneckSettings
 from spafit_hf.strategy.reading import closest, field_names, is_int, is_number, refuse_unknown_keys
 from spafit_hf.words import listed
 
@@ -16,6 +17,9 @@ ROLES = (
 )  # fmt: skip
 """The paper's sub-layers of a transformer layer, in reading order. In BERT: attention.self.query, .key, .value,
 attention.output.dense, attention.output.LayerNorm, intermediate.dense, output.dense, output.LayerNorm."""
+
+INIT_LORA_WEIGHTS = ("default", "gaussian", "orthogonal")
+"""How LoRA may start: with the base's outputs. PEFT's others rewrite the base's weights, or need data first."""
 
 NORM_ROLES = ("attention_norm", "output_norm")
 LORA_ROLES = tuple(role for role in ROLES if role not in NORM_ROLES)
@@ -67,6 +71,10 @@ class Stratum(LoraSettings):
     """Roles whose weight matrix gets LoRA; any of `ROLES` but the norms."""
     biases: tuple[str, ...] = ()
     """Roles whose bias gets a trained delta; any of `ROLES`."""
+    bottleneck: BottleneckSettings | None = None
+    """Bottleneck adapters in each of its layers; a mapping with their `kind` ("series", "parallel") does as well."""
+    init_lora_weights: str = ""
+    """How its LoRA starts, one of `INIT_LORA_WEIGHTS`; "": as the rest of the run, Kaiming uniform by default."""
     name: str = ""
     """What tables call it; "" is replaced by its position."""
 
@@ -77,6 +85,8 @@ class Stratum(LoraSettings):
         object.__setattr__(self, "layers", _checked_layers(self.layers, who))
         object.__setattr__(self, "lora", _checked_roles(self.lora, LORA_ROLES, f"{who}: lora"))
         object.__setattr__(self, "biases", _checked_roles(self.biases, ROLES, f"{who}: biases"))
+        if self.bottleneck is not None and not isinstance(self.bottleneck, BottleneckSettings):
+            object.__setattr__(self, "bottleneck", BottleneckSettings.from_dict(self.bottleneck))
         if not isinstance(self.name, str):
             raise ValueError(f"{who}: name is {self.name!r}; it must be a string.")
         if not is_int(self.r) or self.r < 1:
@@ -90,6 +100,13 @@ class Stratum(LoraSettings):
                 f"{who}: lora_dropout is {self.lora_dropout!r}; it must be a probability from 0 to below 1, "
                 "as in lora_dropout=0.1."
             )
+        if self.init_lora_weights not in ("", *INIT_LORA_WEIGHTS):
+            raise ValueError(
+                f"{who}: init_lora_weights is {self.init_lora_weights!r}; allowed are {listed(INIT_LORA_WEIGHTS)} "
+                "(PEFT's others rewrite the base or need data first: train those with PEFT's LoraConfig)."
+            )
+        if self.init_lora_weights == "orthogonal" and self.r % 2:
+            raise ValueError(f"{who}: r is {self.r}; an orthogonal start needs an even rank, as in r=8.")
         for field in ("use_rslora", "use_dora"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{who}: {field} is {getattr(self, field)!r}; it must be true or false.")
@@ -107,7 +124,7 @@ class Stratum(LoraSettings):
     @property
     def trains(self) -> bool:
         """Whether anything trains in these layers."""
-        return bool(self.lora or self.biases)
+        return bool(self.lora or self.biases or self.bottleneck)
 
     def what(self) -> str:
         """What trains in it, in a few words: "frozen", "every bias", "LoRA q,k,v r=64 alpha=128 + biases output"."""
@@ -116,17 +133,23 @@ class Stratum(LoraSettings):
             roles = ",".join(_SHORT[role] for role in self.lora)
             extras = "".join(f" {word}" for word, on in (("rsLoRA", self.use_rslora), ("DoRA", self.use_dora)) if on)
             dropout = f" dropout={self.lora_dropout:g}" if self.lora_dropout else ""
-            parts.append(f"LoRA {roles} r={self.r} alpha={self.lora_alpha:g}{dropout}{extras}")
+            start = f" init={self.init_lora_weights}" if self.init_lora_weights else ""
+            parts.append(f"LoRA {roles} r={self.r} alpha={self.lora_alpha:g}{dropout}{extras}{start}")
         if self.biases == ROLES:
             parts.append("every bias")
         elif self.biases:
             parts.append("biases " + ",".join(_SHORT[role] for role in self.biases))
+        if self.bottleneck:
+            parts.append(self.bottleneck.what())
         return " + ".join(parts) or "frozen"
 
     def to_dict(self) -> dict[str, Any]:
         """As a dict of JSON types; `from_dict` gives an equal stratum back."""
         fields = {name: getattr(self, name) for name in _KEYS}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        data = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        # Files of strata without these are as they were before there were any.
+        data |= {"init_lora_weights": self.init_lora_weights} if self.init_lora_weights else {}
+        return data | ({"bottleneck": self.bottleneck.to_dict()} if self.bottleneck else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Stratum:
@@ -135,7 +158,7 @@ class Stratum(LoraSettings):
         Raises:
             ValueError: for a missing `layers` or a key that is not a field.
         """
-        refuse_unknown_keys(data, _KEYS, "stratum")
+        refuse_unknown_keys(data, (*_KEYS, "init_lora_weights", "bottleneck"), "stratum")
         if "layers" not in data:
             raise ValueError(
                 f"stratum {dict(data)!r} has no 'layers'; add for example layers: [0, 4] or layers: [0.0, 0.5]."

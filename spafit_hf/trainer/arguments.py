@@ -16,7 +16,7 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from spafit_hf.shortcuts.cache import DTYPES
-from spafit_hf.strategy import LORA_SETTINGS, Strategy, StrategyLike
+from spafit_hf.strategy import INIT_LORA_WEIGHTS, LORA_SETTINGS, Strategy, StrategyLike
 from spafit_hf.strategy.strategy import SUFFIXES
 from spafit_hf.words import listed
 
@@ -25,9 +25,6 @@ DEFAULT_STRATEGY = "spafit-4-9-II"
 
 NOT_SET = -1
 """What a number is when it is left open."""
-
-# PEFT's other initializations (pissa, olora, corda, loftq, eva) rewrite the base's weights or need data first.
-INIT_LORA_WEIGHTS = ("default", "gaussian", "orthogonal")
 
 FIRST_TOKEN_MODES = ("auto", "on", "off")
 
@@ -50,8 +47,8 @@ class StrataArguments:
 
     strategy: str = _option(
         DEFAULT_STRATEGY,
-        "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, linear-probe, or the path "
-        "of a .yaml or .json file with strata.",
+        "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, series-adapter, "
+        "parallel-adapter, linear-probe, or the path of a .yaml or .json file with strata.",
     )
     n1: int = _option(
         NOT_SET,
@@ -67,7 +64,9 @@ class StrataArguments:
     use_rslora: bool = _option(False, "Scale LoRA by lora_alpha / sqrt(lora_r) (rsLoRA).")
     use_dora: bool = _option(False, "Train magnitude and direction apart (DoRA).")
     init_lora_weights: str = _option(
-        "default", "How LoRA A starts: default (Kaiming uniform), gaussian, orthogonal.", INIT_LORA_WEIGHTS
+        "default",
+        "How LoRA starts where a stratum does not say: default (Kaiming uniform), gaussian, orthogonal.",
+        INIT_LORA_WEIGHTS,
     )
     init_adapter: str = _option(
         "",

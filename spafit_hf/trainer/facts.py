@@ -131,9 +131,9 @@ def layers_of_plan(plan: Plan) -> tuple[Layers, ...]:
         if not group.stack or not group.layers:
             continue
         layers = [stacks[group.stack].layers[index] for index in group.layers]
-        lora, biases = (
+        lora, biases, bottlenecks = (
             tuple(role for role in ROLES if any(modules & {*layer.modules.get(role, ())} for layer in layers))
-            for modules in (set(group.lora_modules), set(group.bias_modules))
+            for modules in map(set, (group.lora_modules, group.bias_modules, group.bottleneck_modules))
         )
         found.append(
             Layers(
@@ -142,6 +142,7 @@ def layers_of_plan(plan: Plan) -> tuple[Layers, ...]:
                 layers=tuple(group.layers),
                 lora=lora,
                 biases=biases,
+                bottlenecks=bottlenecks,
                 r=group.stratum.r if group.stratum and lora else None,
                 lora_alpha=float(group.stratum.lora_alpha) if group.stratum and lora else None,
                 trained=group.trainable_parameters,

@@ -26,7 +26,13 @@ from spafit_hf.words import listing
 
 logger = logging.getLogger(__name__)
 
-KIND_WORDS = {"lora": "LoRA", "bias": "the biases", "head": "the head", "base": "the weights"}
+KIND_WORDS = {
+    "lora": "LoRA",
+    "bottleneck": "the bottlenecks",
+    "bias": "the biases",
+    "head": "the head",
+    "base": "the weights",
+}
 
 LAYER_DROP_STEPS = 20
 """Optimizer steps that are watched at most where layers are left out by chance."""
@@ -43,7 +49,7 @@ class GradientWatch:
         self.strata = {
             module: (group.name, group.stack)
             for group in (plan.groups if plan is not None else ())
-            for module in (*group.lora_modules, *group.bias_modules)
+            for module in (*group.lora_modules, *group.bias_modules, *group.bottleneck_modules)
         }
         # Which experts run is up to the router and the first tokens.
         self.tensors = {

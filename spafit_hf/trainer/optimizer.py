@@ -2,6 +2,8 @@
 
 optimizer of Trainer       decay        no decay
 split by kind              lora  head   bias  head     (in full fine-tuning: base  head   base  head)
+
+Bottleneck adapters are a kind too, of which the biases do not decay.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import nn
 
 from spafit_hf.architecture import Architecture
 
-KINDS = ("lora", "base", "bias", "head")
+KINDS = ("lora", "bottleneck", "base", "bias", "head")
 """In the order of the parameter groups; the first one present is what Trainer logs as `learning_rate`."""
 
 
@@ -26,6 +28,8 @@ def parameter_kind(name: str, head: Iterable[str] = ()) -> str:
     parts = name.split(".")
     if "modules_to_save" in parts or any(name.startswith(f"{module}.") for module in head):
         return "head"
+    if "lora_down" in parts or "lora_up" in parts:
+        return "bottleneck"
     # A stock LoRA adapter with bias="all" trains the base's own biases; they are the biases of that adapter.
     if "lora_delta" in parts or ("base_model" in parts and parts[-1] == "bias"):
         return "bias"

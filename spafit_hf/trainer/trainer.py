@@ -34,6 +34,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from spafit_hf.adapter import AdapterError, save_adapter, start_from
 from spafit_hf.architecture import find_architecture
 from spafit_hf.planner import Plan
+from spafit_hf.planner.notes import NATIVE_NOTE
 from spafit_hf.strategy import Strategy, StrategyLike
 from spafit_hf.trainer.arguments import (
     DEFAULT_STRATEGY,
@@ -237,6 +238,8 @@ class StrataTrainer(Trainer):
             return
         if self.plan is not None:
             logger.info("Training in strata:\n%s", self.plan)
+            if self.plan.bottlenecks:  # said now, and not when hours of training are to be saved
+                logger.warning("%s%s", NATIVE_NOTE[0].upper(), NATIVE_NOTE[1:])
         else:
             what = "the adapter of the model given" if has_adapter(self.model) else f"strategy {self.strategy.name}"
             trained, total = get_model_param_count(self.model, trainable_only=True), get_model_param_count(self.model)

@@ -1,10 +1,11 @@
-"""The configuration of one adapter: which modules get LoRA, which get a bias delta.
+"""The configuration of one adapter: which modules get LoRA, which a bias delta, which a bottleneck adapter.
 
-It is PEFT's `LoraConfig` with three fields more. Everything PEFT knows about LoRA (rank and alpha patterns, DoRA,
+It is PEFT's `LoraConfig` with some fields more. Everything PEFT knows about LoRA (rank and alpha patterns, DoRA,
 rsLoRA, initialization, dropout) keeps its name and its meaning; `bias_modules` says where a bias delta goes.
 
     strategy --(a model's plan)--> target_modules, rank_pattern, ...   LoRA
                                    bias_modules                        deltas
+                                   bottlenecks                         bottleneck adapters
                                    modules_to_save                     the task head
 """
 
@@ -20,7 +21,7 @@ from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from spafit_hf.planner import Plan
-from spafit_hf.strategy import LORA_SETTINGS, LoraSettings, Strategy
+from spafit_hf.strategy import LORA_SETTINGS, Bottleneck, LoraSettings, Strategy
 
 
 class SpafitPeftType(str, Enum):
@@ -36,6 +37,8 @@ class SpafitPeftType(str, Enum):
 #: What a module may set for itself, beside the rank and alpha that PEFT's own patterns hold.
 MODULE_SETTINGS = tuple(name for name in LORA_SETTINGS if name not in ("r", "lora_alpha"))
 
+OWN_SETTINGS = (*MODULE_SETTINGS, "init_lora_weights")
+
 #: Settings that the strata of a strategy hold, with their values where there is no strategy: PEFT's own.
 LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 
@@ -43,7 +46,7 @@ LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 _TARGETS = ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
-_PLANNED_FIELDS = (*_TARGETS, "bias_modules", "module_settings")
+_PLANNED_FIELDS = (*_TARGETS, "bias_modules", "bottlenecks", "module_settings")
 
 
 def _none_or(name: str) -> Any:
@@ -69,7 +72,10 @@ class SpafitConfig(LoraConfig):
         bias_modules: modules that get a bias delta, named as in `target_modules`: a list of names or name endings,
             or one regular expression. Linear, Conv1D and LayerNorm modules can have one.
         module_settings: LoRA settings of single modules that differ from this configuration's: name -> settings out
-            of `lora_dropout`, `use_rslora`, `use_dora` (rank and alpha have PEFT's `rank_pattern`, `alpha_pattern`).
+            of `lora_dropout`, `use_rslora`, `use_dora`, `init_lora_weights` (rank and alpha have PEFT's
+            `rank_pattern`, `alpha_pattern`).
+        bottlenecks: full name of a module -> the bottleneck adapter that is added to its output, in the fields of
+            `spafit_hf.strategy.Bottleneck`. Linear and Conv1D modules can have one.
         labels: what the head's outputs mean: `num_labels`, `id2label` and `problem_type` as in a transformers
             configuration. The base model's configuration carries them while the adapter is active.
         others: those of `peft.LoraConfig`. A norm named in `target_modules` gets a delta, since it has no matrix.
@@ -94,6 +100,12 @@ class SpafitConfig(LoraConfig):
     bias_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, name endings or a regular expression of modules with a bias delta."}
     )
+    bottlenecks: dict[str, dict[str, Any]] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Bottleneck adapters: full name of a module -> kind, reduction, activation, scaling, reads."
+        },
+    )
     module_settings: dict[str, dict[str, Any]] = field(
         default_factory=dict,
         metadata={"help": "LoRA settings of single modules: name -> lora_dropout, use_rslora, use_dora."},
@@ -109,7 +121,7 @@ class SpafitConfig(LoraConfig):
             setattr(self, name, value)
         super().__post_init__()
         if self.strategy is not None and self.bias_modules is None:
-            for name in _TARGETS:
+            for name in (*_TARGETS, "bottlenecks"):
                 if getattr(self, name):
                     raise ValueError(
                         f"strategy and {name} were both given, and both say which modules train; drop {name} and "
@@ -120,11 +132,12 @@ class SpafitConfig(LoraConfig):
         self.peft_type = SpafitPeftType.SPAFIT
         if isinstance(self.bias_modules, (list, tuple, set)):
             self.bias_modules = sorted(self.bias_modules)
+        self.bottlenecks = {module: Bottleneck(**own).to_dict() for module, own in self.bottlenecks.items()}
         for module, settings in self.module_settings.items():
-            unknown = sorted(set(settings) - set(MODULE_SETTINGS))
+            unknown = sorted(set(settings) - set(OWN_SETTINGS))
             if unknown:
                 raise ValueError(
-                    f"module_settings[{module!r}] sets {unknown}; allowed are {list(MODULE_SETTINGS)}. "
+                    f"module_settings[{module!r}] sets {unknown}; allowed are {list(OWN_SETTINGS)}. "
                     "Rank and alpha of a module belong in rank_pattern and alpha_pattern."
                 )
 
@@ -133,6 +146,8 @@ class SpafitConfig(LoraConfig):
         data = super().to_dict()
         if isinstance(self.strategy, Strategy):
             data["strategy"] = self.strategy.to_dict()
+        if not self.bottlenecks:  # files without them are as they were before there were any
+            del data["bottlenecks"]
         return {key: sorted(value) if isinstance(value, set) else value for key, value in data.items()}
 
     @property
@@ -164,14 +179,30 @@ class SpafitConfig(LoraConfig):
             )
         config = cls(strategy=plan.strategy, **lora_kwargs)
         config.strategy = plan.strategy.to_dict()
-        config.fill(plan.lora, plan.biases, plan.head)
+        config.fill(plan.lora, plan.biases, plan.head, plan.bottlenecks)
+        config.start_as_planned(plan)
         return config
 
-    def fill(self, lora: Mapping[str, LoraSettings], biases: Iterable[str], head: Iterable[str]) -> None:
+    def start_as_planned(self, plan: Plan) -> None:
+        """Write how LoRA starts in the strata that say so into this configuration, which `fill` has filled."""
+        for group in plan.groups:
+            start = group.stratum.init_lora_weights if group.stratum is not None else ""
+            for module in group.lora_modules if start else ():
+                own = self.module_settings.setdefault(module, {})
+                own["init_lora_weights"] = True if start == "default" else start
+
+    def fill(
+        self,
+        lora: Mapping[str, LoraSettings],
+        biases: Iterable[str],
+        head: Iterable[str],
+        bottlenecks: Mapping[str, Bottleneck],
+    ) -> None:
         """Write modules, by full names, into this configuration: the commonest settings as its own, others apart."""
         self.bias_modules = sorted(biases)
         self.target_modules = set(lora)
-        if not lora and not self.bias_modules:
+        self.bottlenecks = {module: settings.to_dict() for module, settings in sorted(bottlenecks.items())}
+        if not lora and not self.bias_modules and not self.bottlenecks:
             self.target_modules = DUMMY_TARGET_MODULES  # PEFT's word for an adapter of a head alone
         self.modules_to_save = list(dict.fromkeys([*(self.modules_to_save or []), *head])) or None
         if not lora:

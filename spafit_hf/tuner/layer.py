@@ -1,4 +1,4 @@
-"""One wrapped module, many adapters: each with LoRA, a bias delta, both or neither.
+"""One wrapped module, many adapters: each with LoRA, a bias delta, a bottleneck adapter, or none of them.
 
                x ----------------------------+
                |                             |
@@ -6,6 +6,8 @@
         weight, bias + delta                 |
                |                             |
                +------------- + -------------+              delta: one vector per adapter
+
+A bottleneck adapter is added to what comes out of this (`spafit_hf.strategy.bottleneck` draws both kinds).
 
 There is one such layer per module and never one inside another: adapter A may want a delta where adapter B wants
 LoRA, and with nesting the names in a checkpoint would depend on which was loaded first.
@@ -17,6 +19,7 @@ forward (quantized, sharded by ZeRO-3, or under an accelerate hook), the delta i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,19 +31,41 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.architecture import is_linear, takes_delta
+from spafit_hf.strategy import Bottleneck
+from spafit_hf.tuner.handed import Handed
+
+OWN_PARTS = ("lora_delta", "lora_down", "lora_up")  # what an adapter may have beside PEFT's LoRA
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu, "gelu": F.gelu, "swish": F.silu, "tanh": torch.tanh
+}  # fmt: skip
 
 DELTA_INIT_STD = 0.02  # for init_lora_weights=False only, where an adapter must not start as the identity
 
 
 class DeltaLayer(LoraLayer):
-    """A LoRA layer of PEFT that also holds bias deltas. Mixed in before one of PEFT's layer classes.
+    """A LoRA layer of PEFT that also holds bias deltas and bottlenecks. Mixed in before one of PEFT's layer classes.
 
     Attributes:
         lora_delta: adapter name -> delta, fp32 vector of the module's output width.
+        lora_down, lora_up: adapter name -> the matrices of its bottleneck, fp32, each with a bias.
+        bottlenecks: adapter name -> the bottleneck's settings.
+        input_to: where this module leaves its input for one with a parallel bottleneck.
+        input_from: where a module with a parallel bottleneck finds that.
     """
 
-    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_delta")
+    adapter_layer_names = (*LoraLayer.adapter_layer_names, *OWN_PARTS)
+    other_param_names = (*LoraLayer.other_param_names, "bottlenecks")
     lora_delta: nn.ParameterDict
+    lora_down: nn.ModuleDict
+    lora_up: nn.ModuleDict
+    bottlenecks: dict[str, Bottleneck]
+    input_to: Handed | None
+    input_from: Handed | None
+
+    def _hold_nothing(self) -> None:
+        self.lora_delta, self.lora_down, self.lora_up = nn.ParameterDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.bottlenecks, self.input_to, self.input_from = {}, None, None
 
     # ---- an adapter's part in this module, and its removal (`delete_adapter`, inherited) ----
 
@@ -52,6 +77,36 @@ class DeltaLayer(LoraLayer):
             delta.normal_(std=DELTA_INIT_STD)
         trains = adapter_name in self.active_adapters and not inference_mode
         self.lora_delta[adapter_name] = nn.Parameter(delta, requires_grad=trains)
+
+    def add_bottleneck(
+        self,
+        adapter_name: str,
+        settings: Bottleneck,
+        source: DeltaLayer | None,
+        *,
+        zero: bool,
+        inference_mode: bool = False,
+    ) -> None:
+        """Give an adapter a bottleneck on this module; a parallel one reads what the module `source` is given.
+
+        Down starts as LoRA A does, up with zeros, as ParBn's in the library adapters; `zero` is that of `add_delta`.
+        """
+        if source is not None:
+            source.input_to = self.input_from = source.input_to or Handed()
+        inputs = self.out_features if source is None else source.in_features
+        device = next(self.get_base_layer().parameters()).device
+        shapes = settings.shapes(inputs, self.out_features)
+        trains = adapter_name in self.active_adapters and not inference_mode
+        for part, matrices in (("lora_down", self.lora_down), ("lora_up", self.lora_up)):
+            rows, columns = shapes[f"{part}.weight"]
+            matrix = nn.Linear(columns, rows, dtype=torch.float32)
+            nn.init.zeros_(matrix.bias)
+            if not matrix.weight.is_meta:  # as it is under PEFT's low_cpu_mem_usage
+                matrix.to(device)
+            matrices[adapter_name] = matrix.requires_grad_(trains)
+        if zero:
+            nn.init.zeros_(self.lora_up[adapter_name].weight)
+        self.bottlenecks[adapter_name] = settings
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         delta = self.lora_delta.get(adapter_name)
@@ -68,13 +123,31 @@ class DeltaLayer(LoraLayer):
     # ---- forward ----
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The base module with the active adapters' LoRA and deltas; `adapter_names` gives each row its own."""
+        """The base module with what the active adapters have on it; `adapter_names` gives each row its own."""
         self._check_forward_args(x, *args, **kwargs)
+        if self.input_to is not None:
+            self.input_to.put(x)
         if kwargs.get("adapter_names") is not None:
             return self._mixed_batch_forward(x, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
         plain = self.disable_adapters or self.merged
+        own = result = self._without_bottlenecks(plain, x, *args, **kwargs)
+        if self.input_from is None and not self.bottlenecks:
+            return result
+        read = own if self.input_from is None else self.input_from.take(own.device)
+        for name in () if plain else self.active_adapters:
+            if name in self.bottlenecks:
+                result = result + self._bottleneck(name, own, read)
+        return result.to(own.dtype)
+
+    def _bottleneck(self, name: str, own: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        """What an adapter's bottleneck adds, from the module's output and what was handed to it."""
+        down, up, settings = self.lora_down[name], self.lora_up[name], self.bottlenecks[name]
+        x = (read if settings.reads else own).to(down.weight.dtype)
+        return up(ACTIVATIONS[settings.activation](down(x))) * settings.scaling
+
+    def _without_bottlenecks(self, plain: bool, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not plain and any(self.has_lora(name) for name in self.active_adapters):
             result = super().forward(x, *args, **kwargs)  # type: ignore[misc]
             delta = self._active_delta()
@@ -104,11 +177,17 @@ class DeltaLayer(LoraLayer):
             if name in self.lora_delta:
                 rows = [row for row, owner in enumerate(adapter_names) if owner == name]
                 result[rows] += self.lora_delta[name].to(result.dtype)
+        read = result if self.input_from is None else self.input_from.take(result.device)
+        for name in dict.fromkeys(adapter_names):
+            if name in self.bottlenecks:
+                rows = [row for row, owner in enumerate(adapter_names) if owner == name]
+                result[rows] += self._bottleneck(name, result[rows], read[rows]).to(result.dtype)
         return result
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether LoRA alone can stand for the adapter on this module: not for a delta."""
-        return adapter_name not in self.lora_delta and super().supports_lora_conversion(adapter_name)
+        """Whether LoRA alone can stand for the adapter on this module: not for a delta or a bottleneck."""
+        own = adapter_name in self.lora_delta or adapter_name in self.bottlenecks
+        return not own and super().supports_lora_conversion(adapter_name)
 
     # ---- merge, and its inverse ----
 
@@ -116,9 +195,12 @@ class DeltaLayer(LoraLayer):
         """Write adapters into the base module. The tensors they replace are kept for `unmerge`.
 
         Raises:
-            ValueError: if a delta meets a module without a bias, or (safe_merge) the result is not finite.
+            ValueError: for a bottleneck, if a delta meets a module without a bias, or (safe_merge) the result is not
+                finite.
         """
         names = check_adapters_to_merge(self, adapter_names)
+        if bottlenecks := [name for name in names if name in self.bottlenecks]:
+            raise ValueError(not_linear_message(bottlenecks))
         with_lora = [name for name in names if self.has_lora(name)]
         with_delta = [name for name in names if name in self.lora_delta]
         if not with_lora and not with_delta:
@@ -171,6 +253,14 @@ def missing_bias_message(module: str, adapters: list[str]) -> str:
     )
 
 
+def not_linear_message(adapters: list[str]) -> str:
+    """Why an adapter with bottlenecks cannot be merged, and what to do instead."""
+    return (
+        f"{adapters} has bottleneck adapters, which are not linear and cannot be merged into a matrix. Nothing was "
+        "merged. Serve the model with the adapter unmerged."
+    )
+
+
 class Linear(DeltaLayer, lora.Linear):
     """A dense module (`nn.Linear` or transformers' `Conv1D`) with LoRA, deltas or both."""
 
@@ -178,7 +268,7 @@ class Linear(DeltaLayer, lora.Linear):
         # Not lora.Linear's own: that one creates LoRA factors at once, and this module may only need a delta.
         nn.Module.__init__(self)
         LoraLayer.__init__(self, base_layer)
-        self.lora_delta = nn.ParameterDict()
+        self._hold_nothing()
         self.fan_in_fan_out = isinstance(base_layer, Conv1D)
         self.is_target_conv_1d_layer = self.fan_in_fan_out
 
@@ -192,7 +282,7 @@ class Norm(nn.Module, DeltaLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         nn.Module.__init__(self)
         LoraLayer.__init__(self, base_layer)
-        self.lora_delta = nn.ParameterDict()
+        self._hold_nothing()
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         width = module.get_parameter("bias").numel()
@@ -222,7 +312,7 @@ _ADOPTED: dict[type[LoraLayer], type[DeltaLayer]] = {lora.Linear: Linear}
 
 
 def adopt(layer: LoraLayer) -> DeltaLayer:
-    """Make a layer that PEFT built (dense, quantized, embedding, convolution) one that can hold deltas as well.
+    """Make a layer that PEFT built (dense, quantized, embedding, convolution) one that can hold the others as well.
 
     PEFT chooses the class after the kind of the base module; its methods stay, ours come before them.
     """
@@ -232,9 +322,9 @@ def adopt(layer: LoraLayer) -> DeltaLayer:
     # A module's whole state is its __dict__; `__class__` itself cannot be assigned between these bases.
     adopted = _ADOPTED[cls].__new__(_ADOPTED[cls])
     adopted.__dict__.update(layer.__dict__)
-    adopted.lora_delta = nn.ParameterDict()
+    adopted._hold_nothing()
     # PEFT's DoRA gives an instance a list of its own, which does not know of deltas.
-    adopted.adapter_layer_names = tuple(dict.fromkeys((*layer.adapter_layer_names, "lora_delta")))
+    adopted.adapter_layer_names = tuple(dict.fromkeys((*layer.adapter_layer_names, *OWN_PARTS)))
     return adopted
 
 

@@ -1,4 +1,4 @@
-"""The tuner: PEFT's LoRA model, with bias deltas beside LoRA and strata in place of one rule for all layers."""
+"""The tuner: PEFT's LoRA model, with deltas and bottlenecks beside LoRA, and strata in place of one rule for all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.architecture import is_linear, is_norm
 from spafit_hf.planner import plan
+from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.combine import combine_deltas
 from spafit_hf.tuner.config import SpafitConfig, rewrites_base
 from spafit_hf.tuner.entrance import check_entrance
 from spafit_hf.tuner.labels import apply_labels, check_heads_stack, labels_of
-from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, wrap
+from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, not_linear_message, wrap
 from spafit_hf.tuner.masters import make_masters
 from spafit_hf.tuner.mixed import BASE, mixed_batch
 from spafit_hf.tuner.plain import plain_view
@@ -53,9 +54,10 @@ class SpafitModel(LoraModel):
             check_entrance(view, the_plan)
             planned = SpafitConfig.from_plan(the_plan)  # refuses full fine-tuning, which has no adapter
             peft_config.strategy = planned.strategy
-            peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head)
-        elif peft_config.target_modules is None and peft_config.bias_modules is not None:
-            peft_config.target_modules = set()  # deltas alone
+            peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head, the_plan.bottlenecks)
+            peft_config.start_as_planned(the_plan)
+        elif peft_config.target_modules is None and (peft_config.bias_modules is not None or peft_config.bottlenecks):
+            peft_config.target_modules = set()  # deltas or bottlenecks alone
         configs = [peft_config, *self.peft_config.values()]
         rewriting = [str(each.init_lora_weights) for each in configs if rewrites_base(each)]
         if rewriting and any(each.bias_modules is not None for each in configs):
@@ -77,7 +79,7 @@ class SpafitModel(LoraModel):
         found = check_target_module_exists(peft_config, key)
         if found or isinstance(found, _ExcludedModule):
             return found
-        return _wants_delta(peft_config, key)
+        return key in peft_config.bottlenecks or _wants_delta(peft_config, key)
 
     def _create_and_replace(
         self,
@@ -103,16 +105,31 @@ class SpafitModel(LoraModel):
             super()._create_and_replace(
                 settings, adapter_name, target, target_name, parent, current_key, parameter_name=parameter_name
             )
+        start = {"zero": lora_config.init_lora_weights is not False, "inference_mode": lora_config.inference_mode}
         if delta_wanted:
-            layer = parent.get_submodule(target_name)
-            if not isinstance(layer, DeltaLayer):
-                layer = wrap(layer)
-                layer._active_adapter = adapter_name
-                self._replace_module(parent, target_name, layer, target)
-            zero = lora_config.init_lora_weights is not False
-            layer.add_delta(adapter_name, zero=zero, inference_mode=lora_config.inference_mode)
+            layer = self._delta_layer(current_key, adapter_name)
+            layer.add_delta(adapter_name, **start)
             if adapter_name not in self.active_adapters:
                 layer.lora_delta[adapter_name].requires_grad_(False)
+        if current_key in lora_config.bottlenecks:
+            settings = Bottleneck(**lora_config.bottlenecks[current_key])
+            source = self._delta_layer(settings.reads, adapter_name) if settings.reads else None
+            layer = self._delta_layer(current_key, adapter_name)
+            layer.add_bottleneck(adapter_name, settings, source, **start)
+            if adapter_name not in self.active_adapters:
+                layer.lora_down[adapter_name].requires_grad_(False)
+                layer.lora_up[adapter_name].requires_grad_(False)
+
+    def _delta_layer(self, key: str, adapter_name: str) -> DeltaLayer:
+        """The layer around a module, which is wrapped for the adapter where no other has done so."""
+        parent, _, name = key.rpartition(".")
+        module = self.model.get_submodule(key)
+        if isinstance(module, DeltaLayer):
+            return module
+        layer = wrap(module)
+        layer._active_adapter = adapter_name
+        self._replace_module(self.model.get_submodule(parent), name, layer, module)
+        return layer
 
     @staticmethod
     def _create_new_module(
@@ -135,6 +152,10 @@ class SpafitModel(LoraModel):
                 reference = next(layer.get_base_layer().parameters())
                 if reference.is_floating_point():
                     layer.lora_delta[adapter_name] = layer.lora_delta[adapter_name].to(reference.dtype)
+            if adapter_name in layer.bottlenecks:
+                dtype = next(layer.get_base_layer().parameters()).dtype
+                for matrices in (layer.lora_down, layer.lora_up) if dtype.is_floating_point else ():
+                    matrices[adapter_name].to(dtype)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -265,6 +286,9 @@ class SpafitModel(LoraModel):
     def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         # PEFT checks module by module while it merges, and would leave a half merged model behind.
         names = self.active_adapters if adapter_names is None else adapter_names
+        bottlenecks = [name for name in names if name in self.peft_config and self.peft_config[name].bottlenecks]
+        if bottlenecks:
+            raise ValueError(not_linear_message(bottlenecks))
         for key, layer in self._delta_layers().items():
             here = [name for name in names if name in layer.lora_delta]
             if here and layer.get_base_layer().bias is None:
@@ -301,6 +325,9 @@ class SpafitModel(LoraModel):
             raise ValueError(
                 f"Adapter {unknown[0]} does not exist. Loaded are: {', '.join(sorted(self.peft_config))}."
             )
+        bottlenecks = [name for name in adapters if self.peft_config[name].bottlenecks]
+        if bottlenecks:
+            raise ValueError(f"{bottlenecks} has bottleneck adapters, of which no weighted combination exists.")
         layers = self._delta_layers()
         bias_modules = sorted(key for key, layer in layers.items() if set(adapters) & set(layer.lora_delta))
         sparse: dict[str, Any] = {"density": density, "majority_sign_method": majority_sign_method}

@@ -11,17 +11,22 @@ from pathlib import Path
 import pytest
 import stand_ins
 from huggingface_hub import scan_cache_dir
+from models import tiny
 from spafit_space import draw
 from spafit_space import service as service_module
 from spafit_space.config import Config, Source
 from spafit_space.results import PAPER_PARAMETERS, Result, read_result
 from spafit_space.service import Service
+from spafit_space.strata import strata_of
 from spafit_space.tasks import TASK_WORDS, label_words, words_of
 from spafit_space.tries import Tries
 
-from spafit_hf.adapter import AdapterError
+from spafit_hf import get_spafit_model, save_adapter
+from spafit_hf.adapter import AdapterError, verify_adapter
+from spafit_hf.architecture import find_architecture
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
 from spafit_hf.hub import Pulled
+from spafit_hf.strategy.drawing import MEANINGS
 
 FILM = "A warm, funny film."
 PAIR = ("A dog runs.", "A dog is running.")
@@ -205,6 +210,20 @@ def test_strata_are_those_of_the_strategy(service: Service) -> None:
     drawn = draw.strata(service.member("sst2"))
     assert drawn.count("class='sf-cell sf-lora'") == 3 * 4 + 1
     assert drawn.count("class='sf-cell sf-bias'") == 2 * 8 + 3 * 3 + 1
+
+
+def test_strata_with_bottlenecks(tmp_path: Path) -> None:
+    own = {"layers": [3, 3], "biases": ["output"], "bottleneck": {"kind": "parallel"}}
+    strategy = {"strata": [{"layers": [1, 2], "bottleneck": {"kind": "series"}}, own]}
+    save_adapter(get_spafit_model(tiny("bert"), strategy), tmp_path)
+    base = tiny("bert")
+    found = strata_of(verify_adapter(tmp_path, base), find_architecture(base))
+    assert [(band.marks, band.what) for band in found.bands] == [
+        ("........", "frozen"),
+        ("...A..A.", "bottleneck adapters in attention and feed-forward"),
+        ("......*.", "bottleneck adapters with LoRA or biases in feed-forward"),
+    ]
+    assert set(draw._CLASSES) == set(MEANINGS)
 
 
 def test_results_are_those_of_the_file_and_the_paper(service: Service) -> None:
