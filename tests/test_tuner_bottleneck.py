@@ -302,6 +302,19 @@ def test_hostile_folders(spoil: Callable[[Path], None], reason: str, good: Path,
     assert_equal(tensors(base), before)
 
 
+def test_layers_described_by_hand(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: Any) -> None:
+        raise ValueError("no list of layers was found")
+
+    monkeypatch.setattr("spafit_hf.adapter.fit.find_architecture", unknown)
+    assert verify_adapter(good, tiny("bert")).bottlenecks[MODULE].reads == "bert.encoder.layer.2.intermediate.dense"
+    folder = Path(shutil.copytree(good, tmp_path / "adapter"))
+    for reads in ("nowhere", "bert.embeddings.word_embeddings"):
+        settings(reads=reads)(folder)
+        with pytest.raises(AdapterError, match="does not begin the feed-forward"):
+            verify_adapter(folder, tiny("bert"))
+
+
 def test_a_bottleneck_on_a_norm_is_refused(good: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(good, tmp_path / "adapter"))
     norm, dense = "bert.encoder.layer.0.output.LayerNorm", "bert.encoder.layer.0.output.dense"
