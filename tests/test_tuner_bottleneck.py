@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 from models import EOS, VOCAB, assert_equal, base_tensors, inputs, logits, stir, tensors, tiny, train
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from scripts.runs import ROWS, losses, spafit_trainer
 from test_predictor import TEXTS, Alone, assert_as_alone, serve
-from test_strategy_bottleneck import MIXED
 
-from spafit_hf import Strategy, get_spafit_model, load_adapter, plan, save_adapter
+from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, export_adapter, merge_adapter, start_from, verify_adapter
 from spafit_hf.cli import main
 from spafit_hf.shortcuts.first_token import probe
@@ -40,7 +39,7 @@ BESIDE = {
         },
     ]
 }
-FAMILIES = ["bert", "gpt2", "opt", "t5"]  # Conv1D, rows laid end to end, two stacks
+FAMILIES = ["bert", "opt", "t5"]  # the second lays rows end to end, the third has two stacks
 DOWN = "base_model.model.bert.encoder.layer.2.output.dense.lora_down.weight"
 
 
@@ -55,7 +54,7 @@ def stirred(family: str = "bert", strategy: Any = BESIDE, seed: int = 0, **sizes
 # ---- training ----
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "llama", "bart"])
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2", "llama"])
 def test_it_starts_as_the_base_and_training_leaves_the_base(family: str) -> None:
     batch, base = inputs(family), tiny(family)
     expected, before = logits(base, batch), tensors(base)
@@ -118,8 +117,9 @@ def test_a_half_precision_base_keeps_fp32_bottlenecks() -> None:
     assert parts == {torch.float32}
     train(model, inputs("bert"))
     assert logits(model, inputs("bert")).dtype == torch.bfloat16
-    half = get_spafit_model(tiny("bert"), BESIDE)
-    half.base_model._cast_adapter_dtype("default", autocast_adapter_dtype=False)
+    config = SpafitConfig(strategy=BESIDE, task_type="SEQ_CLS")
+    half = get_peft_model(tiny("bert").to(torch.bfloat16), config, autocast_adapter_dtype=False)
+    assert {p.dtype for name, p in half.named_parameters() if ".lora_" in name} == {torch.bfloat16}
 
 
 def test_kinds_and_decay(tmp_path: Path) -> None:
@@ -208,13 +208,6 @@ def test_peft_saves_and_loads_by_itself(low_cpu_mem_usage: bool, tmp_path: Path)
     PeftModel.save_pretrained(model, tmp_path)
     again = PeftModel.from_pretrained(tiny("bert"), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(logits(again, inputs("bert")), logits(model, inputs("bert")))
-
-
-@pytest.mark.slow
-def test_torch_compile_sees_one_graph() -> None:
-    model, batch = stirred(), inputs("bert")
-    compiled = torch.compile(model.get_base_model(), backend="eager", fullgraph=True)
-    torch.testing.assert_close(logits(compiled, batch), logits(model, batch))
 
 
 # ---- files ----
@@ -309,6 +302,19 @@ def test_hostile_folders(spoil: Callable[[Path], None], reason: str, good: Path,
     assert_equal(tensors(base), before)
 
 
+def test_layers_described_by_hand(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: Any) -> None:
+        raise ValueError("no list of layers was found")
+
+    monkeypatch.setattr("spafit_hf.adapter.fit.find_architecture", unknown)
+    assert verify_adapter(good, tiny("bert")).bottlenecks[MODULE].reads == "bert.encoder.layer.2.intermediate.dense"
+    folder = Path(shutil.copytree(good, tmp_path / "adapter"))
+    for reads in ("nowhere", "bert.embeddings.word_embeddings"):
+        settings(reads=reads)(folder)
+        with pytest.raises(AdapterError, match="does not begin the feed-forward"):
+            verify_adapter(folder, tiny("bert"))
+
+
 def test_a_bottleneck_on_a_norm_is_refused(good: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(good, tmp_path / "adapter"))
     norm, dense = "bert.encoder.layer.0.output.LayerNorm", "bert.encoder.layer.0.output.dense"
@@ -323,7 +329,7 @@ def test_a_bottleneck_on_a_norm_is_refused(good: Path, tmp_path: Path) -> None:
 # ---- serving, resuming, short cuts ----
 
 
-@pytest.mark.parametrize("family", ["bert", "opt", "t5"])
+@pytest.mark.parametrize("family", ["bert", "opt"])
 def test_the_predictor_answers_as_each_adapter_alone(family: str, tmp_path: Path) -> None:
     dora = [*BESIDE["strata"][:3], {**BESIDE["strata"][3], "use_dora": True}]
     strategies = {
@@ -339,11 +345,9 @@ def test_the_predictor_answers_as_each_adapter_alone(family: str, tmp_path: Path
     assert_as_alone(serve(tiny(family), folders, batch_size=8), Alone(family, folders), TEXTS)
 
 
-UPPER = json.dumps({"strata": [{"layers": [2, 3], "bottleneck": {"kind": "parallel"}}]})
-
-
 def test_the_prefix_cache_holds_what_lies_below(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fields = {"strategy": UPPER, "num_train_epochs": 3, "prefix_cache_dtype": "float32", "first_token_only": "on"}
+    upper = json.dumps({"strata": [{"layers": [2, 3], "bottleneck": {"kind": "parallel"}}]})
+    fields = {"strategy": upper, "num_train_epochs": 3, "prefix_cache_dtype": "float32", "first_token_only": "on"}
     live = spafit_trainer(tmp_path, **{**fields, "first_token_only": "off"})
     live.train()
     assert "Plain PEFT has no bottleneck adapters: the folder is native" in caplog.text
@@ -371,9 +375,3 @@ def test_the_last_layer_for_the_first_token_alone(strategy: Any) -> None:
     with first.attached():
         torch.testing.assert_close(logits(model, batch), expected)
     assert first.passes
-
-
-def test_a_plan_of_the_wrapped_model_is_that_of_the_plain_one() -> None:
-    assert plan(tiny("bert"), MIXED).trainable_parameters == sum(
-        p.numel() for p in stirred(strategy=MIXED).parameters() if p.requires_grad
-    )

@@ -109,31 +109,32 @@ def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tup
 
 def _check_bottlenecks(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str, nn.Module]) -> None:
     """Refuse a bottleneck on what is no matrix, one that reads another layer's input, and tensors of other shapes."""
-    beside = _feed_forwards(plain) if any(own.reads for own in adapter.bottlenecks.values()) else {}
+    beside = _feed_forwards(plain) if any(own.reads for own in adapter.bottlenecks.values()) else None
     for module, settings in adapter.bottlenecks.items():
         if not is_linear(modules[module]):
             raise AdapterError(
                 f"it has a bottleneck on a {type(modules[module]).__name__}, {module}; allowed are dense modules."
             )
-        if settings.reads and beside.get(module) != settings.reads:
+        source = modules.get(settings.reads) if beside is None or beside.get(module) == settings.reads else None
+        if settings.reads and (source is None or not is_linear(source)):
             raise AdapterError(
                 f"the bottleneck on {module} reads {settings.reads}, which does not begin the feed-forward that "
                 f"{module} ends."
             )
         outputs = in_out(modules[module])[1]
-        inputs = in_out(modules[settings.reads])[0] if settings.reads else outputs
+        inputs = in_out(source)[0] if settings.reads and source is not None else outputs
         for part, expected in settings.shapes(inputs, outputs).items():
             shape = adapter.shapes[f"{KEY_PREFIX}{module}.{part}"]
             if shape != expected:
                 raise AdapterError(f"{part} of {module} has shape {list(shape)}; expected is {list(expected)}.")
 
 
-def _feed_forwards(plain: nn.Module) -> dict[str, str]:
-    """The last module of each feed-forward of one part -> its first."""
+def _feed_forwards(plain: nn.Module) -> dict[str, str] | None:
+    """The last module of each feed-forward of one part -> its first; None for layers that were described by hand."""
     try:
         stacks = find_architecture(plain).stacks
-    except ValueError as error:
-        raise AdapterError(f"what a parallel bottleneck reads cannot be checked: {error}") from error
+    except ValueError:
+        return None
     ends = [(layer.names(("intermediate",)), layer.names(("output",))) for each in stacks for layer in each.layers]
     return {last[0]: first[0] for first, last in ends if first and len(last) == 1}
 
