@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from models import stir, tiny_generator
@@ -30,9 +31,9 @@ def write_lm(folder: Path, kind: str) -> Path:
     return folder
 
 
-def write_adapter(base: Path, folder: Path, strategy: str) -> Path:
+def write_adapter(base: Path, folder: Path, strategy: str, kind: Any = AutoModelForSequenceClassification) -> Path:
     """An adapter with random values, as if it had been trained for long."""
-    plain = AutoModelForSequenceClassification.from_pretrained(base)
+    plain = kind.from_pretrained(base)
     plain.config.pad_token_id = 0
     model = get_spafit_model(plain, strategy, r=2)
     stir(model)

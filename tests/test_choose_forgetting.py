@@ -13,7 +13,7 @@ import pytest
 import torch
 from forgetting_run import TEXTS, write_adapter, write_lm
 from models import FAMILIES, inputs, tiny
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from spafit_hf.adapter import load_adapter, merge_adapter
 from spafit_hf.card.facts import CardError
@@ -206,14 +206,13 @@ def test_a_probe_learns_and_never_predicts_the_rows_that_it_has_seen(base_folder
         states=lambda batch: [torch.eye(50)[batch["input_ids"][batch["attention_mask"].bool()]]]
     )
     rows, cut = encode(tokenizer, TEXTS, 32)
-    good = np.array([index < len(TEXTS) // 2 for index in range(len(TEXTS))]).astype(int)
-    found = predictions(Probe("", "accuracy", False, (rows,), good), words, tokenizer, CPU, 0)
+    many = rows * 10
+    good = np.array([index % 24 < 12 for index in range(240)]).astype(int)
+    found = predictions(Probe("", "accuracy", False, (many,), good), words, tokenizer, CPU, 0)
     assert (found == good).all()
-    same = np.array([float(index % 4 == 0) for index in range(len(TEXTS))])  # whether both texts have the first noun
-    pairs = rows, rows[:1] * len(TEXTS)
-    assert (
-        np.corrcoef(predictions(Probe("", "pearson", True, pairs, same), words, tokenizer, CPU, 0), same)[0, 1] > 0.9
-    )
+    same = np.array([float(index % 4 == 0) for index in range(240)])  # whether both texts have the first noun
+    values = predictions(Probe("", "pearson", True, (many, rows[:1] * 240), same), words, tokenizer, CPU, 0)
+    assert np.corrcoef(values, same)[0, 1] > 0.9
     chance = np.random.default_rng(0).normal(size=len(TEXTS))
     values = predictions(Probe("", "pearson", True, (rows,), chance), words, tokenizer, CPU, 0)
     assert np.corrcoef(values, chance)[0, 1] < 0.5
@@ -285,6 +284,25 @@ def test_a_base_without_a_head_says_so(base_folder: Path, tmp_path: Path) -> Non
     assert all(row.likelihood is None for row in found.rows)
     assert "likelihood" not in forgetting_page(found).splitlines()[2]
     assert found.base == base_folder.name
+
+
+def test_a_tuned_language_model_speaks_with_its_own_head(tmp_path: Path) -> None:
+    base = write_lm(tmp_path / "base", "causal")
+    adapter = write_adapter(base, tmp_path / "bitfit", "bitfit", AutoModelForCausalLM)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    model.save_pretrained(tmp_path / "full")
+    folders = {"adapter": str(adapter), "full": str(tmp_path / "full")}
+    on, off, full = measure(folders, None, Text("sentences", TEXTS[:6])).rows
+    assert (off.likelihood.kl, off.equal_tensors) == (0, off.tensors)
+    rows = [AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")["input_ids"] for text in TEXTS[:6]]
+    tuned = load_adapter(str(base), adapter)
+    for row, own in ((on, tuned), (full, model)):
+        losses = [float(own(ids, labels=ids).loss.detach()) for ids in rows]
+        assert row.likelihood.after == pytest.approx(-np.mean(losses), abs=1e-5)
+    # Tied to the embeddings: one tensor with two names.
+    assert full.equal_tensors == full.tensors - 1
 
 
 # -- the file and the card --

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,24 @@ def test_texts_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("spafit_hf.cli.forgetting.MOST_BYTES", 10)
     with pytest.raises(ValueError, match="has 65,537 bytes; at most 10 are read"):
         read_texts(path)
+
+
+def test_the_page_is_written_from_the_files_and_says_what_they_do() -> None:
+    report = Forgetting.read(DOCS / "forgetting" / FORGETTING_FILE)
+    trained = {"full": "full", "BitFit": "bitfit", "LoRA-II": "lora-II", "SPAFIT": "spafit-4-9-II"}
+    results = {name: json.loads((DOCS / "forgetting" / f"{run}.json").read_text()) for name, run in trained.items()}
+    scores = ", ".join(f"{name} {found['metrics']['validation']['accuracy']:.3f}" for name, found in results.items())
+    page = (DOCS / "forgetting_part.md").read_text()
+    printed = page.partition("<!-- forgetting: begin -->\n")[2].partition("<!-- forgetting: end -->")[0]
+    assert printed == f"Accuracy on SST-2: {scores}.\n\n{forgetting_page(report)}\n"
+    full, bitfit, *adapters = report.rows
+    assert [row.name for row in adapters] == ["LoRA-II", "LoRA-II", "SPAFIT", "SPAFIT"]
+    assert [row.state for row in adapters] == ["on", "off", "on", "off"]
+    assert all(row.distance > 0 and all(layer.equal == 0 for layer in row.layers) for row in (full, bitfit))
+    assert full.equal_tensors == 0 < bitfit.equal_tensors < bitfit.tensors
+    for row in adapters[1::2]:
+        assert row.equal_tensors == row.tensors
+        assert {(layer.cosine, layer.cka, layer.equal) for layer in row.layers} == {(1, 1, report.tokens)}
+    spafit = adapters[2]
+    assert spafit.frozen == 1
+    assert [layer.equal == report.tokens for layer in spafit.layers] == [True] + [False] * 5

@@ -110,7 +110,8 @@ def measure(
             tensors, equal, distance = _compare(base_of(tuned), reference, name)
             own = reader_of(tuned)
             if len(own.layers) != len(reader.layers):
-                raise SpafitError(f"{name} has {len(own.layers)} layers, {reference.name} {len(reader.layers)}.")
+                counts = f"{len(own.layers)} layers, {reference.shown} {len(reader.layers)}"
+                raise SpafitError(f"{name} has {counts}; name another base with --base.")
             drifts = [Drift() for _ in reader.layers]
             for _, batch in batches(tokenizer, rows, device):
                 for drift, old, new in zip(drifts, reader.states(batch), own.states(batch), strict=False):
@@ -144,10 +145,11 @@ def measure(
     )
 
 
+HEADS = "The head is the base's, for a model that was tuned as a language model its own."
 NOTES = {
     "": "Its checkpoint has no language-model head, so likelihoods were not measured.",
-    "masked": "Log-likelihood: of a masked token, all others seen, with the base's head; up to eight in a text.",
-    "causal": "Log-likelihood: of a token after those before it, with the base's head.",
+    "masked": "Log-likelihood: of a masked token, all others seen; up to eight in a text. " + HEADS,
+    "causal": "Log-likelihood: of a token after those before it. " + HEADS,
 }
 
 
@@ -254,9 +256,8 @@ def _compare(plain: Any, reference: Reference, name: str) -> tuple[int, int, flo
     heads = tuple(f"{head}." for head in find_architecture(view).head)
     odd = sorted(key for key in mismatched if not key.startswith(heads))
     if odd or not stored:
-        raise SpafitError(
-            f"{name} is not of the base {reference.shown}: {odd[0] if odd else 'no tensor'} is of a size that fits."
-        )
+        found = f"{odd[0]} has another shape there" if odd else "it has none of its tensors"
+        raise SpafitError(f"{name} is not of the base {reference.shown}: {found}; name another with --base.")
     state, equal, moved, whole = view.state_dict(), 0, 0.0, 0.0
     for key, tensor in stored.values():
         old, new = tensor.reshape(-1), state[key].reshape(-1)

@@ -30,6 +30,7 @@ from spafit_hf.words import SpafitError
 
 FOLDS = 5
 PENALTIES = tuple(10.0**power for power in range(6))
+"""Of ridge: one that suits a text's states is too small for a pair's, which are twice as many."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,16 @@ def predictions(
     """What the folds predict for each row, from a model's states: [rows], class ids or values."""
     first, *others = (features(reader, tokenizer, rows, device) for rows in probe.columns)
     x = np.concatenate([first * others[0], abs(first - others[0])], axis=1) if others else first
-    found = np.zeros(len(x), dtype=np.float64 if probe.regression else np.int64)
-    folds = (KFold if probe.regression else StratifiedKFold)(FOLDS, shuffle=True, random_state=seed)
-    for train, rest in folds.split(x, probe.labels):
-        learner = RidgeCV(PENALTIES) if probe.regression else LogisticRegression(C=0.1, max_iter=1000)
-        found[rest] = make_pipeline(StandardScaler(), learner).fit(x[train], probe.labels[train]).predict(x[rest])
+    return out_of_fold(x, probe.labels, probe.regression, seed)
+
+
+def out_of_fold(x: np.ndarray, labels: np.ndarray, regression: bool, seed: int) -> np.ndarray:
+    """A linear probe's prediction for every row of features [rows, width], by a fit that has not seen it."""
+    found = np.zeros(len(labels), dtype=np.float64 if regression else np.int64)
+    folds = (KFold if regression else StratifiedKFold)(FOLDS, shuffle=True, random_state=seed)
+    for train, held in folds.split(x, labels):
+        linear = RidgeCV(PENALTIES) if regression else LogisticRegression(C=0.1, max_iter=1000)
+        found[held] = make_pipeline(StandardScaler(), linear).fit(x[train], labels[train]).predict(x[held])
     return found
 
 

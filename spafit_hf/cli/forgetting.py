@@ -89,8 +89,9 @@ def _text(args: argparse.Namespace, probes: list[RunData]) -> Text:
         name, found = args.text.name, read_texts(args.text)
     elif probes:
         data = probes[0]
-        split = data.text.splits[data.text.evaluation_splits[0]]
-        name, found = f"texts of {data.title}", [text for column in data.text.columns for text in split[column]]
+        split = data.text.evaluation_splits[0]
+        rows = data.text.splits[split]
+        name, found = f"{data.title}, {split}", [text for column in data.text.columns for text in rows[column]]
     else:
         from spafit_hf.data.reviews import TEXT, load_movie_reviews
 
