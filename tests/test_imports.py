@@ -32,6 +32,7 @@ FLOW = (
     "run",
     "predictor",
     "reproduce",
+    "choose",
     "cli",
 )
 

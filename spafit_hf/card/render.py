@@ -47,18 +47,19 @@ PLACEHOLDERS = (
 SHOWN_LABELS = 20
 
 
-def render_card(facts: CardFacts, *, own: str = "") -> str:
+def render_card(facts: CardFacts, *, own: str = "", forgotten: str = "") -> str:
     """The text of a card: Markdown with YAML at its top, as `huggingface_hub.ModelCard` reads it.
 
     Args:
         facts: what is known. What is unknown leaves no trace.
         own: what stands in the user's own section (`own_section` of the card before).
+        forgotten: what stands under "What was forgotten" (`forgetting_section` of the folder).
 
     Raises:
         CardError: if what comes out is no card that can be parsed.
     """
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
-    text = environment.from_string(template_text()).render(_context(facts, own)).rstrip() + "\n"
+    text = environment.from_string(template_text()).render(_context(facts, own, forgotten)).rstrip() + "\n"
     try:
         ModelCard(text)
     except (ValueError, TypeError) as error:
@@ -83,7 +84,7 @@ def is_generated(card: str) -> bool:
     return GENERATED in card or not card.strip() or any(mark in card for mark in PLACEHOLDERS)
 
 
-def _context(facts: CardFacts, own: str) -> dict[str, Any]:
+def _context(facts: CardFacts, own: str, forgotten: str) -> dict[str, Any]:
     title = facts.title or _title(facts)
     name = (facts.repo_id or title).split("/")[-1]
     scores, compared = score_table(facts)
@@ -113,6 +114,7 @@ def _context(facts: CardFacts, own: str) -> dict[str, Any]:
         "hyperparameters": _settings(facts.hyperparameters),
         "all_hyperparameters": _settings(facts.all_hyperparameters),
         "versions": ", ".join(f"{plain(name)} {plain(version)}" for name, version in facts.versions.items()),
+        "forgotten": forgotten,
         "limits": limits(facts),
         "citation_intro": citation_intro(facts),
         "citations": citations(facts),

@@ -10,6 +10,7 @@ from typing import Any
 
 from spafit_hf.card.curve import CURVE_FILE, draw_curve
 from spafit_hf.card.facts import FACTS_BOUNDS, FACTS_FILE, Base, CardError, CardFacts, Data, Layers
+from spafit_hf.card.forgetting import forgetting_section
 from spafit_hf.card.render import is_generated, own_section, render_card
 from spafit_hf.data.glue import TASKS
 from spafit_hf.files import read_json, size_of
@@ -23,7 +24,7 @@ MOST_LAYERS = 1000
 def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *, force: bool = False) -> Path:
     """Write `README.md`, the facts it is from, and the picture of the training curve, into a folder; the card's path.
 
-    The user's own section of a card that is there is kept.
+    The user's own section of a card that is there is kept. What `spafit forgetting` measured of it is a section.
 
     Args:
         folder: of an adapter or a model.
@@ -45,7 +46,7 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
     # A picture that was drawn before stays, unless there is nothing any more that it could show.
     old = CURVE_FILE if facts.steps and (place / CURVE_FILE).is_file() else None
     facts = replace(facts, curve=draw_curve(facts, place) or old)
-    text = render_card(facts, own=own_section(before))
+    text = render_card(facts, own=own_section(before), forgotten=forgetting_section(place))
     for name, content in ((FACTS_FILE, facts.to_json()), (CARD_FILE, text)):
         partial = place / f".{name}.partial"
         partial.write_text(content, encoding="utf-8", errors="surrogateescape")

@@ -59,7 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> None:
     """Answer and print."""
-    sources = _named(args.folders)
+    sources = named(args.folders)
     rows = list(_read(args))  # wrong rows are found before a model is loaded
     if not rows:
         raise ValueError("there are no texts; give --text, --file, or lines on stdin.")
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"Texts that were too long for the base and lost their end: {truncated} of {answered}.", file=sys.stderr)
 
 
-def _named(folders: list[str]) -> dict[str, str]:
-    """Adapter name -> folder or repository."""
+def named(folders: list[str]) -> dict[str, str]:
+    """Name -> folder or repository, of arguments that are `FOLDER` or `name=FOLDER`."""
     named: dict[str, str] = {}
     for folder in folders:
         name, _, source = folder.partition("=")

@@ -17,7 +17,7 @@ from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import get_token
 
-from spafit_hf.card import CARD_FILE, CURVE_FILE, FACTS_FILE
+from spafit_hf.card import CARD_FILE, CURVE_FILE, FACTS_FILE, FORGETTING_FILE
 from spafit_hf.card.facts import FACTS_BOUNDS
 from spafit_hf.files import read_json, size_of
 from spafit_hf.hub.errors import HubError
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, SIDECAR_FILE)
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-ABOUT_FILES = (CARD_FILE, FACTS_FILE, CURVE_FILE)
+ABOUT_FILES = (CARD_FILE, FACTS_FILE, CURVE_FILE, FORGETTING_FILE)
 PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
