@@ -31,6 +31,7 @@ FLOW = (
     "run",
     "predictor",
     "reproduce",
+    "choose",
     "cli",
 )
 

@@ -64,7 +64,7 @@ def _differences(summary: Summary) -> Figure | None:
     table = np.array([[100 * one.mean if (one := found[m, t]) else np.nan for t in tasks] for m in methods])
     if not np.isfinite(table).any():
         return None
-    figure = _figure(2.6 + 0.95 * len(tasks), 1.5 + 0.5 * len(methods))
+    figure = blank_figure(2.6 + 0.95 * len(tasks), 1.5 + 0.5 * len(methods))
     axis: Any = figure.subplots()
     most = float(np.nanmax(np.abs(table)))
     limit = min(LIMIT, max(1.0, most))
@@ -109,7 +109,8 @@ def _rates(summary: Summary) -> Figure | None:
     return panels.finish()
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """A white page of so many inches."""
     # A Figure of its own and no pyplot: nothing of the caller's matplotlib is touched.
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -130,7 +131,7 @@ class _Panels:
         names = [task for task in summary.tasks if task in tasks]
         across = min(3, len(names))
         down = math.ceil(len(names) / max(1, across))
-        self.figure = _figure(max(6.0, 3.6 * across), 3 * down + 1.2)
+        self.figure = blank_figure(max(6.0, 3.6 * across), 3 * down + 1.2)
         self.methods = summary.methods
         self.axes: dict[str, Any] = {}
         for number, task in enumerate(names, 1):

@@ -1,0 +1,1 @@
+"""Choosing the strata of a base for a task: where to cut, from data."""
