@@ -70,7 +70,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
 
 def make(folder: Path, base: Path, kept: list[Stage], show: Callable[[str], None] = lambda line: None) -> Search:
     trainings = Trainings(folder, str(base), {"learning_rate": 1e-3}, rows(400, 200), rows(450, 300), show)
-    return Search(trainings, Clock(1e3, {"rung": 200, "final": 300}), list(kept), kept.append)
+    return Search(trainings, Clock(1e3, 3.0, {"rung": 200, "final": 300}), list(kept), kept.append)
 
 
 def whole(found: Search) -> tuple[Candidate, dict[str, Any]]:
@@ -156,7 +156,7 @@ def test_what_cannot_be_trained_is_not_chosen(
 
 
 def test_the_clock_plans_what_the_time_allows_and_learns() -> None:
-    clock = Clock(1000.0, {"rung": 10, "final": 10})
+    clock = Clock(1000.0, 3.0, {"rung": 10, "final": 10})
     stage = clock.largest("rung 1", CANDIDATES, 10_000, 3, 400.0)
     assert 32 < stage.rows < 10_000
     assert (
@@ -165,7 +165,7 @@ def test_the_clock_plans_what_the_time_allows_and_learns() -> None:
     assert clock.largest("final", CANDIDATES[:2], 50, 3, 400.0) == Stage("final", 50, 3)  # all rows, so more epochs
     clock.note(CANDIDATES, stage, 2 * clock.seconds(CANDIDATES, stage))
     assert clock.largest("rung 2", CANDIDATES, 10_000, 3, 400.0).rows < stage.rows
-    assert len(Clock(1e6, {"rung": 10}).affordable(CANDIDATES, 400, 1000.0)) == 6
-    assert len(Clock(500.0, {"rung": 10}).affordable(CANDIDATES, 400, 400.0)) == 4
+    assert len(Clock(1e6, 3.0, {"rung": 10}).affordable(CANDIDATES, 400, 1000.0)) == 6
+    assert len(Clock(500.0, 3.0, {"rung": 10}).affordable(CANDIDATES, 400, 400.0)) == 4
     with pytest.raises(ValueError, match=r"time leaves 1 min 0 s for trainings, and 32 rows for each take .*; raise"):
-        Clock(500.0, {"rung": 10}).affordable(CANDIDATES, 400, 60.0)
+        Clock(500.0, 3.0, {"rung": 10}).affordable(CANDIDATES, 400, 60.0)

@@ -143,7 +143,7 @@ def test_a_folder_in_use_is_left_alone(
 
 def comparison(mean: float) -> dict[str, Any]:
     parts = {"mean": mean, "rows": 1e-4, "over_seeds": 0.0, "doubt": 0.0, "seeds": 3}
-    return {**parts, "error": 0.01}
+    return {**parts, "error": 0.01, "constant": False, "loss": 0.0, "loss_error": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -164,3 +164,11 @@ def test_the_verdict(mean: float | None, parameters: int, barred: bool, chosen: 
     name, reason = decide(pick, reference, None if mean is None else comparison(mean), barred)
     assert name == chosen
     assert words in reason
+
+
+@pytest.mark.parametrize(("loss", "chosen"), [(0.005, "pick"), (-0.02, "pick"), (0.02, REFERENCE)])
+def test_the_losses_decide_where_every_prediction_is_the_same(loss: float, chosen: str) -> None:
+    pick, reference = (Candidate(name, "", {}, 100, 1, 0, 1, 1, 0) for name in ("pick", REFERENCE))
+    name, reason = decide(pick, reference, {**comparison(0.0), "constant": True, "loss": loss}, False)
+    assert name == chosen
+    assert f"too few: every run of the final calls every row the same. pick loses {loss:+.4f} more" in reason

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spafit_hf.choose.candidates import Candidate
-from spafit_hf.reproduce.estimate import PADDED, START_SECONDS
+from spafit_hf.reproduce.estimate import PADDED
 from spafit_hf.words import SpafitError, duration
 
 SEEDS = (0, 1, 2)
-SHARES = (0.25, 0.25, 0.5)
-"""Of the time that is left after the layers are read: the two rungs and the final."""
+SHARES = (0.25, 0.25)
+"""Of the time that is left after the layers are read: the two rungs; the rest is the final's."""
 MARGIN = 0.85
 """Of a stage's time is planned."""
 LEAST_ROWS, FEW_ROWS = 32, 512
 """Rows of a training at least; and those of the first rung below which fewer candidates are tried, down to
-`FEWEST`."""
+`FEWEST`, which then have one rung with the time of both."""
 FEWEST = 4
 
 
@@ -35,16 +35,22 @@ class Stage:
         return self.name.split()[0]
 
 
+def rung_shares(candidates: int) -> tuple[float, ...]:
+    """The share of the time that each rung has."""
+    return SHARES if candidates > FEWEST else (sum(SHARES),)
+
+
 class Clock:
     """Seconds, predicted from FLOPs and then corrected by what the trainings before took.
 
     Args:
         per_second: FLOPs, of the steps that measured the gradients.
+        start: seconds in which a base is loaded and some hundred rows are tokenized.
         eval_rows: measured on after each epoch, in a rung and in the final.
     """
 
-    def __init__(self, per_second: float, eval_rows: Mapping[str, int]) -> None:
-        self.per_second, self.eval_rows = per_second, eval_rows
+    def __init__(self, per_second: float, start: float, eval_rows: Mapping[str, int]) -> None:
+        self.per_second, self.start, self.eval_rows = per_second, start, eval_rows
         self.predicted = self.measured = 0.0
 
     def seconds(self, candidates: Sequence[Candidate], stage: Stage) -> float:
@@ -56,7 +62,7 @@ class Clock:
         trained = (stage.rows * each.step_flops + held * each.forward_flops for each in candidates)
         cached = {each.frozen: (stage.rows + held) * each.prefix_flops for each in candidates}
         flops = PADDED["group_by_length"] * (len(SEEDS) * stage.epochs * sum(trained) + sum(cached.values()))
-        return len(SEEDS) * len(candidates) * START_SECONDS + flops / self.per_second
+        return len(SEEDS) * len(candidates) * self.start + flops / self.per_second
 
     def affordable(self, candidates: Sequence[Candidate], rows: int, seconds: float) -> list[Candidate]:
         """The first candidates, as many as the first rung can give `FEW_ROWS`.
@@ -64,15 +70,16 @@ class Clock:
         Raises:
             SpafitError: where not even a few can have `LEAST_ROWS`.
         """
-        allowed = MARGIN * SHARES[0] * seconds
+        few, least = (Stage("rung", min(rows, count), 1) for count in (FEW_ROWS, LEAST_ROWS))
         count = len(candidates)
-        while count > FEWEST and self.seconds(candidates[:count], Stage("rung", min(rows, FEW_ROWS), 1)) > allowed:
+        while count > FEWEST and self.seconds(candidates[:count], few) > MARGIN * SHARES[0] * seconds:
             count -= 1
-        least = self.seconds(candidates[:count], Stage("rung", min(rows, LEAST_ROWS), 1))
-        if least > allowed:
+        share = MARGIN * rung_shares(count)[0]
+        needed = self.seconds(candidates[:count], least)
+        if needed > share * seconds:
             raise SpafitError(
                 f"--budget time leaves {duration(max(0.0, seconds))} for trainings, and {LEAST_ROWS} rows for each "
-                f"take {duration(least / MARGIN / SHARES[0])}; raise it, or name a smaller base."
+                f"take {duration(needed / share)}; raise it, or name a smaller base."
             )
         return list(candidates[:count])
 

@@ -17,18 +17,18 @@ class Options:
     """The flags."""
 
     score: str = _option(
-        SCORES[0], "What layers are ranked by for N2: relative gradient, or PEFT's condition numbers (kappa)."
+        SCORES[0], "what layers are ranked by for N2: relative gradient, or PEFT's condition numbers (kappa)"
     )
-    learning_rate: float = _option(1e-3, "Of every training; the one you mean to train with.")
-    num_train_epochs: int = _option(3, "Epochs of a training at most; fewer where the time is short.")
-    per_device_train_batch_size: int = _option(16, "Rows per step.")
-    lora_r: int = _option(16, "Rank of LoRA in every cut.")
-    lora_alpha: float = _option(16.0, "LoRA is scaled by lora_alpha / lora_r.")
-    warmup_steps: float = _option(0.06, "Share of the steps in which the rate rises.")
-    weight_decay: float = _option(0.01, "AdamW's.")
-    max_length: int = _option(128, "Tokens per text or pair.")
-    bf16: bool = _option(False, "Train in bfloat16 autocast.")
-    seed: int = _option(0, "Of the order of rows, the folds of the probes and the random cut.")
+    learning_rate: float = _option(1e-3, "of every training; the one you mean to train with")
+    num_train_epochs: int = _option(3, "epochs of a training at most; fewer where the time is short")
+    per_device_train_batch_size: int = _option(16, "rows per step")
+    lora_r: int = _option(16, "rank of LoRA in every cut")
+    lora_alpha: float = _option(16.0, "LoRA is scaled by lora_alpha / lora_r")
+    warmup_steps: float = _option(0.06, "share of the steps in which the rate rises")
+    weight_decay: float = _option(0.01, "AdamW's")
+    max_length: int = _option(128, "tokens per text or pair")
+    bf16: bool = _option(False, "train in bfloat16 autocast")
+    seed: int = _option(0, "of the order of rows, the folds of the probes and the random cut")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -29,11 +29,11 @@ def write_outputs(folder: Path) -> list[Path]:
     strategy = Strategy.from_dict(chosen["strategy"])
     strategy.to_file(folder / STRATEGY_FILE)
     _draw(found, strategy, folder / PICTURE_FILE)
-    (folder / REPORT_FILE).write_text(_page(found, strategy, folder), encoding="utf-8")
+    (folder / REPORT_FILE).write_text(_page(found, strategy), encoding="utf-8")
     return [folder / name for name in (STRATEGY_FILE, REPORT_FILE, PICTURE_FILE)]
 
 
-def summary(found: Mapping[str, Any], folder: Path) -> str:
+def summary(found: Mapping[str, Any]) -> str:
     """The result for a terminal."""
     chosen = next(each for each in found["candidates"] if each["name"] == found["recommended"])
     lines = _strata(Strategy.from_dict(chosen["strategy"]), found["layers"])
@@ -42,20 +42,9 @@ def summary(found: Mapping[str, Any], folder: Path) -> str:
             f"recommended: {found['recommended']}, {chosen['parameters']:,} parameters",
             *(f"  {line}" for line in lines),
             found["verdict"],
-            *([_EMPTY] if _is_empty(found) else []),
-            f"written to {folder}: {STRATEGY_FILE}, {REPORT_FILE}, {PICTURE_FILE}, {RESULT_FILE}",
+            f"written to {found['output']}: {STRATEGY_FILE}, {REPORT_FILE}, {PICTURE_FILE}, {RESULT_FILE}",
         ]
     )
-
-
-_EMPTY = (
-    "In the final every run calls every row the same, so the comparison says nothing of the cut: the rows that the "
-    "time allowed were too few. Give more, as in --budget time=30min."
-)
-
-
-def _is_empty(found: Mapping[str, Any]) -> bool:
-    return bool(found["comparison"] and found["comparison"]["constant"])
 
 
 def _strata(strategy: Strategy, layers: int) -> list[str]:
@@ -63,25 +52,25 @@ def _strata(strategy: Strategy, layers: int) -> list[str]:
     parts = [(run, stratum.what()) for stratum, run in strategy.resolve(layers) if run]
     free = sorted(set(range(layers)) - {layer for run, _ in parts for layer in run})
     parts += [(tuple(free), "frozen")] if free else []
-    return [f"layers {layers_text(run)}: {what}" for run, what in sorted(parts)]
+    return [f"{'layer' if len(run) == 1 else 'layers'} {layers_text(run)}: {what}" for run, what in sorted(parts)]
 
 
-def _page(found: Mapping[str, Any], strategy: Strategy, folder: Path) -> str:
+def _page(found: Mapping[str, Any], strategy: Strategy) -> str:
     asked, rows, cut = found["asked"], found["rows"], found["cut"]
     budget = Budget(**found["budget"])
     limits = [f"{duration(budget.time)} for the search"]
     limits += [f"{budget.parameters:,} parameters"] if budget.parameters else []
     limits += [f"{size(budget.memory)} for a training step"] if budget.memory else []
     taken = found["seconds"], found["training_seconds"]
-    score = "how many of the better conditioned half of the matrices a layer has" if found["kappa"] else ""
+    score = "kappa (of the better conditioned half of the matrices, how many a layer has)"
     roles = listing([ROLE_WORDS[role] for role in cut["roles"]])
+    lines = _command(found)
     parts = [
         f"# Where to cut {plain(asked['base']['name'])} for {plain(found['title'])}",
         f"**Recommended: {found['recommended']}**",
         "\n".join(f"* {line}" for line in _strata(strategy, found["layers"])),
         found["verdict"],
-        *([_EMPTY] if _is_empty(found) else []),
-        "Train it:\n\n" + " \\\n".join(f"    {line}" for line in _command(found, folder)),
+        "Train it:\n\n" + " \\\n      ".join(["    " + lines[0], *lines[1:]]),
         f"Budget: {listing(limits)}. It took {duration(sum(taken))}: {duration(taken[0])} to read the layers, "
         f"{duration(taken[1])} of trainings.",
         "## What was tried",
@@ -101,7 +90,7 @@ def _page(found: Mapping[str, Any], strategy: Strategy, folder: Path) -> str:
         "the first layer whose probe is within one standard error of the best, and never one of the last two: to a "
         "linear reader, freezing up to there costs nothing. Gradients: at a trained head, with all else as "
         "pretrained. N2 is the layer below the fewest last layers that hold half of the "
-        f"{score or 'relative gradient'} beyond N1. That proposes N1 = {_bound(cut['n1'])} and "
+        f"{score if found['kappa'] else 'relative gradient'} beyond N1. That proposes N1 = {_bound(cut['n1'])} and "
         f"N2 = {_bound(cut['n2'])}. Nine tenths of the biases' squared gradient beyond N1 are those of {roles}.",
         _layers(found),
         "Neither measure shows that knowledge sits in a layer; that is a hypothesis. Probes say what a linear reader "
@@ -114,7 +103,8 @@ def _bound(bound: int) -> str:
     return "none" if bound < 0 else str(bound)
 
 
-def _command(found: Mapping[str, Any], folder: Path) -> list[str]:
+def _command(found: Mapping[str, Any]) -> list[str]:
+    folder = Path(found["output"])
     options = found["asked"]["options"]
     names = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "bf16")
     flags = {**found["flags"], "strategy": folder / STRATEGY_FILE}
@@ -142,7 +132,7 @@ def _tried(found: Mapping[str, Any]) -> str:
         seconds = [one["seconds"] for runs in each["scores"].values() for one in runs]
         name = f"**{each['name']}**" if each["name"] == found["recommended"] else each["name"]
         why = each["why"] + (f"; over the budget: {each['over']}" if each["over"] else "")
-        why += "" if each["tried"] or each["over"] else "; not tried, for lack of time"
+        why += "" if each["tried"] or each["over"] else "; not tried"
         lines.append([name, why, f"{each['parameters']:,}", size(each["memory"]), *cells, f"{sum(seconds):.0f}"])
     header = ["cut", "what it is", "parameters", "step's memory", *names, "seconds"]
     return table(header, lines, "ll" + "r" * (len(header) - 2))
@@ -220,7 +210,7 @@ def _draw(found: Mapping[str, Any], strategy: Strategy, path: Path) -> None:
     best = probes["best"]
     above.axhline(scores[best] - errors[best], color=COLORS[4], linestyle="--", linewidth=1,
                   label="one standard error below the best")  # fmt: skip
-    above.set_ylabel(f"{figure_name(found['figure'])}, points", fontsize=9)
+    above.set_ylabel(f"Probe, {figure_name(found['figure'])} in points", fontsize=9)
     width = 0.4 if found["kappa"] else 0.6
     heights = [100 * value for value in shares(found["sensitivity"]["relative"])]
     left = [layer - width / 2 * bool(found["kappa"]) for layer in range(layers)]
@@ -229,13 +219,13 @@ def _draw(found: Mapping[str, Any], strategy: Strategy, path: Path) -> None:
         kappa = [100 * value for value in found["kappa"]]
         below.bar([place + width for place in left], kappa, width, color=COLORS[6], label="kappa")
     below.set_ylabel("Share of all layers, percent", fontsize=9)
-    below.set_xlabel("States after layer", fontsize=9)
+    below.set_xlabel("Layer", fontsize=9)
     below.set_xticks(list(places), ["emb.", *map(str, range(layers))])
     seen: dict[str, Any] = {}
     for axis in (above, below):
         axis.tick_params(labelsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         seen |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.suptitle(f"{found['title']}: {found['recommended']}", fontsize=10)
+    figure.suptitle(f"{found['title']}, cut by {found['recommended']}", fontsize=10)
     figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.savefig(path, metadata={"Software": None})

@@ -2,6 +2,7 @@
 
     rung 1   all candidates x three seeds   few rows     --better half-->
     rung 2   half of them x three seeds     more rows    --the cheapest within a standard error of the best-->
+             (where the time is short, few candidates and one rung with the time of both)
     final    that one and spafit-4-9-II x three seeds, all rows as far as the time allows, on the validation set
 
 Candidates of a rung train on the same rows with the same seeds, and read the states of frozen layers from one cache
@@ -25,7 +26,7 @@ from datasets import DatasetDict
 from scipy.special import log_softmax
 
 from spafit_hf.choose.candidates import Candidate
-from spafit_hf.choose.clock import SEEDS, SHARES, Clock, Stage
+from spafit_hf.choose.clock import SEEDS, Clock, Stage, rung_shares
 from spafit_hf.reproduce.cell import Job, key_versions, run_cell
 from spafit_hf.reproduce.grid import Cell
 from spafit_hf.reproduce.results import ROWS_FILE, STATES, Results
@@ -144,7 +145,7 @@ class Search:
     def halve(
         self, candidates: Sequence[Candidate], barred: Collection[str], rows: int, epochs: int, seconds: float
     ) -> Candidate:
-        """The candidate that is left after two rungs.
+        """The candidate that is left after the rungs.
 
         Args:
             candidates: that take part.
@@ -161,7 +162,7 @@ class Search:
             trial.set_user_attr("candidate", name)
             trial.set_user_attr("barred", name in barred)
         alive = list(candidates)
-        for step, share in enumerate(SHARES[:2]):
+        for step, share in enumerate(rung_shares(len(candidates))):
             if step:
                 alive = [each for each in alive if not trials[each.name].should_prune()]
             found = self._stage(f"rung {step + 1}", alive, rows, epochs, share * seconds)
@@ -174,7 +175,8 @@ class Search:
             error = next(one.error for runs in found.values() for one in runs if one.error)
             raise SpafitError(f"no candidate could be trained: {error}")
         best = min(able, key=lambda each: mean_loss(found[each.name]))
-        near = [each for each in able if each == best or is_near(found[each.name], found[best.name])]
+        gaps = [lost(found[each.name], found[best.name]) for each in able]
+        near = [each for each, (gap, error) in zip(able, gaps, strict=True) if gap <= error]
         return min(near, key=lambda each: (each.parameters, each.step_flops))
 
     def final(self, candidates: Sequence[Candidate], rows: int, epochs: int, seconds: float) -> None:
@@ -188,12 +190,18 @@ class Search:
                 raise SpafitError(f"{name} could not be trained: {error} Lower --learning_rate.")
 
     def compare(self, own: str, other: str, figure: str) -> dict[str, Any]:
-        """The difference of two candidates in the final's figure, by the paired bootstrap; points are 0.01."""
-        runs = [one.rows for name in (own, other) for one in self.scores["final"][name]]
+        """The difference of two candidates in the final's figure, by the paired bootstrap, and in loss."""
+        trained = [self.scores["final"][name] for name in (own, other)]
+        runs = [one.rows for each in trained for one in each]
         draws = resampled(figure, runs[0]["labels"], np.stack([rows["predictions"] for rows in runs]), SEEDS[0])
         found = difference(draws[:, : len(SEEDS)] - draws[:, len(SEEDS) :])
-        constant = all(np.ptp(rows["predictions"]) == 0 for rows in runs)
-        return {**asdict(found), "error": found.error, "low": found.low, "high": found.high, "constant": constant}
+        gap, error = lost(*trained)
+        return {
+            **asdict(found),
+            **{"error": found.error, "low": found.low, "high": found.high},
+            "constant": all(np.ptp(rows["predictions"]) == 0 for rows in runs),
+            **{"loss": gap, "loss_error": error},
+        }
 
     def _stage(
         self, name: str, candidates: Sequence[Candidate], rows: int, epochs: int, seconds: float
@@ -218,15 +226,15 @@ def mean_loss(trained: Sequence[Trained]) -> float:
     return sum(each.loss for each in trained) / len(trained)
 
 
-def is_near(own: Sequence[Trained], best: Sequence[Trained]) -> bool:
-    """Whether trainings lose no more than a standard error over others of the same rows and seeds.
+def lost(own: Sequence[Trained], other: Sequence[Trained]) -> tuple[float, float]:
+    """How much more loss trainings have than others of the same rows and seeds, and the standard error of that.
 
-    The error is that of the mean difference, over rows and over seeds.
+    The error is that of the mean difference, by other rows and by other seeds.
     """
-    gaps = np.stack([one.rows["losses"] - two.rows["losses"] for one, two in zip(own, best, strict=True)])
+    gaps = np.stack([one.rows["losses"] - two.rows["losses"] for one, two in zip(own, other, strict=True)])
     seeds, rows = gaps.shape
     variance = gaps.mean(axis=0).var(ddof=1) / rows + gaps.mean(axis=1).var(ddof=1) / seeds
-    return bool(gaps.mean() <= math.sqrt(variance))
+    return float(gaps.mean()), math.sqrt(variance)
 
 
 def _study(journal: Path) -> Any:

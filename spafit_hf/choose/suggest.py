@@ -32,9 +32,10 @@ from spafit_hf.choose.search import SEEDS, Clock, Search, Stage, Trainings
 from spafit_hf.choose.sensitivity import HEAD_EPOCHS, choose_n2, kappa_shares, measure, paying_roles
 from spafit_hf.choose.verdict import decide
 from spafit_hf.planner import build_model, plan
+from spafit_hf.reproduce.cell import levels_kept
 from spafit_hf.reproduce.results import STATES, as_line, write_whole
 from spafit_hf.reproduce.work import base_of_grid, fingerprint
-from spafit_hf.run import BaseArguments, DataArguments, RunData, hold_out, load_data, prepare
+from spafit_hf.run import DataArguments, RunData, hold_out, load_data, prepare
 from spafit_hf.trainer import SpafitTrainingArguments
 from spafit_hf.trainer.machine import machine, versions
 from spafit_hf.tuner.plain import base_of
@@ -83,7 +84,7 @@ def suggest(
     begun = _begun(output, asked)
     if begun is None:
         show(f"reading {base}: states and gradients of every layer")
-        begun = {"asked": asked, **_analysis(base, rungs, options, output), "stages": []}
+        begun = {"asked": asked, **_analysis(base, rungs, options), "stages": []}
         write_whole(output / BEGUN_FILE, as_line(begun))
     every = [Candidate(**each) for each in begun["candidates"]]
 
@@ -93,17 +94,16 @@ def suggest(
 
     trainings = Trainings(output, base, options.settings, rungs, final, show)
     held = {kind: data.text.splits[data.text.evaluation_splits[0]].num_rows for kind, data in trainings.data.items()}
-    search = Search(
-        trainings, Clock(begun["flops_per_second"], held), [Stage(**each) for each in begun["stages"]], keep
-    )
+    clock = Clock(begun["flops_per_second"], begun["start_seconds"], held)
+    search = Search(trainings, clock, [Stage(**each) for each in begun["stages"]], keep)
     rows = {"rungs": rungs.text.splits["train"].num_rows, "train": final.text.splits["train"].num_rows}
     seconds, epochs = budget.time - begun["seconds"], options.num_train_epochs
-    candidates = {each.name: each for each in search.clock.affordable(within(every, budget), rows["rungs"], seconds)}
+    candidates = {each.name: each for each in clock.affordable(within(every, budget), rows["rungs"], seconds)}
     barred = {CONTROL, *(each.name for each in candidates.values() if each.over(budget))}
     pick = search.halve(list(candidates.values()), barred, rows["rungs"], epochs, seconds)
     reference, comparison = candidates[REFERENCE], None
     if pick != reference:
-        search.final([pick, reference], rows["train"], epochs, seconds - search.clock.measured)
+        search.final([pick, reference], rows["train"], epochs, seconds - clock.measured)
         comparison = search.compare(pick.name, REFERENCE, final.main_figure)
     recommended, verdict = decide(pick, reference, comparison, REFERENCE in barred)
     default = DataArguments()
@@ -112,6 +112,7 @@ def suggest(
         **begun,
         "budget": asdict(budget),
         "flags": {**flags, "base": base},
+        "output": str(output),
         "title": final.title,
         "figure": final.main_figure,
         "regression": final.text.regression,
@@ -134,7 +135,7 @@ def suggest(
         "comparison": comparison,
         "recommended": recommended,
         "verdict": verdict,
-        "training_seconds": round(search.clock.measured, 2),
+        "training_seconds": round(clock.measured, 2),
         "machine": machine(),
         "versions": versions(),
     }
@@ -183,13 +184,15 @@ def _begun(output: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     return begun
 
 
-def _analysis(base: str, data: RunData, options: Options, output: Path) -> dict[str, Any]:
+def _analysis(base: str, data: RunData, options: Options) -> dict[str, Any]:
     """What is measured before the search: probes, gradients, the cut that they propose, candidates, a step's time."""
     start = time.perf_counter()
     train = data.text.splits["train"]
     train = train.select(range(min(PROBE_ROWS, train.num_rows)))
-    few = replace(data, text=replace(data.text, splits=DatasetDict({"train": train, "validation": train})))
-    with tempfile.TemporaryDirectory() as scratch:
+    few = replace(
+        data, text=replace(data.text, splits=DatasetDict({"train": train, "validation": train.select(range(1))}))
+    )
+    with levels_kept(), tempfile.TemporaryDirectory() as scratch:
         args = SpafitTrainingArguments(
             output_dir=scratch,
             strategy="linear-probe",
@@ -206,7 +209,9 @@ def _analysis(base: str, data: RunData, options: Options, output: Path) -> dict[
             report_to="none",
             disable_tqdm=True,
         )
-        trainer, splits = prepare(few, BaseArguments(base), args, ["train", "validation"], options.max_length)
+        prepared = time.perf_counter()
+        trainer, splits = prepare(few, base_of_grid(base)[1], args, ["train", "validation"], options.max_length)
+        starting = time.perf_counter() - prepared
         trainer.remove_callback(PrinterCallback)
         assert trainer.plan is not None
         architecture, rows = trainer.plan.architecture, splits["train"]
@@ -241,5 +246,6 @@ def _analysis(base: str, data: RunData, options: Options, output: Path) -> dict[
         "cut": {"n1": probes.n1, "n2": n2, "roles": roles},
         "candidates": [asdict(each) for each in costed(empty, named, options.per_device_train_batch_size, *tokens)],
         "flops_per_second": work / took,
+        "start_seconds": round(starting, 2),
         "seconds": round(time.perf_counter() - start, 2),
     }

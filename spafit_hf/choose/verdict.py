@@ -21,8 +21,8 @@ def decide(
 ) -> tuple[str, str]:
     """The name of one of two cuts, and the reason in a sentence or two.
 
-    The pick has to be no more than a standard error behind; of two that cannot be told apart the one with fewer
-    parameters is taken.
+    The pick has to be no more than a standard error behind, in loss where every prediction is the same; of two that
+    cannot be told apart the one with fewer parameters is taken.
 
     Args:
         pick: what the search has left.
@@ -42,6 +42,13 @@ def decide(
         return pick.name, f"{by}. It is better, and trains {parts}."
     behind = found.mean < -found.error
     says = f"{by}. " + ("It is behind by more than one standard error" if behind else "No difference can be shown")
+    if comparison["constant"]:
+        gap, error = comparison["loss"], comparison["loss_error"]
+        behind = gap > error
+        says = (
+            f"The rows that the time allowed were too few: every run of the final calls every row the same. "
+            f"{pick.name} loses {gap:+.4f} more there, with a standard error of {error:.4f}"
+        )
     if barred:
         return pick.name, f"{says}, and {reference.name} is over the budget."
     if behind:

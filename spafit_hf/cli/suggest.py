@@ -75,4 +75,4 @@ def run(args: argparse.Namespace) -> None:
     output, show = Path(args.output_dir), partial(print, flush=True)
     with quiet():
         found = suggest(args.base, DataArguments(**given), budget, output, Options(**options), show)
-    print(f"\n{summary(found, output)}")
+    print(f"\n{summary(found)}")
