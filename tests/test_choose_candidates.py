@@ -16,8 +16,8 @@ LORA = {"r": 4, "lora_alpha": 8.0}
 
 @pytest.fixture(scope="module")
 def candidates(base_folder: Path) -> list[Candidate]:
-    named = proposed(str(base_folder), 4, 0, 2, ("value", "output"), 0, LORA)
-    return costed(build_model(base_folder, 2), named, 16, 8, 12)
+    cuts = proposed(str(base_folder), 4, 0, 2, ("value", "output"), 0, LORA)
+    return costed(build_model(base_folder, 2), cuts, 16, 8, 12)
 
 
 def test_no_two_train_the_same(candidates: list[Candidate]) -> None:

@@ -19,6 +19,7 @@ from spafit_hf.choose.clock import Clock, Stage
 from spafit_hf.choose.search import JOURNAL, Search, Trainings
 from spafit_hf.data import TextData
 from spafit_hf.reproduce.cell import Job, Outcome
+from spafit_hf.reproduce.work import base_of_grid
 from spafit_hf.run import RunData
 
 pytest.importorskip("optuna")
@@ -69,7 +70,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
 
 
 def make(folder: Path, base: Path, kept: list[Stage], show: Callable[[str], None] = lambda line: None) -> Search:
-    trainings = Trainings(folder, str(base), {"learning_rate": 1e-3}, rows(400, 200), rows(450, 300), show)
+    bases = dict.fromkeys(("rung", "final"), base_of_grid(str(base)))
+    data = {"rung": rows(400, 200), "final": rows(450, 300)}
+    trainings = Trainings(folder, bases, {"learning_rate": 1e-3}, data, show)
     return Search(trainings, Clock(1e3, 3.0, {"rung": 200, "final": 300}), list(kept), kept.append)
 
 

@@ -83,6 +83,7 @@ def test_the_outputs_follow_from_the_results(searched: Path) -> None:
     for text in ("random-cut", "kappa, share", "that is a hypothesis", "spafit train --task cola", "## The final"):
         assert text in report
     assert not (searched / "states").exists()
+    assert not (searched / "base").exists()
 
 
 def test_a_search_that_is_done_is_not_done_again(
@@ -135,10 +136,16 @@ def test_a_folder_in_use_is_left_alone(
     before = (searched / BEGUN_FILE).read_bytes()
     assert main(flags(base_folder, glue, searched, lora_r=8)) == 2
     assert "holds a search with another options" in capsys.readouterr().err
-    # The time is none of what a search is begun with: one that was too short goes on with more.
-    assert main(flags(base_folder, glue, searched, budget="parameters=700,time=1s")) == 2
-    assert "raise it, or name a smaller base" in capsys.readouterr().err
     assert (searched / BEGUN_FILE).read_bytes() == before
+
+
+def test_a_time_that_is_too_short_may_be_raised(
+    searched: Path, base_folder: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = json.loads((searched / BEGUN_FILE).read_text())
+    (tmp_path / BEGUN_FILE).write_text(json.dumps({**begun, "stages": []}))
+    assert main(flags(base_folder, glue, tmp_path, budget="parameters=700,time=1s")) == 2
+    assert "raise it, or name a smaller base" in capsys.readouterr().err
 
 
 def comparison(mean: float) -> dict[str, Any]:

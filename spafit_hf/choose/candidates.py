@@ -52,8 +52,8 @@ class Candidate:
 
 def proposed(
     base: str, layers: int, n1: int, n2: int, roles: Sequence[str], seed: int, lora: Mapping[str, Any]
-) -> list[tuple[str, str, Strategy]]:
-    """Name, why and strategy of each cut worth a try, the most wanted first; of those that train the same, one.
+) -> list[tuple[str, Strategy]]:
+    """Why and strategy of each cut worth a try, the most wanted first; of those that train the same, one.
 
     Args:
         base: from which the control's depth is read.
@@ -70,47 +70,44 @@ def proposed(
     methods = Methods(Grid(base=base, lora_r=lora["r"], lora_alpha=lora["lora_alpha"]))
     paper = [Strategy.from_name(name).with_lora(**lora) for name in METHODS if name.startswith("spafit-")]
     data = f"data-{n1 if n1 >= 0 else 'none'}"
+    end = Strategy.from_bounds(n1, layers - 1, **lora)
     found = [
-        (REFERENCE, "the paper's best, scaled", Strategy.from_name(REFERENCE).with_lora(**lora)),
-        (f"{data}-{n2}", "N1 from the probes, N2 from the scores of the layers", cut),
-        (
-            f"{data}-{n2}-biases",
-            "the same with only the biases that pay",
-            replace(cut, strata=chosen, name=f"{data}-{n2}-biases"),
-        ),
-        (f"{data}-end", "biases alone beyond N1", Strategy.from_bounds(n1, layers - 1, **lora)),
-        *((each.name, "the paper's, scaled", each) for each in reversed(paper)),
+        ("the paper's best, scaled", Strategy.from_name(REFERENCE).with_lora(**lora)),
+        ("N1 from the probes, N2 from the scores of the layers", replace(cut, name=f"{data}-{n2}")),
+        ("the same with only the biases that pay", replace(cut, strata=chosen, name=f"{data}-{n2}-biases")),
+        ("biases alone beyond N1", replace(end, name=f"{data}-end")),
+        *(("the paper's, scaled", each) for each in reversed(paper)),
     ]
 
     def trains(strategy: Strategy) -> list[Any]:
         return [(stratum.what(), run) for stratum, run in strategy.resolve(layers) if run and stratum.trains]
 
-    distinct = [each for at, each in enumerate(found) if trains(each[2]) not in [trains(one[2]) for one in found[:at]]]
+    distinct = [each for at, each in enumerate(found) if trains(each[1]) not in [trains(one) for _, one in found[:at]]]
     # On a base of few layers each cut may be one of the others.
     drawn = [methods.strategy(CONTROL, seed + draw) for draw in range(DRAWS)]
-    others = [each for each in drawn if trains(each) not in [trains(one[2]) for one in distinct]]
-    control = CONTROL, f"control: a cut drawn by seed {seed}", (others or drawn)[0]
+    others = [each for each in drawn if trains(each) not in [trains(one) for _, one in distinct]]
+    control = f"control: a cut drawn by seed {seed}", replace((others or drawn)[0], name=CONTROL)
     return [distinct[0], control, *distinct[1:]]
 
 
 def costed(
-    model: nn.Module, named: Sequence[tuple[str, str, Strategy]], batch: int, tokens: int, longest: int
+    model: nn.Module, cuts: Sequence[tuple[str, Strategy]], batch: int, tokens: int, longest: int
 ) -> list[Candidate]:
     """The cuts with their costs, by the planner.
 
     Args:
         model: without weights or with them.
-        named: name, why, strategy.
+        cuts: why and strategy of each.
         batch: rows of a step.
         tokens, longest: of a row, the mean and the most.
     """
     candidates = []
-    for name, why, strategy in named:
+    for why, strategy in cuts:
         found = plan(model, strategy)
         whole, cached = (found.flops(1, tokens, cached_prefix=cache) for cache in (False, True))
         candidates.append(
             Candidate(
-                name=name,
+                name=strategy.name,
                 why=why,
                 strategy=strategy.to_dict(),
                 parameters=found.trainable_parameters,

@@ -109,8 +109,10 @@ def _command(found: Mapping[str, Any]) -> list[str]:
     names = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "bf16")
     flags = {**found["flags"], "strategy": folder / STRATEGY_FILE}
     flags |= {name: options[name] for name in names if options[name]} | {"output_dir": folder / "adapter"}
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()]
-    return textwrap.wrap(" ".join(["spafit train", *words]), 100, break_long_words=False, break_on_hyphens=False)
+    # A flag and its value stay on one line.
+    words = [f"--{name} {shlex.quote(str(value))}".replace(" ", "\0") for name, value in flags.items()]
+    lines = textwrap.wrap(" ".join(["spafit train", *words]), 100, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\0", " ") for line in lines]
 
 
 def _stages(found: Mapping[str, Any]) -> str:

@@ -6,10 +6,12 @@
     final    that one and spafit-4-9-II x three seeds, all rows as far as the time allows, on the validation set
 
 Candidates of a rung train on the same rows with the same seeds, and read the states of frozen layers from one cache
-for each N1. Rungs are measured on rows held out of train, by loss: a figure stands still while a model still calls
-every row the larger class, and the loss does not. Optuna decides who goes on (`study.journal` opens in its dashboard);
-what has been trained is kept as cells, as `spafit reproduce` keeps them, so a search that was stopped goes on with the
-same command and comes to the same end.
+for each N1. They start with the head that was trained for the gradients, so that few rows show what a cut adds to it;
+the final starts as any training does. Rungs are measured on rows held out of train, by loss: a figure stands still
+while a model still calls every row the larger class, and the loss does not.
+
+Optuna decides who goes on (`study.journal` opens in its dashboard). What has been trained is kept as cells, as `spafit
+reproduce` keeps them, so a search that was stopped goes on with the same command and comes to the same end.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from spafit_hf.reproduce.cell import Job, key_versions, run_cell
 from spafit_hf.reproduce.grid import Cell
 from spafit_hf.reproduce.results import ROWS_FILE, STATES, Results
 from spafit_hf.reproduce.statistics import difference, resampled
-from spafit_hf.reproduce.work import base_of_grid, fingerprint
-from spafit_hf.run import RunData, figures_text
+from spafit_hf.reproduce.work import fingerprint
+from spafit_hf.run import BaseArguments, RunData, figures_text
 from spafit_hf.words import SpafitError
 
 JOURNAL = "study.journal"
@@ -62,41 +64,38 @@ class Trainings:
 
     Args:
         folder: of the search.
-        base: of every candidate.
+        bases: of the rungs and of the final, as `base_of_grid` gives them.
         settings: of every cell, but for epochs and rows.
-        rungs: train, and as its validation split rows held out of train.
-        final: all of train, and the validation set.
+        data: of the rungs, whose validation split is held out of train, and of the final.
         show: given a line for each training when it is done.
     """
 
     def __init__(
         self,
         folder: Path,
-        base: str,
+        bases: Mapping[str, tuple[dict[str, str], BaseArguments]],
         settings: Mapping[str, Any],
-        rungs: RunData,
-        final: RunData,
+        data: Mapping[str, RunData],
         show: Callable[[str], None],
     ) -> None:
         self.folder, self.settings, self.show = folder, settings, show
-        self.data = {"rung": rungs, "final": final}
-        self.marks = {name: {"fingerprint": fingerprint(data)} for name, data in self.data.items()}
-        self.base, self.place = base_of_grid(base)
+        self.bases, self.data = bases, data
+        self.marks = {name: {"fingerprint": fingerprint(each)} for name, each in data.items()}
         self.results = Results(folder)
 
     def run(self, candidate: Candidate, stage: Stage, seed: int) -> Trained:
         """Train a candidate, unless that was done."""
-        data = self.data[stage.kind]
+        data, (base, place) = self.data[stage.kind], self.bases[stage.kind]
         states = self.folder.absolute() / STATES / f"first-{candidate.frozen}" if candidate.frozen else ""
         settings = {**self.settings, "num_train_epochs": float(stage.epochs), "search_rows": stage.rows}
         job = Job(
             cell=Cell(data.task or "text", candidate.name, settings["learning_rate"], seed, stage.kind),
             settings=settings | {"prefix_cache": bool(states)},
             strategy=candidate.strategy,
-            base=self.base,
+            base=base,
             data=self.marks[stage.kind],
             versions=key_versions(),
-            place=self.place,
+            place=place,
             states=str(states),
         )
         if job.key not in self.results.known:

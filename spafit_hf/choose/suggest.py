@@ -4,7 +4,7 @@ rows + base --probes, gradients--> N1, N2, biases that pay --candidates--> halvi
 
 OUT/begun.json     what is wanted, what was measured before the search, and the stages as they were planned
     cells/         a folder per training           study.journal   Optuna's
-    states/        hidden states of frozen layers; gone at the end
+    states/        hidden states of frozen layers, and base/, the base with a trained head; gone at the end
     suggest.json   everything measured, and from it strategy.yaml, report.md, suggest.png
 """
 
@@ -35,13 +35,13 @@ from spafit_hf.planner import build_model, plan
 from spafit_hf.reproduce.cell import levels_kept
 from spafit_hf.reproduce.results import STATES, as_line, write_whole
 from spafit_hf.reproduce.work import base_of_grid, fingerprint
-from spafit_hf.run import DataArguments, RunData, hold_out, load_data, prepare
+from spafit_hf.run import BaseArguments, DataArguments, RunData, hold_out, load_data, prepare
 from spafit_hf.trainer import SpafitTrainingArguments
 from spafit_hf.trainer.machine import machine, versions
 from spafit_hf.tuner.plain import base_of
 from spafit_hf.words import SpafitError
 
-BEGUN_FILE = "begun.json"
+BEGUN_FILE, HEADED = "begun.json", "base"
 SELECTION_ROWS = 256
 """Held out of train to measure rungs on, at most a tenth of it."""
 PROBE_ROWS = 1000
@@ -84,7 +84,7 @@ def suggest(
     begun = _begun(output, asked)
     if begun is None:
         show(f"reading {base}: states and gradients of every layer")
-        begun = {"asked": asked, **_analysis(base, rungs, options), "stages": []}
+        begun = {"asked": asked, **_analysis(base, rungs, options, output / HEADED), "stages": []}
         write_whole(output / BEGUN_FILE, as_line(begun))
     every = [Candidate(**each) for each in begun["candidates"]]
 
@@ -92,13 +92,17 @@ def suggest(
         begun["stages"].append(asdict(stage))
         write_whole(output / BEGUN_FILE, as_line(begun))
 
-    trainings = Trainings(output, base, options.settings, rungs, final, show)
-    held = {kind: data.text.splits[data.text.evaluation_splits[0]].num_rows for kind, data in trainings.data.items()}
+    data = {"rung": rungs, "final": final}
+    bases = {"rung": (begun["headed"], BaseArguments(str(output / HEADED))), "final": base_of_grid(base)}
+    trainings = Trainings(output, bases, options.settings, data, show)
+    held = {kind: each.text.splits[each.text.evaluation_splits[0]].num_rows for kind, each in data.items()}
     clock = Clock(begun["flops_per_second"], begun["start_seconds"], held)
     search = Search(trainings, clock, [Stage(**each) for each in begun["stages"]], keep)
     rows = {"rungs": rungs.text.splits["train"].num_rows, "train": final.text.splits["train"].num_rows}
     seconds, epochs = budget.time - begun["seconds"], options.num_train_epochs
-    candidates = {each.name: each for each in clock.affordable(within(every, budget), rows["rungs"], seconds)}
+    if not begun["stages"]:  # another time would have been enough for others
+        begun["tried"] = [each.name for each in clock.affordable(within(every, budget), rows["rungs"], seconds)]
+    candidates = {each.name: each for each in every if each.name in begun["tried"]}
     barred = {CONTROL, *(each.name for each in candidates.values() if each.over(budget))}
     pick = search.halve(list(candidates.values()), barred, rows["rungs"], epochs, seconds)
     reference, comparison = candidates[REFERENCE], None
@@ -140,7 +144,8 @@ def suggest(
         "versions": versions(),
     }
     write_whole(output / RESULT_FILE, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-    shutil.rmtree(output / STATES, ignore_errors=True)
+    for name in (STATES, HEADED):
+        shutil.rmtree(output / name, ignore_errors=True)
     write_outputs(output)
     return found
 
@@ -184,8 +189,11 @@ def _begun(output: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     return begun
 
 
-def _analysis(base: str, data: RunData, options: Options) -> dict[str, Any]:
-    """What is measured before the search: probes, gradients, the cut that they propose, candidates, a step's time."""
+def _analysis(base: str, data: RunData, options: Options, headed: Path) -> dict[str, Any]:
+    """What is measured before the search: probes, gradients, the cut that they propose, candidates, a step's time.
+
+    The base with the trained head goes to `headed`.
+    """
     start = time.perf_counter()
     train = data.text.splits["train"]
     train = train.select(range(min(PROBE_ROWS, train.num_rows)))
@@ -229,14 +237,17 @@ def _analysis(base: str, data: RunData, options: Options) -> dict[str, Any]:
             sensitivity = measure(model, layers, trainer.get_eval_dataloader(some))
         took = time.perf_counter() - begun
     kappa = kappa_shares(model, layers) if options.score == "kappa" else None
+    trainer.model.merge_and_unload().save_pretrained(headed)
+    trainer.processing_class.save_pretrained(headed)  # type: ignore[union-attr]
     n2 = choose_n2(kappa or sensitivity.relative, probes.n1)
     roles = paying_roles(sensitivity.biases, probes.n1)
     lora = {"r": options.lora_r, "lora_alpha": options.lora_alpha}
-    named = proposed(base, len(layers), probes.n1, n2, roles, options.seed, lora)
+    cuts = proposed(base, len(layers), probes.n1, n2, roles, options.seed, lora)
     tokens = max(1, round(float(np.mean(rows["length"])))), int(max(rows["length"]))
     empty = build_model(base, data.text.num_labels)
     work = len(some) * plan(empty, "full").flops(1, max(1, round(float(np.mean(some["length"]))))).total
     return {
+        "headed": base_of_grid(str(headed))[0],
         "layers": len(layers),
         "reads": f"the {'last' if last else 'first'} token and the mean over tokens",
         "probe_rows": len(labels),
@@ -244,7 +255,7 @@ def _analysis(base: str, data: RunData, options: Options) -> dict[str, Any]:
         "sensitivity": asdict(sensitivity),
         "kappa": kappa,
         "cut": {"n1": probes.n1, "n2": n2, "roles": roles},
-        "candidates": [asdict(each) for each in costed(empty, named, options.per_device_train_batch_size, *tokens)],
+        "candidates": [asdict(each) for each in costed(empty, cuts, options.per_device_train_batch_size, *tokens)],
         "flops_per_second": work / took,
         "start_seconds": round(starting, 2),
         "seconds": round(time.perf_counter() - start, 2),
