@@ -11,7 +11,20 @@ import argparse
 import os
 import sys
 
-from spafit_hf.cli import card, convert, evaluate, forgetting, plan, predict, pull, push, quickstart, reproduce, train
+from spafit_hf.cli import (
+    card,
+    convert,
+    evaluate,
+    forgetting,
+    plan,
+    predict,
+    pull,
+    push,
+    quickstart,
+    reproduce,
+    suggest,
+    train,
+)
 from spafit_hf.files import is_disk_full
 from spafit_hf.names import __version__
 from spafit_hf.words import sentence
@@ -22,7 +35,7 @@ ONEDNN_ENTRIES = "32"
 with their buffers. In bf16 on a CPU all products are its own: steps over batches of 122 lengths, 384 wide, peaked at
 2.7 GB, with 32 entries at 1.2 GB, in no more time."""
 
-COMMANDS = (plan, train, reproduce, evaluate, forgetting, predict, convert, push, pull, card, quickstart)
+COMMANDS = (plan, suggest, train, reproduce, evaluate, forgetting, predict, convert, push, pull, card, quickstart)
 
 
 def build_parser() -> argparse.ArgumentParser:

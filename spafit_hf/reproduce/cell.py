@@ -97,7 +97,7 @@ def run_cell(job: Job, data: RunData) -> Outcome:
         raise OSError(f"this worker has {key_versions()}, and the grid was begun with {job.versions}; install those.")
     start = time.perf_counter()
     try:
-        with quiet(), _levels_kept():
+        with quiet(), levels_kept():
             result, rows = _train(job, data)
     except FAILURES as error:
         if "No space left" in str(error):  # libraries wrap it
@@ -107,7 +107,7 @@ def run_cell(job: Job, data: RunData) -> Outcome:
 
 
 @contextmanager
-def _levels_kept() -> Iterator[None]:
+def levels_kept() -> Iterator[None]:
     """A trainer sets the levels of this package's and transformers' logs; they are the caller's again after that."""
     package, level, verbosity = logging.getLogger("spafit_hf"), logging.getLogger("spafit_hf").level, get_verbosity()
     try:

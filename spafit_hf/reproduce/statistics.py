@@ -43,6 +43,11 @@ class Difference:
     """The fewest pairs of runs; with 1 the interval is over rows alone, and too narrow by what seeds bring."""
 
     @property
+    def error(self) -> float:
+        """Its standard error, by other rows and other seeds."""
+        return math.sqrt(self.rows + self.over_seeds)
+
+    @property
     def half(self) -> float:
         """Half the width of the 95 % interval."""
         variance = self.rows + self.over_seeds
