@@ -13,6 +13,7 @@ import scripts.tiny
 import torch
 import transformers as hf
 from models import FAMILIES
+from safetensors.torch import load_file
 from scripts.runs import spafit_trainer
 from torch import nn
 
@@ -56,6 +57,16 @@ def test_a_pooler_that_the_checkpoint_had_not(language_model: Path, encoder: Pat
 
 def test_what_is_random_as_a_whole_has_nothing_new() -> None:
     assert find_architecture(hf.BertForSequenceClassification(FAMILIES["bert"].config())).new == ()
+
+
+def test_what_a_module_computes_for_itself_is_not_new(tmp_path: Path) -> None:
+    model = hf.MarianMTModel(hf.MarianConfig(**FAMILIES["bart"].config().to_diff_dict()))
+    model.save_pretrained(tmp_path)
+    assert not any("embed_positions" in name for name in load_file(tmp_path / "model.safetensors"))
+    model = hf.MarianMTModel.from_pretrained(tmp_path)
+    assert new_parameters(model) == ()
+    with pytest.raises(ValueError, match="linear-probe trains nothing"):
+        plan(model, "linear-probe")
 
 
 def test_a_bare_encoder_has_no_use_for_a_new_pooler(language_model: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,8 +79,11 @@ PARAMETERS = {
         "ignore_keys_for_eval start_time resume_from_checkpoint epochs_trained "
         "steps_trained_in_current_epoch"
     ),
+    "transformers.Trainer._save_rng_state": "self output_dir",
+    "transformers.Trainer._load_rng_state": "self checkpoint",
     "transformers.Trainer._get_train_sampler": "self train_dataset",
     "transformers.Trainer._get_eval_sampler": "self eval_dataset",
+    "transformers.models.marian.modeling_marian.MarianSinusoidalPositionalEmbedding.create_weight": "self",
     "transformers.Trainer._get_learning_rate": "self",
     "transformers.Trainer._build_accelerator_args": "self **kwargs",
     "transformers.Trainer._save": "self output_dir state_dict",

@@ -18,6 +18,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PretrainedConfig,
+    WavLMConfig,
+    WavLMForSequenceClassification,
 )
 
 from spafit_hf.architecture import describe_architecture, find_architecture, is_linear
@@ -394,6 +396,16 @@ def test_experts_without_matrices_of_their_own_are_noted() -> None:
         "in the layers that are no matrix of their own (experts, kernels): mlp.gate.weight, mlp.experts.gate_up_proj"
     )
     assert any(note in each for each in plan(composed("qwen2_moe"), "bitfit").notes)
+
+
+def test_an_attention_that_reads_the_weights_past_their_modules_is_noted() -> None:
+    config = WavLMConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+    note = "no effect of LoRA and deltas on wavlm.encoder.layers.* (16 in it): "
+    with torch.device("meta"):
+        model = WavLMForSequenceClassification(config)
+    for strategy in ("lora-II", "bitfit"):
+        assert any(each.startswith(note) for each in plan(model, strategy).notes)
+    assert not any(each.startswith("no effect") for each in plan(model, "linear-probe").notes)
 
 
 def test_every_bias_is_that_of_modules_without_a_role_too() -> None:

@@ -704,6 +704,19 @@ def test_full_fine_tuning_in_half_precision_is_warned_of(tmp_path: Path, caplog:
     assert "Full fine-tuning of weights in torch.bfloat16" in caplog.text
 
 
+def test_full_fine_tuning_in_float16_is_refused_before_it_is_nan(tmp_path: Path) -> None:
+    given = {"strategy": "full", "max_steps": 1}
+    run = trainer(tmp_path, tiny.bert(layers=1).to(torch.float16), **given)
+    before = tiny.state(run.model)
+    with pytest.raises(ValueError, match=r"float16 \(bert\..*dtype=torch.float32"):
+        run.train()
+    assert tiny.differences(before, tiny.state(run.model)) == []
+    run.evaluate()  # trains nothing
+    run = trainer(tmp_path, tiny.bert(layers=1).to(torch.float16), optim="adafactor", **given)
+    run.train()  # which keeps its states in fp32
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+
+
 def test_metrics_callbacks_and_smoothing(tmp_path: Path) -> None:
     steps: list[int] = []
 

@@ -75,6 +75,16 @@ def test_a_stack_that_is_dead_beside_a_living_one_is_named(caplog: pytest.LogCap
     assert "Of the stack decoder" not in caplog.text
 
 
+def test_a_stack_that_runs_and_is_cut_off_from_the_loss_is_refused() -> None:
+    model, watch = watched(models.tiny_generator("bart"), "spafit-4-9-II")
+    with torch.no_grad():
+        states = model.get_base_model().model.encoder(input_ids=IDS)
+    model(encoder_outputs=states, labels=IDS).loss.backward()
+    assert watch.look()
+    with pytest.raises(ValueError, match=r"group 2 of the encoder would not train: .*loss does not depend on them"):
+        watch.report()
+
+
 @pytest.mark.parametrize("given", [{}, {"activation_checkpointing": True}])
 def test_nothing_is_logged_of_a_whole_model_and_no_hook_stays(
     given: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -99,6 +101,31 @@ def kill_and_resume(folder: Path, step: int, **fields: Any) -> SpafitTrainer:
     run = build(folder, **fields)
     run.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     return run
+
+
+def noisy(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A collator that draws from every generator, as one that masks words does."""
+    batch = dict(tiny.tokenizer().pad(rows, return_tensors="pt"))
+    drawn = torch.rand(batch["input_ids"].shape) < 0.2 + 0.1 * random.random() + 0.1 * np.random.rand()
+    batch["input_ids"] = batch["input_ids"].masked_fill(drawn & (batch["attention_mask"] == 1), 5)
+    return {"labels": torch.as_tensor(batch.pop("label")), **batch}
+
+
+@pytest.mark.parametrize(("accumulated", "saved"), [(1, 3), (2, 1), (2, 3)])
+def test_what_batches_draw_at_random_is_drawn_again(accumulated: int, saved: int, tmp_path: Path) -> None:
+    more = {"gradient_accumulation_steps": accumulated, "save_steps": saved, "max_steps": saved + 3}
+    more |= {"per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 1}
+
+    def run(checkpoint: str | None) -> SpafitTrainer:
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        made = build(tmp_path, **more)
+        made.data_collator = noisy
+        made.train(resume_from_checkpoint=checkpoint)
+        return made
+
+    whole, resumed = run(None), run(str(tmp_path / f"checkpoint-{saved}"))
+    assert tiny.differences(outcome(whole)[0], outcome(resumed)[0]) == []
+    assert outcome(whole)[1] == outcome(resumed)[1]
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

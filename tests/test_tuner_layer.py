@@ -62,8 +62,12 @@ def test_a_delta_is_a_bias_trained_in_place(kind, dtype):
     layer.get_base_layer().to(dtype)
     assert layer.lora_delta["a"].dtype == torch.float32
     delta = layer.lora_delta["a"].to(torch.float64 if dtype == torch.float64 else torch.float32)
-    reference = with_bias_in_place(layer.get_base_layer(), delta)
-    assert torch.equal(layer(X.to(dtype)), reference(X.to(dtype)))
+    x = X.to(dtype)
+    if kind == "linear without bias" and dtype == torch.bfloat16:  # rounded where plain PEFT does: twice
+        expected = (layer.get_base_layer()(x).float() + delta).to(dtype)
+    else:
+        expected = with_bias_in_place(layer.get_base_layer(), delta)(x)
+    assert torch.equal(layer(x), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

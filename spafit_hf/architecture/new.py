@@ -40,11 +40,18 @@ def new_parameters(model: nn.Module) -> tuple[str, ...]:
         _mark_again(part)
         parameters = [(name, each) for name, each in part.named_parameters() if each.is_floating_point()]
         if any(getattr(each, MARK, False) is True for _, each in parameters):
-            names += [prefix + name for name, each in parameters if getattr(each, MARK, False) is not True]
+            computed = _computed(part)
+            new = (name for name, each in parameters if getattr(each, MARK, False) is not True)
+            names += [prefix + name for name in new if not name.startswith(computed)]
         elif _HEAD_CLASS.search(type(part).__name__):
             # The weights of a sum over layers stand beside the head, in no module of it.
             names += [prefix + name for name, each in parameters if "." not in name]
     return tuple(names)
+
+
+def _computed(part: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of what a module computes for itself at each load: Marian's sines of positions."""
+    return tuple(f"{name}." for name, module in part.named_modules() if hasattr(module, "create_weight"))
 
 
 def owners(model: nn.Module, parameters: tuple[str, ...]) -> tuple[str, ...]:

@@ -35,6 +35,12 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
     idle = dict.fromkeys(name.rpartition(".")[0] or name for name in untrained(result, modules[""]))
     if idle:
         lines.append(f"not in the base's checkpoint, and frozen: {_places(idle)}; its values are those of one load.")
+    past = [name for name in dict.fromkeys((*result.lora, *result.biases)) if _is_read_past(name, modules)]
+    if past:
+        lines.append(
+            f"no effect of LoRA and deltas on {_places(past)}: their attention hands the weights to torch's own "
+            "function and never calls these modules, so nothing of them would get a gradient."
+        )
     lines += _frozen_notes(result, modules)
     lines += _fused_notes(result)
     sizes = result.linear
@@ -112,6 +118,13 @@ def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]
         ("outside the layers", outside),
     )
     return [f"frozen weights {what}: {_places(dict.fromkeys(names))}." for what, names in found if names]
+
+
+def _is_read_past(name: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether the module around this one gives its weights to torch's attention: WavLM, nn.MultiheadAttention."""
+    around, _, own = name.rpartition(".")
+    codes = (getattr(method, "__code__", None) for method in vars(type(modules[around])).values())
+    return any({"multi_head_attention_forward", own} <= {*code.co_names} for code in codes if code is not None)
 
 
 _OTHER_KINDS = (nn.Embedding, nn.modules.conv._ConvNd)

@@ -1,9 +1,14 @@
 """What trains gets a gradient: watched once, over the first accumulation window of a run.
 
     tensors that train -> the first window's backward passes -> those still without a gradient
-                                                                 a few                          one warning
-                                                                 all of a stratum of one stack  a warning of its own
-                                                                 all of a kind or a stratum     ValueError
+                                                                 a few                        one warning
+                                                                 all of a stratum in a stack
+                                                                     that did not run         a warning of its own
+                                                                     that ran                 ValueError
+                                                                 all of a kind or a stratum   ValueError
+
+A stack may rest for good reasons: texts alone for a model that can see, a decoder given the encoder's states. One that
+runs and learns nothing was cut off from the loss.
 
 LoRA A has a gradient of zeros at first, since B is zero: that is a gradient. None is what is looked for.
 """
@@ -86,25 +91,28 @@ class GradientWatch:
         """Name what has no gradient, if anything has none; DDP `needs_all`, unless it searches for those missing.
 
         Raises:
-            ValueError: for a stratum or a kind without any gradient, and where all are needed.
+            ValueError: for a stratum or a kind without any gradient, for a stratum in a stack that ran, and where all
+                are needed.
         """
         if not self.dead:
             return
         strata = self._strata()
-        for what, names in self._wholes(strata).items():
+        idle = {key: names for key, names in strata.items() if self.dead.issuperset(names)}
+        ran = {f"{what} of the {stack}": names for (what, stack), names in idle.items() if self._some_ran(names)}
+        for what, names in (self._wholes(strata) | ran).items():
             if self.dead.issuperset(names):
                 raise ValueError(
                     f"{what} would not train: in the first step none of its {len(names)} tensors got a gradient, "
-                    f"{self._described(names)}. Take a strategy without it, or a model and a task that use it."
+                    f"{self._described(names)}. Take a strategy without it, freeze it in trainer.model "
+                    "(requires_grad_(False)), or take a model and a task that use it."
                 )
         text = f"In the first step {len(self.dead)} of {len(self.tensors)} tensors that train got no gradient: "
         text += self._described(self.dead)
         if needs_all:
             raise ValueError(f"{text}. DDP waits for them; --ddp_find_unused_parameters true lets it go on.")
         logger.warning("%s. They stay as they are.", text)
-        for (stratum, stack), names in strata.items():
-            if self.dead.issuperset(names):
-                logger.warning("Of the stack %s nothing of %s trains: no tensor of it got one.", stack, stratum)
+        for stratum, stack in idle:
+            logger.warning("Of the stack %s nothing of %s trains: no tensor of it got one.", stack, stratum)
 
     def _strata(self) -> dict[tuple[str, str], set[str]]:
         """Name and stack of each stratum, with its tensors."""
@@ -131,6 +139,11 @@ class GradientWatch:
             short = re.sub(r"\.\d+(?=\.|$)", ".*", owner.removeprefix("base_model.model."))
             reasons[self._reason(owner)][short] = None
         return "; ".join(listing([*owners]) + (f" ({reason})" if reason else "") for reason, owners in reasons.items())
+
+    def _some_ran(self, names: Iterable[str]) -> bool:
+        """Whether any of the modules ran, or what is around it did."""
+        owners = {owner_of(name) for name in names}
+        return self._ran is not None and not self._ran.isdisjoint(owners | {_parent(owner) for owner in owners})
 
     def _reason(self, owner: str) -> str:
         if self._ran is None:

@@ -29,6 +29,7 @@ from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Traine
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_pt_utils import find_batch_size, get_model_param_count
 from transformers.trainer_utils import BestRun, EvalLoopOutput, TrainOutput, has_length
+from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from spafit_hf.adapter import AdapterError, save_adapter, start_from
@@ -36,6 +37,7 @@ from spafit_hf.architecture import find_architecture
 from spafit_hf.planner import Plan
 from spafit_hf.planner.notes import NATIVE_NOTE
 from spafit_hf.strategy import Strategy, StrategyLike
+from spafit_hf.trainer.ahead import FetchedAhead
 from spafit_hf.trainer.arguments import (
     DEFAULT_STRATEGY,
     NOT_SET,
@@ -50,7 +52,15 @@ from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, split_groups
 from spafit_hf.trainer.sampler import LengthGroupedSampler, LengthSortedSampler, example_lengths
 from spafit_hf.trainer.sharding import gather_deltas, shard_by_layer, whole_parameters
 from spafit_hf.trainer.shortcuts import FirstTokenShortCut, PrefixShortCut
-from spafit_hf.trainer.wrapping import has_adapter, is_ours, taken_out, warn_of_halves, wrap, wrapped_before
+from spafit_hf.trainer.wrapping import (
+    has_adapter,
+    is_ours,
+    refuse_float16,
+    taken_out,
+    warn_of_halves,
+    wrap,
+    wrapped_before,
+)
 from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
@@ -69,6 +79,9 @@ class StrataTrainer(Trainer):
     """Rows of the accumulation window, where its batches differ in size."""
     _watch: GradientWatch | None = None
     """Until the first optimizer step of a run."""
+
+    _has_state = False
+    """Whether the random state of the checkpoint that is resumed from is in place."""
 
     _undo: ExitStack | None = None
     """While the trainer is made: what makes a model plain again that was given plain."""
@@ -99,6 +112,7 @@ class StrataTrainer(Trainer):
         """What the short cuts of a training or an evaluation have changed on the model, to be undone at its end."""
         self._prefix = PrefixShortCut(self, self._opened)
         self._first_token = FirstTokenShortCut(self, self._opened, self._prefix)
+        self._ahead = FetchedAhead()
         self.args = args
         self._optimizer_was_given = optimizers[0] is not None
         self._native = False
@@ -217,6 +231,10 @@ class StrataTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self._opened.close()  # of an attempt with a larger batch (auto_find_batch_size)
         self._log_strata()
+        own = self._optimizer_was_given or self.optimizer_cls_and_kwargs is not None
+        adamw = self.args.optim in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED) and not own
+        if adamw and not self.is_deepspeed_enabled and not self._trains_adapter():
+            refuse_float16(self.model)
         if self.args.activation_checkpointing and self._trains_adapter():
             _spare_frozen_prefix(self.model)
         if self.is_fsdp_enabled:
@@ -253,11 +271,30 @@ class StrataTrainer(Trainer):
         # accelerate's set_epoch does not reach the sampler of a run that resumes within an epoch on several processes.
         if self._length_sampler is not None:
             self._length_sampler.set_epoch(epoch)
-        super()._run_epoch(model, epoch, *args, **kwargs)
+        self._ahead.watch(kwargs["train_dataloader"])
+        checkpoint = kwargs["resume_from_checkpoint"]
+        midst = epoch == kwargs["epochs_trained"] and kwargs["steps_trained_in_current_epoch"] > 0
+        if checkpoint is None or not midst or self.args.ignore_data_skip:
+            super()._run_epoch(model, epoch, *args, **kwargs)
+            return
+        super()._load_rng_state(checkpoint)
+        with self._ahead.resuming(checkpoint, self.args.process_index, kwargs["train_dataloader"]) as self._has_state:
+            super()._run_epoch(model, epoch, *args, **kwargs)
+        self._has_state = False
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self._ahead.save(output_dir, self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # Trainer's own moment is after two batches were fetched.
+        if not self._has_state:
+            super()._load_rng_state(checkpoint)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor | int | None]:
         """`Trainer.get_batch_samples`, with a look at the rows of a window: its batches may differ in size."""
-        samples, items = super().get_batch_samples(*args, **kwargs)
+        with self._ahead.window():
+            samples, items = super().get_batch_samples(*args, **kwargs)
         rows = [find_batch_size(batch) for batch in samples]
         self._window_rows = sum(rows) if None not in rows and len(set(rows)) > 1 else None
         return samples, items

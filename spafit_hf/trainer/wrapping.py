@@ -123,3 +123,18 @@ def warn_of_halves(model: nn.Module, args: TrainingArguments) -> None:
             "train with --bf16 for its speed.",
             halves.pop(),
         )
+
+
+def refuse_float16(model: nn.Module) -> None:
+    """Refuse to train whole weights in fp16 with AdamW: one step makes them NaN.
+
+    Raises:
+        ValueError: where such weights train.
+    """
+    names = [name for name, each in model.named_parameters() if each.requires_grad and each.dtype == torch.float16]
+    if names:
+        raise ValueError(
+            f"{len(names)} tensors that train are in float16 ({names[0]}), where AdamW divides by squares of "
+            "gradients that have become zero: all would be NaN. Load the model with dtype=torch.float32; --fp16 or "
+            "--bf16 give half precision's speed."
+        )

@@ -14,7 +14,8 @@ LoRA, and with nesting the names in a checkpoint would depend on which was loade
 
 A delta is added to the bias before the matmul, not to its result: this is bit for bit what a model computes whose
 bias was trained in place, and what the merged model computes. Where the base's tensors cannot be read outside its own
-forward (quantized, sharded by ZeRO-3, or under an accelerate hook), the delta is added to the result instead.
+forward (quantized, sharded by ZeRO-3, or under an accelerate hook), the delta is added to the result instead; so it is
+in half precision where the base has no bias, as plain PEFT does, which reads such a delta as a bias of LoRA B.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from spafit_hf.architecture import is_linear, takes_delta
 from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.handed import Handed
+from spafit_hf.tuner.masters import HALF
 
 OWN_PARTS = ("lora_delta", "lora_down", "lora_up")  # what an adapter may have beside PEFT's LoRA
 
@@ -151,7 +153,7 @@ class DeltaLayer(LoraLayer):
         if not plain and any(self.has_lora(name) for name in self.active_adapters):
             result = super().forward(x, *args, **kwargs)  # type: ignore[misc]
             delta = self._active_delta()
-            return result if delta is None else result + delta.to(result.dtype)
+            return result if delta is None else (result + delta).to(result.dtype)
 
         kwargs.pop("adapter_names", None)
         for key in VARIANT_KWARG_KEYS:
@@ -162,7 +164,7 @@ class DeltaLayer(LoraLayer):
         result = None if args or kwargs else _forward_with_delta(self.base_layer, x, delta)
         if result is None:
             result = self.base_layer(x, *args, **kwargs)
-            return result + delta.to(result.dtype)
+            return (result + delta).to(result.dtype)
         return result
 
     def _active_delta(self) -> torch.Tensor | None:
@@ -343,6 +345,8 @@ def _forward_with_delta(base: nn.Module, x: torch.Tensor, delta: torch.Tensor) -
     ):
         return None
     bias = base._parameters["bias"]
+    if bias is None and weight.dtype in HALF:
+        return None
     bias = delta if bias is None else bias + delta
     if bias.dtype is not weight.dtype:
         bias = bias.to(weight.dtype)

@@ -1,0 +1,125 @@
+"""What batches draw at random, masks of a language model or crops of images, and the one that is fetched ahead.
+
+    fetch k + 1 | step k | checkpoint | fetch k + 2 | step k + 1 | ...
+    ^ noted here         ^ the random state that Trainer saves
+
+The loader is one batch ahead of the steps. Trainer puts its state back after a resumed run has fetched two batches, so
+these, and all that follows, would draw other numbers than in the run that was not stopped. Here the state before the
+batch that waits is saved too, and put back before it is fetched again.
+
+Batches of worker processes (`dataloader_num_workers`) draw there, out of reach.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import DataLoaderShard
+from torch.utils.data import IterableDataset
+
+FILE = "rng_state_ahead_{}.pth"
+"""In a checkpoint, by the number of the process; there only where batches draw."""
+
+State = dict[str, Any]
+
+
+def random_state() -> State:
+    """The state of Python's, NumPy's and torch's generators on the CPU, in types that `torch.load` takes for safe."""
+    state: Any = np.random.get_state()
+    name, keys, *others = state
+    numpy = [name, torch.from_numpy(keys.astype(np.int64)), *others]
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
+
+
+def set_random_state(state: State) -> None:
+    """Put a state back."""
+    name, keys, *others = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *others))
+    torch.set_rng_state(state["torch"])
+
+
+def _equal(one: State, other: State) -> bool:
+    same = torch.equal(one["torch"], other["torch"]) and torch.equal(one["numpy"][1], other["numpy"][1])
+    return same and one["numpy"][2:] == other["numpy"][2:] and one["python"] == other["python"]
+
+
+class FetchedAhead:
+    """The random state around each batch of a training."""
+
+    def __init__(self) -> None:
+        self._before: State | None = None
+        self._around: list[State] | None = None
+        self._first: State | None = None
+        self._then: State | None = None
+
+    def watch(self, loader: Any) -> None:
+        """Look at the batches of a loader."""
+        if (
+            not isinstance(loader, DataLoaderShard)
+            or loader.num_workers
+            or isinstance(loader.dataset, IterableDataset)
+        ):
+            return
+        if not isinstance(loader.collate_fn, _Noting):
+            loader.base_dataloader.collate_fn = _Noting(loader.collate_fn, self)
+
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        """Within it Trainer fetches the batches of a step: the state at its start and at the end of each is noted."""
+        if self._first is not None:
+            set_random_state(self._first)
+            self._first = None
+        self._around = [random_state()]
+        try:
+            yield
+        finally:
+            around, self._around = self._around, None
+            drew = len(around) > 1 and not _equal(*around[-2:])
+            self._before = around[-2] if drew else None
+
+    def fetched(self) -> None:
+        """A batch is there."""
+        if self._around is None:  # of an evaluation
+            return
+        if self._then is not None:
+            set_random_state(self._then)
+            self._then = None
+        self._around.append(random_state())
+
+    def save(self, folder: str, process: int) -> None:
+        """Write the state before the batch that waits into a checkpoint, if that batch drew anything."""
+        if self._before is not None:
+            torch.save(self._before, Path(folder) / FILE.format(process))
+
+    @contextmanager
+    def resuming(self, folder: str, process: int, loader: Any) -> Iterator[bool]:
+        """An epoch that goes on in its midst, the random state being that of the checkpoint: whether it is seen to."""
+        file = Path(folder) / FILE.format(process)
+        if not (file.is_file() and isinstance(getattr(loader, "collate_fn", None), _Noting)):
+            yield False
+            return
+        self._first, self._then = torch.load(file, weights_only=True), random_state()
+        loader.base_dataloader.generator = torch.Generator()  # or an iterator would draw a seed from the state
+        try:
+            yield True
+        finally:
+            self._first = self._then = loader.base_dataloader.generator = None
+
+
+class _Noting:
+    """A collator that says when it is done."""
+
+    def __init__(self, collate: Callable[[Any], Any], ahead: FetchedAhead) -> None:
+        self.collate, self.ahead = collate, ahead
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        self.ahead.fetched()
+        return batch
