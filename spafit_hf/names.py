@@ -45,9 +45,14 @@ AUTO_CLASSES = {
 }
 """PEFT task -> the class of transformers that makes a base of it."""
 
+PAIR_CLASS = "EncoderDecoderModel"
+"""An encoder and a decoder of separate models; those that take images or speech have longer names."""
+
 
 def task_of_class(name: str) -> str | None:
     """PEFT's task of a model class, from its name; None for classes that PEFT wraps plainly."""
+    if name == PAIR_CLASS:
+        return "SEQ_2_SEQ_LM"
     return next((task for ending, task in TASK_OF_CLASS.items() if name.endswith(ending)), None)
 
 
