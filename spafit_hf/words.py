@@ -15,10 +15,14 @@ FIGURE_WORDS = {
     "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
     "pearsonr": "Pearson", "spearmanr": "Spearman", "mse": "Mean squared error", "mae": "Mean absolute error",
     "rmse": "Root mean squared error", "perplexity": "Perplexity", "loss": "Loss", "eval_loss": "Loss",
+    "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
 }  # fmt: skip
 
 #: Our name of a figure -> the Hub's id of the metric, where they differ.
-METRIC_IDS = {"pearson": "pearsonr", "spearman": "spearmanr"}
+METRIC_IDS = {"pearson": "pearsonr", "spearman": "spearmanr", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge"}
+
+#: Endings of the names of what is no figure, but says how sure one is: the ends of a 95 % interval, a standard error.
+SPREADS = {"_ci_low": ", 95 % from", "_ci_high": ", 95 % to", "_se": ", standard error"}
 
 
 def method_title(method: str) -> str:
@@ -69,7 +73,14 @@ def figure(value: float) -> str:
 
 
 def figure_name(name: str) -> str:
-    return FIGURE_WORDS.get(name, name.replace("_", " "))
+    ending = next((ending for ending in SPREADS if name.endswith(ending)), "")
+    name = name.removesuffix(ending)
+    return FIGURE_WORDS.get(name, name.replace("_", " ")) + SPREADS.get(ending, "")
+
+
+def is_spread(name: str) -> bool:
+    """Whether a name is of how sure a figure is."""
+    return name.endswith(tuple(SPREADS))
 
 
 def listing(words: Sequence[str], last: str = "and") -> str:

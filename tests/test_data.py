@@ -82,7 +82,7 @@ def test_tsv_with_stray_quotes_loses_no_line(tmp_path: Path) -> None:
         ("a.jsonl", '{"t": "a"}\n{"t": "\\ud800"}\n', "Column 't' .* surrogate"),
         ("a.jsonl", '{"\\ud800": "a"}\n', r"Column '\\ud800' .* surrogate"),
         ("a.parquet", "nothing", "not a readable parquet"),
-        ("a.txt", "x", r"\.csv, \.tsv"),
+        ("a.doc", "x", r"\.csv, \.tsv"),
     ],
 )
 def test_bad_files_are_refused_in_a_sentence(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 from spafit_hf.adapter.fit import head_output
 from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError
+from spafit_hf.adapter.pair import is_half, load_seq2seq
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
 from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
@@ -223,9 +224,12 @@ def load_base(base: str | os.PathLike[str] | None, folder: Path) -> nn.Module:
             id2label = {int(index): label for index, label in adapter.labels["id2label"].items()}
             config.id2label, config.label2id = id2label, {label: index for index, label in id2label.items()}
             config.problem_type = adapter.labels["problem_type"]
-        model = getattr(transformers, AUTO_CLASSES[adapter.task_type]).from_pretrained(
-            source, config=config, **where, adapter_kwargs={"local_files_only": where["local_files_only"]}
-        )
+        if adapter.task_type == "SEQ_2_SEQ_LM" and is_half(config):
+            model = load_seq2seq(source, **where)
+        else:
+            model = getattr(transformers, AUTO_CLASSES[adapter.task_type]).from_pretrained(
+                source, config=config, **where, adapter_kwargs={"local_files_only": where["local_files_only"]}
+            )
     except Exception as error:  # on broken files transformers raises whatever it stumbles over
         raise AdapterError(f"the base {name!r} cannot be loaded: {first_line(error)}") from error
     if source != name:

@@ -6,7 +6,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from spafit_hf.card.facts import CardFacts, Score
 from spafit_hf.names import is_hub_id
-from spafit_hf.words import METRIC_IDS, figure_name
+from spafit_hf.words import METRIC_IDS, figure_name, is_spread
 
 #: PEFT's task type -> the Hub's task, where one follows from the other.
 PIPELINE_TAGS = {
@@ -70,8 +70,8 @@ def _one_or_more(values: tuple[str, ...]) -> str | list[str] | None:
 
 
 def _kept(score: Score) -> list[str]:
-    """The figures of a score that are metrics: a loss is none."""
-    return [name for name in score.figures if name not in ("loss", "eval_loss")]
+    """The figures of a score that are metrics: a loss is none, nor the error of another."""
+    return [name for name in score.figures if name not in ("loss", "eval_loss") and not is_spread(name)]
 
 
 def _results(facts: CardFacts, score: Score) -> list[EvalResult]:

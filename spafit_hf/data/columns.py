@@ -18,31 +18,46 @@ TEXTS = ("text", "sentence", "review", "content", "document", "snippet", "commen
 LABELS = ("label", "labels", "class", "target", "sentiment", "category", "rating", "score", "stars")
 
 
-def choose_label(split: Dataset, given: str | None, texts: Sequence[str], origin: str, notes: list[str]) -> str:
-    """The label column: the given one, or the one named like a label, or the only one beside the given texts."""
+def choose_label(
+    split: Dataset,
+    given: str | None,
+    texts: Sequence[str],
+    origin: str,
+    notes: list[str],
+    names: Sequence[str] = LABELS,
+) -> str:
+    """The label column: the given one, or the one with such a name, or the only one beside the given texts."""
     if given is not None:
         require_columns(split, [given], origin)
         return given
     free = [name for name in split.column_names if name not in texts]
-    found = _alike(LABELS, free) or (free if texts and len(free) == 1 else [])
+    found = _alike(names, free) or (free if texts and len(free) == 1 else [])
     if not found:
         raise DataError(
             f"{origin} has the columns {', '.join(split.column_names)}, and none is named like a label "
-            f"({', '.join(LABELS)}). Name the label column."
+            f"({', '.join(names)}). Name the label column."
         )
     if found[0] != LABEL:
         notes.append(f"Label column: '{found[0]}' (inferred from its name).")
     return found[0]
 
 
-def choose_texts(split: Dataset, given: tuple[str, ...], label: str, origin: str, notes: list[str]) -> tuple[str, ...]:
+def choose_texts(
+    split: Dataset,
+    given: tuple[str, ...],
+    label: str,
+    origin: str,
+    notes: list[str],
+    names: Sequence[str] = TEXTS,
+    pairs: Sequence[tuple[str, str]] = TEXT_PAIRS,
+) -> tuple[str, ...]:
     """The text columns: the given ones, or a pair or column named like texts, or the only column of strings."""
     columns = given
     if not given:
         free = [name for name in split.column_names if name != label]
         strings = [name for name in free if _is_text(split, name)]
-        alike = [tuple(_alike(pair, free)) for pair in TEXT_PAIRS]
-        found = [pair for pair in alike if len(pair) == 2] + [(name,) for name in _alike(TEXTS, free)]
+        alike = [tuple(_alike(pair, free)) for pair in pairs]
+        found = [pair for pair in alike if len(pair) == 2] + [(name,) for name in _alike(names, free)]
         found += [(name,) for name in strings if len(strings) == 1]
         if not found:
             raise DataError(

@@ -3,6 +3,7 @@
     reviews.csv     text,label        .csv  .tsv     every cell is a string: "NA", "null" and "01" stay what they are
     reviews.jsonl   {"text": ...}     .json .jsonl   one object per line, or one list of objects
     reviews.parquet                   .parquet       typed; ClassLabel names written by `datasets` survive
+    essays.txt                        .txt           a text per line, in the column text; blank lines are none
 
 Nothing is guessed and no row is dropped here: a row that does not fit the header is an error that names its line.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 LONGEST_FIELD = 2**31 - 1  # the csv module keeps its limit in a C long, which has 32 bits on Windows
 
 
@@ -30,9 +31,9 @@ def read_table(path: str | Path) -> Dataset:
     """Read one local file of rows.
 
     Args:
-        path: a `.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` file; text is UTF-8 (a byte order mark is skipped). In
-            CSV `"` quotes as in RFC 4180; in a TSV that only makes sense without quotes it is a plain character, one
-            row per line (GLUE's own files).
+        path: a `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet` or `.txt` file; text is UTF-8 (a byte order mark is
+            skipped). In CSV `"` quotes as in RFC 4180; in a TSV that only makes sense without quotes it is a plain
+            character, one row per line (GLUE's own files).
 
     Returns:
         The rows, in file order. CSV and TSV columns are all strings; columns of JSON and parquet keep their types.
@@ -53,6 +54,9 @@ def read_table(path: str | Path) -> Dataset:
             columns = _json(file)
         elif suffix == ".parquet":
             return _parquet(file)
+        elif suffix == ".txt":
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+            columns = {"text": [line for line in lines if line.strip()]}
         else:
             raise DataError(
                 f"'{path}' ends in '{file.suffix}'; files of rows end in {', '.join(SUFFIXES)}. Convert or rename it."

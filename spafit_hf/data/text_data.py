@@ -35,8 +35,22 @@ SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation"
                "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
 
 
+class Splits:
+    """What follows from the names of splits of rows."""
+
+    splits: DatasetDict
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        """Names of the validation splits; of the test split where there is no other."""
+        names = tuple(str(name) for name in self.splits)
+        return tuple(name for name in names if name.startswith("validation")) or tuple(
+            name for name in names if name.startswith("test")
+        )
+
+
 @dataclass(frozen=True)
-class TextData(Labelled):
+class TextData(Splits, Labelled):
     """Splits of labelled text in one shape, with the facts a training run and a card need.
 
     Attributes:
@@ -52,14 +66,6 @@ class TextData(Labelled):
     labels: tuple[str, ...]
     source: str
     notes: tuple[str, ...] = ()
-
-    @property
-    def evaluation_splits(self) -> tuple[str, ...]:
-        """Names of the validation splits; of the test split where there is no other."""
-        names = tuple(str(name) for name in self.splits)
-        return tuple(name for name in names if name.startswith("validation")) or tuple(
-            name for name in names if name.startswith("test")
-        )
 
     def in_both_orders(self) -> TextData:
         """The same with each training pair a second time, its texts swapped.
@@ -125,9 +131,7 @@ def load_text_data(
     """
     files = {"train": train_file, "validation": validation_file, "test": test_file}
     from_hub = functools.partial(load_hub_dataset, config_name=config_name, revision=revision, cache_dir=cache_dir)
-    splits, origin, notes = _read_splits(source, files, from_hub)
-    if need_train and "train" not in splits:
-        raise DataError(f"{origin} has no train split, only {', '.join(splits)}. Name its rows with a train file.")
+    splits, origin, notes = read_splits(source, files, from_hub, need_train)
     first = splits.get("train", next(iter(splits.values())))
     if isinstance(text_columns, str):
         text_columns = [name.strip() for name in text_columns.split(",")]
@@ -141,26 +145,51 @@ def load_text_data(
         plain = split.select_columns([*columns, label])
         splits[name] = without_empty(plain, columns, label, whose, drop_empty, notes)
     encoded, names = encode_labels(splits, label, labels, regression, origin, notes)
-    if need_train and not any(name.startswith("validation") for name in encoded):
-        carved = carve_validation(encoded["train"], columns, share=validation_share, seed=seed)
+    held = with_validation(encoded, columns, need_train, notes, validation_share, seed)
+    return TextData(held, columns, names, origin, tuple(notes))
+
+
+def with_validation(
+    splits: dict[str, Dataset],
+    columns: Sequence[str],
+    need_train: bool,
+    notes: list[str],
+    share: float = 0.1,
+    seed: int = 42,
+) -> DatasetDict:
+    """The splits with one to measure on, held out of train where there is none; see `load_text_data`."""
+    if need_train and not any(name.startswith("validation") for name in splits):
+        carved = carve_validation(splits["train"], columns, share=share, seed=seed)
         notes.append(
-            f"No validation split: {carved['validation'].num_rows} of {encoded['train'].num_rows} train rows are held "
-            f"out as one (share {validation_share:g}, seed {seed}, equal texts kept on one side)."
+            f"No validation split: {carved['validation'].num_rows} of {splits['train'].num_rows} train rows are held "
+            f"out as one (share {share:g}, seed {seed}, equal texts kept on one side)."
         )
-        encoded = {**encoded, **carved}
-    elif "train" in encoded:
-        for name, count in shared_texts(encoded, columns).items():
+        splits = {**splits, **carved}
+    elif "train" in splits:
+        for name, count in shared_texts(splits, columns).items():
             if count:
-                notes.append(f"{count} of the {encoded[name].num_rows} {name} rows have the text of a train row.")
+                notes.append(f"{count} of the {splits[name].num_rows} {name} rows have the text of a train row.")
     import datasets
 
-    return TextData(datasets.DatasetDict(encoded), columns, names, origin, tuple(notes))
+    return datasets.DatasetDict(splits)
+
+
+def read_splits(
+    source: str | Path | None,
+    files: Mapping[str, str | Path | None],
+    from_hub: Callable[[str], DatasetDict],
+    need_train: bool,
+) -> tuple[dict[str, Dataset], str, list[str]]:
+    """The splits by their names here, what they are called in errors, and a note for each that is not used."""
+    splits, origin, notes = _read_splits(source, files, from_hub)
+    if need_train and "train" not in splits:
+        raise DataError(f"{origin} has no train split, only {', '.join(splits)}. Name its rows with a train file.")
+    return splits, origin, notes
 
 
 def _read_splits(
     source: str | Path | None, files: Mapping[str, str | Path | None], from_hub: Callable[[str], DatasetDict]
 ) -> tuple[dict[str, Dataset], str, list[str]]:
-    """The splits by their names here, what they are called in errors, and a note for each that is not used."""
     given = {split: Path(path) for split, path in files.items() if path is not None}
     if (source is None) == (not given):
         raise DataError("Give either a dataset (a Hub id, a folder or one file) or train/validation/test files.")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spafit_hf.data.labels import LABEL
-from spafit_hf.data.table import require_columns
+from spafit_hf.data.table import DataError, require_columns
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -52,11 +52,73 @@ def tokenize(
         require_columns(split, columns, f"The {name} split")
         dropped = [column for column in split.column_names if column != LABEL]
         encoded = split.map(encode, batched=True, remove_columns=dropped, desc=f"Tokenizing {name}")
-        cut = sum(encoded["cut"])
-        if cut:
-            logger.warning(
-                "%s: %d of %d rows are longer than %d tokens and lose their end; raise max_length to keep it.",
-                name, cut, split.num_rows, limit,
-            )  # fmt: skip
-        tokenized[name] = encoded.remove_columns("cut")
+        tokenized[name] = _warned(encoded, name, limit)
+    return DatasetDict(tokenized)
+
+
+def _warned(encoded: Dataset, name: str, limit: int, what: str = "rows", setting: str = "max_length") -> Dataset:
+    """Without the column "cut", after a warning of the rows that it marks."""
+    cut = sum(encoded["cut"])
+    if cut:
+        logger.warning(
+            "%s: %d of %d %s are longer than %d tokens and lose their end; raise %s to keep it.",
+            name, cut, encoded.num_rows, what, limit, setting,
+        )  # fmt: skip
+    return encoded.remove_columns("cut")
+
+
+def tokenize_targets(
+    splits: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[str],
+    *,
+    max_length: int = 128,
+    max_target_length: int = 64,
+) -> DatasetDict:
+    """`tokenize`, and in place of `label`, the text to be written, its tokens as `labels`: at most
+    `max_target_length`, special ones included; of how many the end was cut off is logged."""
+    tokenized = tokenize(splits, tokenizer, columns, max_length=max_length)
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        whole = tokenizer(text_target=batch[LABEL], padding=False, verbose=False)["input_ids"]
+        kept = tokenizer(text_target=batch[LABEL], truncation=True, max_length=max_target_length, padding=False)
+        cut = [len(ids) > max_target_length for ids in whole]
+        return {"labels": kept["input_ids"], "cut": cut}
+
+    for name, split in tokenized.items():
+        encoded = split.map(encode, batched=True, remove_columns=[LABEL], desc=f"Tokenizing {name}")
+        tokenized[name] = _warned(encoded, name, max_target_length, "texts to be written", "max_target_length")
+    return tokenized
+
+
+def tokenize_texts(
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, column: str, *, max_length: int = 128
+) -> DatasetDict:
+    """Tokens of whole texts, a row each, for a model that predicts every next one: `input_ids`, `labels`, `length`.
+
+    A text ends with the tokenizer's end token, which says that it is over; one longer than `max_length` tokens loses
+    its end, that token with it, and how many do is logged.
+
+    Raises:
+        DataError: for a tokenizer without an end token.
+    """
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if end is None:
+        raise DataError("The base's tokenizer has no end token (eos_token); set one in its tokenizer_config.json.")
+    limit = min(max_length, tokenizer.model_max_length)
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        found = tokenizer(batch[column], padding=False, verbose=False)["input_ids"]
+        whole = [ids if ids[-1:] == [end] else [*ids, end] for ids in found]
+        kept = [ids[:limit] for ids in whole]
+        cut = [len(ids) > limit for ids in whole]
+        masks = [[1] * len(ids) for ids in kept]
+        return {"input_ids": kept, "attention_mask": masks, "labels": kept, "length": list(map(len, kept)), "cut": cut}
+
+    from datasets import DatasetDict
+
+    tokenized = {}
+    for name, split in splits.items():
+        encoded = split.map(encode, batched=True, remove_columns=split.column_names, desc=f"Tokenizing {name}")
+        tokenized[name] = _warned(encoded, name, limit)
     return DatasetDict(tokenized)

@@ -30,12 +30,13 @@ from transformers import EvalPrediction, PrinterCallback, TrainerCallback
 from transformers.utils.logging import get_verbosity, set_verbosity
 
 from spafit_hf.data import jsonable
-from spafit_hf.data.figures import compute
+from spafit_hf.data.figures import REGRESSION, compute
 from spafit_hf.names import __version__
 from spafit_hf.reproduce.grid import Cell
 from spafit_hf.reproduce.results import FORMAT
 from spafit_hf.run import BaseArguments, RunData, parameters_of, prepare, quiet
-from spafit_hf.trainer import SpafitTrainer, SpafitTrainingArguments
+from spafit_hf.run.train import AnyTrainer
+from spafit_hf.trainer import SpafitTrainingArguments
 from spafit_hf.trainer.arguments import NOT_SET
 from spafit_hf.trainer.machine import machine, versions
 from spafit_hf.words import first_line
@@ -161,7 +162,7 @@ def _train(job: Job, data: RunData) -> tuple[dict[str, Any], bytes]:
     return result, safetensors.numpy.save(recorder.rows())
 
 
-def _trainer(job: Job, data: RunData, scratch: str, states: str) -> tuple[SpafitTrainer, DatasetDict]:
+def _trainer(job: Job, data: RunData, scratch: str, states: str) -> tuple[AnyTrainer, DatasetDict]:
     settings, rate = job.settings, job.cell.learning_rate
     assert rate is not None
     same = ("num_train_epochs", "per_device_train_batch_size", "weight_decay", "warmup_steps", "bf16",
@@ -222,7 +223,7 @@ class Recorder(TrainerCallback):
 
     def __init__(self, data: RunData) -> None:
         self.figures = data.figures
-        self.regression = data.text.regression
+        self.regression = data.figures[0] in REGRESSION
         self.chosen_on = "selection" if "selection" in data.text.splits else "validation"
         self.labels = np.empty(0)
         self.logits: dict[float, np.ndarray] = {}

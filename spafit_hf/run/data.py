@@ -1,19 +1,28 @@
-"""The labelled text of a run: from what the command line names to rows with the figures that count on them."""
+"""The text of a run: from what the command line names to rows with the figures that count on them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from datasets import DatasetDict
 from transformers import EvalPrediction
 
 from spafit_hf.data import TextData, carve_validation, compute_figures, default_figures, load_text_data
+from spafit_hf.data.generation import GenerationData, load_generation_data
 from spafit_hf.data.glue import DATASET_ID, TASKS, get_task
 from spafit_hf.data.glue_metric import compute_metrics_for
 from spafit_hf.data.glue_rows import load_task
 from spafit_hf.data.reviews import LABELS, MOVIE_REVIEWS, TEXT, load_movie_reviews
+from spafit_hf.data.rouge import ROUGE
 from spafit_hf.trainer.facts import data_of
+
+GENERATION = {"summarization": ROUGE, "causal-lm": ("perplexity",)}
+"""Tasks of text that is written, and the figures that count."""
+MAX_TARGET_LENGTH = 64
+
+AnyText = TypeVar("AnyText", bound=TextData | GenerationData)
 
 
 @dataclass
@@ -21,7 +30,12 @@ class DataArguments:
     """Which labelled text: a GLUE task, a dataset on the Hub, or files."""
 
     task: str = field(
-        default="", metadata={"help": "A GLUE task: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli."}
+        default="",
+        metadata={
+            "help": "A GLUE task: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. Or what is learned from "
+            "--dataset or --train_file in place of labels: summarization (to write one text of another) or causal-lm "
+            "(to go on with a text)."
+        },
     )
     data_dir: str = field(
         default="", metadata={"help": "Folder with <task>/train.parquet; without it the task is loaded from the Hub."}
@@ -31,10 +45,12 @@ class DataArguments:
         metadata={"help": "A dataset on the Hub, a folder or a file; or movie-reviews, which needs no Hub."},
     )
     dataset_config: str = field(default="", metadata={"help": "Configuration of the dataset on the Hub."})
-    train_file: str = field(default="", metadata={"help": "CSV, TSV, JSON, JSONL or parquet file to train on."})
+    train_file: str = field(default="", metadata={"help": "CSV, TSV, JSON, JSONL, parquet or text file to train on."})
     validation_file: str = field(default="", metadata={"help": "The same, to measure on."})
     text_columns: str = field(default="", metadata={"help": "The text column, or two of them: premise,hypothesis."})
-    label_column: str = field(default="", metadata={"help": "The label column."})
+    label_column: str = field(
+        default="", metadata={"help": "The label column; for summarization that of the summaries."}
+    )
     labels: str = field(
         default="", metadata={"help": "Names of the classes in the order of their ids: negative,positive."}
     )
@@ -43,6 +59,9 @@ class DataArguments:
         metadata={"help": "Whether the label is a number to predict; by default where one of them is not whole."},
     )
     max_length: int = field(default=128, metadata={"help": "Tokens per text or pair; longer ones lose their end."})
+    max_target_length: int = field(
+        default=0, metadata={"help": "Tokens of a text to be written, for summarization. 0: 64."}
+    )
     both_orders: bool = field(
         default=False,
         metadata={
@@ -58,18 +77,23 @@ class DataArguments:
 
 @dataclass(frozen=True)
 class RunData:
-    """Labelled text with the figures that count on it."""
+    """Text with the figures that count on it."""
 
-    text: TextData
+    text: TextData | GenerationData
     title: str
     """What tables call it, such as "GLUE MRPC"."""
     figures: tuple[str, ...]
     """Names of the figures, the main one first."""
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
+    """None where the figures need the tokenizer, which decodes what is written."""
     task: str = ""
-    """The GLUE task, if it is one."""
+    """The GLUE task, if it is one, or one of `GENERATION`."""
     turned_rows: int = 0
     """Training rows that are others with their texts changed about."""
+    spreads: tuple[str, ...] = ()
+    """Names of how sure the figures are."""
+    max_target_length: int = 0
+    """Tokens of a text to be written; 0 for `MAX_TARGET_LENGTH`."""
 
     @property
     def train_rows(self) -> int:
@@ -81,6 +105,11 @@ class RunData:
         """The figure that runs are compared and checkpoints chosen by."""
         return self.figures[0]
 
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether more of the main figure is better."""
+        return self.main_figure != "perplexity"
+
 
 def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     """Load what the arguments name.
@@ -88,19 +117,25 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     Raises:
         ValueError: when they name nothing, or two things, or what they name cannot be loaded.
     """
+    generation = arguments.task in GENERATION
     sources = {
-        "--task": arguments.task,
+        "--task": "" if generation else arguments.task,
         "--dataset": arguments.dataset,
         "--train_file": arguments.train_file or arguments.validation_file,
     }
     named = [flag for flag, value in sources.items() if value]
     if len(named) != 1:
         found = " and ".join(named) or "none of them"
-        raise ValueError(f"name one source of data: --task, --dataset, or --train_file; found {found}.")
-    known = arguments.task or (arguments.dataset if arguments.dataset == MOVIE_REVIEWS else "")
+        also = "" if generation else "--task, "
+        raise ValueError(f"name one source of data: {also}--dataset, or --train_file; found {found}.")
+    known = "" if generation else arguments.task or (arguments.dataset if arguments.dataset == MOVIE_REVIEWS else "")
     if known and (arguments.labels or arguments.regression is not None):
         raise ValueError(f"the labels of {known} are known; leave out --labels and --regression.")
-    if arguments.task:
+    if arguments.max_target_length and arguments.task != "summarization":
+        raise ValueError("--max_target_length is for --task summarization; leave it out.")
+    if generation:
+        data = _generation(arguments, need_train)
+    elif arguments.task:
         task = get_task(arguments.task)
         splits = load_task(task, arguments.data_dir or None)
         text = TextData(splits, task.columns, task.labels, arguments.data_dir or DATASET_ID)
@@ -126,6 +161,36 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     if arguments.both_orders:
         _check_orders(data)
     return _limited(data, arguments)
+
+
+def _generation(arguments: DataArguments, need_train: bool) -> RunData:
+    foreign = {"--labels": arguments.labels, "--both_orders": arguments.both_orders, "--data_dir": arguments.data_dir}
+    foreign |= {"--regression": arguments.regression is not None}
+    if given := [flag for flag, value in foreign.items() if value]:
+        raise ValueError(f"{given[0]} is not for --task {arguments.task}, which has no labels; leave it out.")
+    with_targets = arguments.task == "summarization"
+    if arguments.label_column and not with_targets:
+        raise ValueError(f"a text of --task {arguments.task} is all that is learned from; leave out --label_column.")
+    text = load_generation_data(
+        arguments.dataset or None,
+        with_targets=with_targets,
+        train_file=arguments.train_file or None,
+        validation_file=arguments.validation_file or None,
+        config_name=arguments.dataset_config or None,
+        text_columns=arguments.text_columns or None,
+        label_column=arguments.label_column or None,
+        need_train=need_train,
+    )
+    figures = GENERATION[arguments.task]
+    spreads = tuple(name + end for name in figures for end in (("_ci_low", "_ci_high") if with_targets else ("_se",)))
+    return RunData(
+        text,
+        text.source,
+        figures,
+        task=arguments.task,
+        spreads=spreads,
+        max_target_length=arguments.max_target_length,
+    )
 
 
 def hold_out(data: RunData, rows: int, max_train_rows: int = 0) -> RunData:
@@ -159,13 +224,13 @@ def _check_orders(data: RunData) -> None:
 def _limited(data: RunData, arguments: DataArguments) -> RunData:
     text = _cut(data.text, {"train": arguments.max_train_rows})
     # Before rows of the other splits are left out: their pairs are not trained on, measured or not.
-    both = text.in_both_orders() if arguments.both_orders else text
+    both = text.in_both_orders() if arguments.both_orders and isinstance(text, TextData) else text
     turned = both.splits["train"].num_rows - text.splits["train"].num_rows if arguments.both_orders else 0
     cut = _cut(both, dict.fromkeys(both.evaluation_splits, arguments.max_validation_rows))
     return replace(data, text=cut, turned_rows=turned)
 
 
-def _cut(text: TextData, limits: Mapping[str, int]) -> TextData:
+def _cut(text: AnyText, limits: Mapping[str, int]) -> AnyText:
     splits = {
         # a choice at random: files are often sorted by label
         name: split.shuffle(seed=0).select(range(limits[name])) if 0 < limits.get(name, 0) < split.num_rows else split

@@ -25,6 +25,8 @@ from transformers.trainer_utils import has_length
 from spafit_hf.run.result import figures_text
 
 # peft 0.21 asks for a name that transformers 5.23 renamed; it goes with peft 0.22.
+NEW_LOSS = ("Version v4.12.0 introduces a better way to train encoder-decoder models", FutureWarning)
+"""What transformers says in each training of such a model, whoever makes its decoder's inputs."""
 OLD_NAME = ("`is_gradient_checkpointing` is deprecated", FutureWarning, "transformers.modeling_utils")
 """A warning on each adapter that the user of a command can't act on: message, category, module."""
 
@@ -103,6 +105,7 @@ def quiet() -> Iterator[None]:
     downloads = not are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", *OLD_NAME)
+        warnings.filterwarnings("ignore", *NEW_LOSS)
         loader.addFilter(_is_no_load_report)
         transformers.logging.disable_progress_bar()
         if downloads:

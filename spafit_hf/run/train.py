@@ -9,103 +9,48 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import DatasetDict
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-)
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 
-from spafit_hf.adapter import load_adapter
-from spafit_hf.adapter.load import local_folder
-from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of, tried_tokenizer
 from spafit_hf.card import Score, glue_data
-from spafit_hf.data import TextData, jsonable, tokenize
-from spafit_hf.hub import hub_is_away
-from spafit_hf.names import BASE_LICENSE, CONFIG_FILE, DEFAULT_BASE, published_base, resolve_base
+from spafit_hf.data import jsonable
+from spafit_hf.data.glue import TASKS
+from spafit_hf.names import BASE_LICENSE, published_base, resolve_base
+from spafit_hf.run import generation
+from spafit_hf.run.base import BaseArguments, load_trained
+from spafit_hf.run.classification import CLASSIFICATION
 from spafit_hf.run.data import RunData
-from spafit_hf.run.padding import warn_of_padding
 from spafit_hf.run.result import RunResult
-from spafit_hf.trainer import SpafitTrainer, SpafitTrainingArguments
+from spafit_hf.run.task import Task
+from spafit_hf.trainer import SpafitSeq2SeqTrainer, SpafitTrainer
+from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments, SpafitTrainingArguments
 from spafit_hf.trainer.machine import machine, versions
-from spafit_hf.words import first_line, listing
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class BaseArguments:
-    """Which pretrained model."""
-
-    base: str = field(
-        default=DEFAULT_BASE,
-        metadata={"help": "Hub id or folder of the pretrained model; or embedded or mpnet, encoders from PyPI."},
-    )
-    base_revision: str = field(default="", metadata={"help": "Branch, tag or commit of the base on the Hub."})
+Arguments = SpafitTrainingArguments | SpafitSeq2SeqTrainingArguments
+"""The second for summarization."""
+AnyTrainer = SpafitTrainer | SpafitSeq2SeqTrainer
 
 
-def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The pretrained model with a head for the text's labels, and its tokenizer.
-
-    A head that the base brings along stays where it has as many outputs; another is replaced by a new one.
-
-    Raises:
-        ValueError: when the base cannot be loaded.
-    """
-    name = resolve_base(base.base)
-    names = dict(enumerate(text.labels)) or {0: "score"}
-    where: dict[str, Any] = {"revision": base.base_revision or None, "local_files_only": hub_is_away(name)}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **where)
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            **where,
-            adapter_kwargs={"local_files_only": where["local_files_only"]},
-            id2label=names,
-            label2id={label: index for index, label in names.items()},
-            problem_type=text.problem_type,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # on broken files transformers raises whatever it stumbles over
-        reason = first_line(error)
-        raise ValueError(
-            f"the base {base.base!r} cannot be loaded: {reason} Name a folder, or use --base embedded, which needs no "
-            "Hub."
-        ) from error
-    absent = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
-    new = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))  # all but the head's
-    if new:
-        logger.warning("The base %s has no weights for %s; they start at random.", base.base, listing(new))
-    if name != base.base:
-        # Under this name anybody can load it, and plain PEFT too; the folder is one of this machine.
-        model.config._name_or_path = model.name_or_path = published_base(base.base)
-    if tokenizer.pad_token is None:
-        # Decoders come without one; their classifiers look for it to find a text's last token.
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+def task_of(data: RunData) -> Task:
+    """What the task of the data brings to a run."""
+    return generation.TASKS.get(data.task, CLASSIFICATION)
 
 
 def train(
     data: RunData,
     base: BaseArguments,
-    args: SpafitTrainingArguments,
+    args: Arguments,
     recorded: dict[str, Any],
     command: str | None = None,
-    when_ready: Callable[[SpafitTrainer], None] | None = None,
+    when_ready: Callable[[AnyTrainer], None] | None = None,
 ) -> RunResult:
     """Train, measure and save.
 
@@ -169,8 +114,8 @@ def train(
 
 
 def prepare(
-    data: RunData, base: BaseArguments, args: SpafitTrainingArguments, names: Sequence[str], max_length: int = 128
-) -> tuple[SpafitTrainer, DatasetDict]:
+    data: RunData, base: BaseArguments, args: Arguments, names: Sequence[str], max_length: int = 128
+) -> tuple[AnyTrainer, DatasetDict]:
     """What `train` trains with: the trainer of a fresh model, and the named splits as tokens.
 
     Args: as for `train`; `max_length` is the tokens per text or pair.
@@ -179,11 +124,11 @@ def prepare(
         The trainer, whose `eval_dataset` is the first evaluation split, and the splits.
     """
     torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
-    model, tokenizer = load_classifier(base, data.text)
+    model, tokenizer = task_of(data).load(base, data)
     return _make_trainer(model, tokenizer, data, names, args, max_length)
 
 
-def parameters_of(trainer: SpafitTrainer) -> tuple[int, int]:
+def parameters_of(trainer: AnyTrainer) -> tuple[int, int]:
     """Values that train, and those of the model before it was adapted."""
     parameters = list(trainer.model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -195,37 +140,39 @@ def _make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: RunData,
     names: Sequence[str],
-    args: SpafitTrainingArguments,
+    args: Arguments,
     max_length: int,
     **others: Any,
-) -> tuple[SpafitTrainer, DatasetDict]:
+) -> tuple[AnyTrainer, DatasetDict]:
     """The trainer, and the named splits as tokens; the first to measure on is its `eval_dataset`."""
     text = DatasetDict({name: data.text.splits[name] for name in names})
-    splits = tokenize(text, tokenizer, data.text.columns, max_length=max_length)
+    task = task_of(data)
+    generation.check_flags(data, args)
+    splits = task.tokens(text, tokenizer, data, max_length)
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns of it in each pass
-    trainer = SpafitTrainer(
+    trainer = task.trainer(
         model,
         args,
-        data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=splits.get("train"),
         eval_dataset=splits[data.text.evaluation_splits[0]],
         processing_class=tokenizer,
-        compute_metrics=data.compute_metrics,
+        **task.parts(model, tokenizer, data, args),
         **others,
     )
     return trainer, splits
 
 
 def _describe(
-    trainer: SpafitTrainer, data: RunData, base: BaseArguments, max_length: int | None, command: str | None
+    trainer: AnyTrainer, data: RunData, base: BaseArguments, max_length: int | None, command: str | None
 ) -> None:
     """Give the card what the trainer can't know."""
     trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
     trainer.describe(command=command)
     if resolve_base(base.base) != base.base:
         trainer.describe(base={"id": published_base(base.base), "name": None, "license": BASE_LICENSE})
-    if data.task:
+    trainer.describe(**task_of(data).facts(trainer.model, data))
+    if data.task in TASKS:
         known = glue_data(data.task, max_length=max_length)
         known = replace(known, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
         trainer.describe(data=known, main_figure=data.main_figure)
@@ -233,7 +180,7 @@ def _describe(
         trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
 
 
-def _last_evaluation(trainer: SpafitTrainer) -> dict[str, float] | None:
+def _last_evaluation(trainer: AnyTrainer) -> dict[str, float] | None:
     """What the training measured of the model that it ended with, the best one or the last; None if nothing."""
     state = trainer.state
     step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
@@ -241,7 +188,7 @@ def _last_evaluation(trainer: SpafitTrainer) -> dict[str, float] | None:
 
 
 def evaluate(
-    data: RunData, base: str | None, folder: str, args: SpafitTrainingArguments, max_length: int = 128
+    data: RunData, base: str | None, folder: str, args: Arguments, max_length: int = 128
 ) -> dict[str, dict[str, float | None]]:
     """Measure a folder: an adapter, or a plain fine-tuned model.
 
@@ -256,44 +203,21 @@ def evaluate(
         Evaluation split -> figure -> value.
 
     Raises:
-        ValueError: when the folder cannot be loaded, or its labels are not those of the data.
+        ValueError: when the folder cannot be loaded, is of another task, or its labels are not those of the data.
     """
-    if Path(folder).is_dir() and not (Path(folder) / CONFIG_FILE).exists():
-        try:
-            model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
-            tokenizer: Any = tried_tokenizer(folder)
-        except Exception as error:  # as above
-            raise ValueError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
-    else:
-        place = local_folder(folder)
-        model = load_adapter(resolve_base(base) if base else None, place)
-        known = base_tokenizer(resolve_base(model.get_base_model().config._name_or_path))
-        admitted, odd = tokenizer_of(place, [known] if known else [], own=Path(folder).is_dir())
-        if admitted is None:
-            raise ValueError(f"neither {folder} nor its base comes with a tokenizer; give a base that has one.")
-        tokenizer = admitted
-        if odd:
-            logger.warning("The tokenizer of %s is not used, the base's is: %s.", folder, odd)
-    _check_labels(model.config, data)
+    task = task_of(data)
+    model, tokenizer = load_trained(base, folder, task.auto)
+    task.check(model, data)
     # Nothing is trained: with "full" a plain model stays plain, an adapter as it is.
     names = data.text.evaluation_splits
     trainer, splits = _make_trainer(model, tokenizer, data, names, args, max_length, strategy="full")
     trainer.remove_callback(PrinterCallback)  # the caller prints the figures, and prints them once
-    for split in splits.values():
-        warn_of_padding(trainer.model, tokenizer, split)
+    if task.warn is not None:
+        for split in splits.values():
+            task.warn(trainer.model, tokenizer, split)
     return {name: _figures(trainer.evaluate(split), data) for name, split in splits.items()}
 
 
-def _check_labels(config: Any, data: RunData) -> None:
-    model_labels = [config.id2label[index] for index in range(len(config.id2label))]
-    if data.text.labels and model_labels != list(data.text.labels):
-        raise ValueError(
-            f"the model's labels are {model_labels}, those of {data.title} are {list(data.text.labels)}; measure it "
-            "on the task that it was trained for."
-        )
-    if not data.text.labels and len(model_labels) != 1:
-        raise ValueError(f"{data.title} asks for one number, and the model has the labels {model_labels}.")
-
-
 def _figures(metrics: dict[str, float], data: RunData) -> dict[str, float | None]:
-    return jsonable({name: metrics[f"eval_{name}"] for name in data.figures} | {"loss": metrics["eval_loss"]})
+    names = (*data.figures, *data.spreads)
+    return jsonable({name: metrics[f"eval_{name}"] for name in names} | {"loss": metrics["eval_loss"]})

@@ -33,15 +33,17 @@ TELLING = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "weight_decay", "max_grad_norm", "label_smoothing_factor", "optim", "adam_beta1", "adam_beta2", "adam_epsilon",
     "neftune_noise_alpha", "train_sampling_strategy", "bf16", "fp16", "tf32", "activation_checkpointing",
-    "torch_compile", "first_token_only", "prefix_cache", "prefix_cache_dtype",
-    "load_best_model_at_end", "metric_for_best_model", "seed", "data_seed",
+    "torch_compile", "generation_max_length", "generation_num_beams", "first_token_only", "prefix_cache",
+    "prefix_cache_dtype", "load_best_model_at_end", "metric_for_best_model", "seed", "data_seed",
 )  # fmt: skip
 #: Shown even where they have their default.
 ALWAYS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
 #: Of SpafitTrainingArguments: -1 says that a number is left open.
 OPEN = ("n1", "n2", "bias_learning_rate", "head_learning_rate", "max_steps")
 #: Figures that Trainer logs beside those that were asked for.
-NOT_FIGURES = re.compile(r"(loss|runtime|.*_per_second|.*_time|epoch|.*_mem_.*|jit_compilation.*)$")
+NOT_FIGURES = re.compile(
+    r"(loss|.*_(ci_low|ci_high|se|time)|runtime|.*_per_second|epoch|.*_mem_.*|jit_compilation.*)$"
+)
 PACKAGES = ("spafit-hf", "peft", "transformers", "torch", "datasets", "tokenizers")
 
 

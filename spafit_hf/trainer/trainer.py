@@ -346,9 +346,15 @@ class StrataTrainer(Trainer):
         sampler = getattr(dataloader.batch_sampler, "sampler", None)
         compute_metrics = self.compute_metrics
         if isinstance(sampler, LengthSortedSampler) and compute_metrics is not None:
-            self.compute_metrics = lambda rows: compute_metrics(
-                EvalPrediction(*map(sampler.restore, (rows.predictions, rows.label_ids, rows.inputs, rows.losses)))
-            )
+
+            def of_dataset(rows: EvalPrediction) -> dict[str, float]:
+                # Trainer counts the last batch as a full one.
+                losses = None if rows.losses is None else rows.losses[: len(sampler)]
+                return compute_metrics(
+                    EvalPrediction(*map(sampler.restore, (rows.predictions, rows.label_ids, rows.inputs, losses)))
+                )
+
+            self.compute_metrics = of_dataset
         try:
             # Leaves the random state as it was: a run that was killed between a save and an evaluation goes on without
             # that evaluation, and has to draw the same dropout.

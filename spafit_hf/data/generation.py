@@ -1,0 +1,82 @@
+"""Text to learn to write, from anywhere: rows of a text and what is to be written of it, or of texts alone.
+
+The rules of files, splits and validation rows are those of `text_data`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spafit_hf.data.columns import choose_label, choose_texts, require_kinds, without_empty, without_hidden_labels
+from spafit_hf.data.hub_dataset import load_hub_dataset
+from spafit_hf.data.labels import LABEL
+from spafit_hf.data.table import DataError
+from spafit_hf.data.text_data import Splits, read_splits, with_validation
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+SOURCES = ("document", "article", "text", "dialogue", "source", "content", "body")
+TARGETS = ("summary", "highlights", "target", "abstract", "headline", "title")
+
+
+@dataclass(frozen=True)
+class GenerationData(Splits):
+    """Splits of text in one shape.
+
+    Attributes:
+        splits: each split with the column of `columns` and, where something is to be written of it, `label`: strings.
+        columns: the one text column.
+        source: where the rows are from: a Hub id, a folder or files.
+        notes: what was inferred, carved or left out, a sentence each.
+    """
+
+    splits: DatasetDict
+    columns: tuple[str, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def load_generation_data(
+    source: str | Path | None = None,
+    *,
+    with_targets: bool,
+    train_file: str | Path | None = None,
+    validation_file: str | Path | None = None,
+    config_name: str | None = None,
+    text_columns: str | None = None,
+    label_column: str | None = None,
+    need_train: bool = True,
+) -> GenerationData:
+    """Load text from the Hub, a folder or files.
+
+    Args:
+        with_targets: whether a row has a text that is to be written of the other.
+        text_columns: the text column. None: inferred from the names.
+        label_column: the column of what is to be written. None: inferred from the names.
+        source, train_file, validation_file, config_name, need_train: as in `load_text_data`.
+
+    Raises:
+        DataError: with the columns or rows found, and what is allowed.
+    """
+    files = {"train": train_file, "validation": validation_file}
+    from_hub = functools.partial(load_hub_dataset, config_name=config_name)
+    splits, origin, notes = read_splits(source, files, from_hub, need_train)
+    first = splits.get("train", next(iter(splits.values())))
+    texts = tuple(name.strip() for name in text_columns.split(",")) if text_columns else ()
+    if len(texts) > 1:
+        raise DataError(f"Text is written from one column, and {len(texts)} were named: {', '.join(texts)}.")
+    label = choose_label(first, label_column, texts, origin, notes, TARGETS) if with_targets else ""
+    columns = choose_texts(first, texts, label, origin, notes, SOURCES, ())
+    wanted = (*columns, label) if with_targets else columns
+    if with_targets:
+        splits = without_hidden_labels(splits, label, notes)
+    for name, split in splits.items():
+        whose = f"the {name} split of {origin}"
+        require_kinds(split, wanted, wanted[-1], whose)
+        plain = without_empty(split.select_columns(list(wanted)), wanted[:-1], wanted[-1], whose, False, notes)
+        splits[name] = plain.rename_column(label, LABEL) if label not in ("", LABEL) else plain
+    return GenerationData(with_validation(splits, columns, need_train, notes), columns, origin, tuple(notes))

