@@ -107,7 +107,7 @@ class Trainings:
             result = outcome.result
             gave = figures_text({result["figure"]: result["last"]["score"]}) if outcome.rows else result["error"]
             self.show(f"{stage.name}: {candidate.name}, seed {seed}: {gave} in {result['seconds']:.0f} s")
-        return self._read(job.key, data.text.regression)
+        return self._read(job.key, data.labelled.regression)
 
     def _read(self, key: str, regression: bool) -> Trained:
         result = self.results.known[key]

@@ -119,7 +119,7 @@ def suggest(
         "output": str(output),
         "title": final.title,
         "figure": final.main_figure,
-        "regression": final.text.regression,
+        "regression": final.labelled.regression,
         "rows": {**rows, "selection": held["rung"], "validation": held["final"]},
         "seeds": SEEDS,
         "candidates": [
@@ -228,7 +228,7 @@ def _analysis(base: str, data: RunData, options: Options, headed: Path) -> dict[
         model, layers = base_of(trainer.model), architecture.stacks[0].layers
         last = "score" in architecture.head
         states, labels = read_states(model, trainer.get_eval_dataloader(rows), last=last)
-        probes = probe_layers(states, labels, data.main_figure, data.text.regression, options.seed)
+        probes = probe_layers(states, labels, data.main_figure, data.labelled.regression, options.seed)
         trainer.train_dataset = rows.select(range(min(2 * GRADIENT_ROWS, len(rows))))
         trainer.train()
         some = rows.select(range(min(GRADIENT_ROWS, len(rows))))
@@ -244,7 +244,7 @@ def _analysis(base: str, data: RunData, options: Options, headed: Path) -> dict[
     lora = {"r": options.lora_r, "lora_alpha": options.lora_alpha}
     cuts = proposed(base, len(layers), probes.n1, n2, roles, options.seed, lora)
     tokens = max(1, round(float(np.mean(rows["length"])))), int(max(rows["length"]))
-    empty = build_model(base, data.text.num_labels)
+    empty = build_model(base, data.labelled.num_labels)
     work = len(some) * plan(empty, "full").flops(1, max(1, round(float(np.mean(some["length"]))))).total
     return {
         "headed": base_of_grid(str(headed))[0],

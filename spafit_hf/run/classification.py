@@ -42,7 +42,7 @@ def load_classifier(base: BaseArguments, text: TextData) -> tuple[nn.Module, Pre
 
 def _check_labels(model: Any, data: RunData) -> None:
     model_labels = [model.config.id2label[index] for index in range(len(model.config.id2label))]
-    labels = _labelled(data).labels
+    labels = data.labelled.labels
     if labels and model_labels != list(labels):
         raise ValueError(
             f"the model's labels are {model_labels}, those of {data.title} are {list(labels)}; measure it "
@@ -52,15 +52,10 @@ def _check_labels(model: Any, data: RunData) -> None:
         raise ValueError(f"{data.title} asks for one number, and the model has the labels {model_labels}.")
 
 
-def _labelled(data: RunData) -> TextData:
-    assert isinstance(data.text, TextData)  # load_data makes no other for these tasks
-    return data.text
-
-
 CLASSIFICATION = Task(
     auto=AutoModelForSequenceClassification,
     trainer=SpafitTrainer,
-    load=lambda base, data: load_classifier(base, _labelled(data)),
+    load=lambda base, data: load_classifier(base, data.labelled),
     check=_check_labels,
     tokens=lambda splits, tokenizer, data, length: tokenize(splits, tokenizer, data.text.columns, max_length=length),
     parts=lambda model, tokenizer, data, args: {

@@ -17,6 +17,7 @@ from spafit_hf.data.glue_rows import load_task
 from spafit_hf.data.reviews import LABELS, MOVIE_REVIEWS, TEXT, load_movie_reviews
 from spafit_hf.data.rouge import ROUGE
 from spafit_hf.trainer.facts import data_of
+from spafit_hf.words import SpafitError
 
 GENERATION = {"summarization": ROUGE, "causal-lm": ("perplexity",)}
 """Tasks of text that is written, and the figures that count."""
@@ -109,6 +110,19 @@ class RunData:
     def greater_is_better(self) -> bool:
         """Whether more of the main figure is better."""
         return self.main_figure != "perplexity"
+
+    @property
+    def labelled(self) -> TextData:
+        """The text of a task that has labels.
+
+        Raises:
+            SpafitError: where text is written in their place.
+        """
+        if not isinstance(self.text, TextData):
+            raise SpafitError(
+                f"{self.title} has no labels, which this needs; take a task of GLUE, or rows with labels."
+            )
+        return self.text
 
 
 def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
