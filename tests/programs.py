@@ -1,23 +1,31 @@
 """Whole programs in processes of their own, without each importing torch again: they are forked from one that has.
 
-    test --argv, folder, environment--> fork server (torch and what else knows no Hub) --fork--> program
+    test --argv, folder, environment--> fork server: torch and what else knows no Hub --fork--> a `fresh` program
+                                             |fork
+                                        second one: transformers, this package --------fork--> any other program
 
-Whatever reads the environment when it is imported (transformers, huggingface_hub, this package) is imported by the
-program itself, so that it is as new there as in a process that was started.
+What reads the environment when it is imported (transformers, huggingface_hub, this package) a fresh program imports
+itself, as new as in a process that was started; the others have it as it is in the environment of the tests.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import gc
+import importlib
 import io
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +33,10 @@ SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = """torch torch._dynamo torch._inductor torch.distributed.fsdp sklearn.metrics scipy.stats pandas
 pyarrow.parquet matplotlib.figure PIL.Image yaml jinja2 requests dill multiprocess"""
 SERVER.set_forkserver_preload(PRELOADED.split())
+IN_THE_SECOND = """datasets transformers.trainer transformers.models.bert.modeling_bert spafit_hf.cli
+spafit_hf.predictor spafit_hf.reproduce.run spafit_hf.reproduce.backends"""
+ENVIRONMENT = dict(os.environ)  # without what single tests put there
+FORK = multiprocessing.get_context("fork")
 LIMIT = 180
 """Seconds for one program."""
 
@@ -38,6 +50,7 @@ class Program:
         env: its whole environment, that of the test by default.
         log: what it prints is added to this file; by default it goes where the test's goes.
         pipes: connections that take the place of standard input and output, by their numbers 0 and 1.
+        fresh: whether it imports transformers and this package itself, in its own environment.
     """
 
     def __init__(
@@ -47,11 +60,12 @@ class Program:
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
         pipes: Mapping[int, Connection] | None = None,
+        fresh: bool = False,
     ) -> None:
         self.log = log
         words = [os.fspath(word) for word in argv]
         given = (words, str(folder or Path.cwd()), dict(os.environ if env is None else env), log, dict(pipes or {}))
-        self.process = SERVER.Process(target=_run, args=given)
+        self.process: Any = SERVER.Process(target=run, args=given) if fresh else _Second(given)
         self.process.start()
 
     def wait(self, seconds: float = LIMIT) -> int | None:
@@ -70,6 +84,71 @@ class Program:
         return self.process.exitcode is not None
 
 
+class _Second:
+    """A process of the second server; as much of `multiprocessing.Process` as a program needs."""
+
+    def __init__(self, given: tuple[Any, ...]) -> None:
+        self._given = given
+        self._exitcode: int | None = None
+
+    def start(self) -> None:
+        self._answers, theirs = Pipe(duplex=False)
+        _second().send((self._given, theirs))
+        theirs.close()
+        self.pid: int = self._answers.recv()
+
+    def join(self, seconds: float | None = None) -> None:
+        if self._exitcode is None and self._answers.poll(seconds):
+            self._exitcode = self._answers.recv()
+
+    @property
+    def exitcode(self) -> int | None:
+        self.join(0)
+        return self._exitcode
+
+    def kill(self) -> None:
+        if self.exitcode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@functools.cache
+def _second() -> Connection:
+    """A line to the second server, which is started with the first program."""
+    requests, line = Pipe(duplex=False)
+    SERVER.Process(target=_serve, args=(requests,)).start()
+    requests.close()
+    atexit.register(line.close)  # at which it ends
+    return line
+
+
+def _serve(requests: Connection) -> None:
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
+    for name in IN_THE_SECOND.split():
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    running: dict[int, tuple[Any, Connection]] = {}
+    while True:
+        for ready in wait([requests, *running]):
+            if ready is not requests:
+                process, answers = running.pop(ready)
+                process.join()
+                with contextlib.suppress(BrokenPipeError):
+                    answers.send(process.exitcode)
+                continue
+            try:
+                given, answers = requests.recv()
+            except EOFError:
+                return
+            process = FORK.Process(target=run, args=given)
+            process.start()
+            for pipe in given[-1].values():
+                pipe.close()
+            answers.send(process.pid)
+            running[process.sentinel] = process, answers
+
+
 def ranks(count: int, argv: Sequence[str | os.PathLike[str]], folder: Path, env: Mapping[str, str], log: Path):
     """`count` processes of one program that find each other, as torchrun starts them."""
     with socket.socket() as free:
@@ -82,7 +161,7 @@ def ranks(count: int, argv: Sequence[str | os.PathLike[str]], folder: Path, env:
     ]
 
 
-def _run(argv: list[str], folder: str, env: dict[str, str], log: Path | None, pipes: dict[int, Connection]) -> None:
+def run(argv: list[str], folder: str, env: dict[str, str], log: Path | None, pipes: dict[int, Connection]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)

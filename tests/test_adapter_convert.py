@@ -77,7 +77,7 @@ def test_a_pipeline_reads_it_without_peft(tmp_path):
     model = write(tmp_path / "adapter", base, "spafit-4-9-II")
     merge_adapter(None, tmp_path / "adapter", tmp_path / "merged")
     log = tmp_path / "log"
-    assert Program(["-c", PIPELINE, tmp_path / "merged"], tmp_path, log=log).wait() == 0, log.read_text()
+    assert Program(["-c", PIPELINE, tmp_path / "merged"], tmp_path, log=log, fresh=True).wait() == 0, log.read_text()
     said = json.loads(log.read_text().splitlines()[-1])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     for text, scores in zip(["w5 w6 w7", "w8 w9"], said, strict=True):

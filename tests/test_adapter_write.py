@@ -100,7 +100,7 @@ def seen_by_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[s
     (root / "cases.json").write_text(json.dumps(cases))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     argv, log = ["-c", READER, root / "cases.json", root / "found.json"], root / "log"
-    assert Program(argv, root, environment, log).wait() == 0, log.read_text()
+    assert Program(argv, root, environment, log, fresh=True).wait() == 0, log.read_text()
     found = json.loads((root / "found.json").read_text())
     return {case["name"]: {**case, "found": found} for case in cases}
 

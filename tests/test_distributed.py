@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -62,32 +60,34 @@ class Work:
 
     def run(self, out: str, *options: str, processes: int = 1) -> str:
         """What the script prints."""
-        codes = [program.wait() for program in self.start(out, *options, processes=processes)]
-        text = (self.folder / f"{out}.log").read_text()
-        assert codes == [0] * processes, text[-5000:]
-        return text
+        return self._finish(out, self.start(out, *options, processes=processes))
 
     def launch(self, out: str, *options: str, launcher: str) -> str:
-        """What the script prints on two processes that torchrun or `accelerate launch` starts."""
+        """What the script prints on two processes that torchrun or `accelerate launch` makes."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         start = {
-            "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
+            "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
             # --cpu would start one process (accelerate 1.15 wants MPI for more), so the script says --use_cpu itself
             "accelerate": [
-                *("-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
+                *("accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
                 *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
                 *(option for option in options if option.startswith(LAUNCHERS)),
                 *(() if "--use_fsdp" in options else ("--multi_gpu",)),
             ],
         }[launcher]
         own = [option for option in options if not option.startswith(LAUNCHERS)]
-        command = [sys.executable, *start, *self.command(out, *own, "--ddp_backend", "gloo", rows=4)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run(command, cwd=self.folder, env=environment(), timeout=LIMIT, check=False, **pipes)
-        assert done.returncode == 0, done.stdout[-5000:]
-        return done.stdout
+        command = [HERE / "scripts" / "launch.py", *start, *self.command(out, *own, "--ddp_backend", "gloo", rows=4)]
+        env = {**environment(), "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+        return self._finish(out, [Program(command, self.folder, env, self.folder / f"{out}.log")])
+
+    def _finish(self, out: str, programs: list[Program]) -> str:
+        """What programs print, all of which end well."""
+        codes = [program.wait() for program in programs]
+        text = (self.folder / f"{out}.log").read_text()
+        assert set(codes) == {0}, text[-5000:]
+        return text
 
     def weights(self, out: str, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
         return load_file(self.folder / out / name)

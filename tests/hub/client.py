@@ -109,7 +109,9 @@ class _Worker:
 
     def __init__(self, env: dict[str, str]) -> None:
         (theirs, calls), (answers, back) = Pipe(duplex=False), Pipe(duplex=False)
-        self.program = Program([Path(__file__).with_name("worker.py")], env=env, pipes={0: theirs, 1: back})
+        self.program = Program(
+            [Path(__file__).with_name("worker.py")], env=env, pipes={0: theirs, 1: back}, fresh=True
+        )
         theirs.close()
         back.close()
         self.calls, self.answers = os.fdopen(os.dup(calls.fileno()), "w"), os.fdopen(os.dup(answers.fileno()))
