@@ -16,12 +16,15 @@ import functools
 import gc
 import importlib
 import io
+import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -92,14 +95,21 @@ class _Second:
         self._exitcode: int | None = None
 
     def start(self) -> None:
-        self._answers, theirs = Pipe(duplex=False)
-        _second().send((self._given, theirs))
-        theirs.close()
-        self.pid: int = self._answers.recv()
+        *rest, log, pipes = self._given
+        self._line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._line.connect(_second())
+        with contextlib.nullcontext() if log is None else open(log, "ab") as sink:
+            files = [0, 1, 2] if sink is None else [0, sink.fileno(), sink.fileno()]
+            for number, pipe in pipes.items():
+                files[number] = pipe.fileno()
+            socket.send_fds(self._line, [json.dumps(rest).encode()], files)
+        self.pid = int(self._line.recv(64))
 
     def join(self, seconds: float | None = None) -> None:
-        if self._exitcode is None and self._answers.poll(seconds):
-            self._exitcode = self._answers.recv()
+        if self._exitcode is None:
+            self._line.settimeout(seconds)
+            with contextlib.suppress(TimeoutError, BlockingIOError):
+                self._exitcode = int(self._line.recv(64))
 
     @property
     def exitcode(self) -> int | None:
@@ -112,41 +122,70 @@ class _Second:
 
 
 @functools.cache
-def _second() -> Connection:
-    """A line to the second server, which is started with the first program."""
-    requests, line = Pipe(duplex=False)
-    SERVER.Process(target=_serve, args=(requests,)).start()
-    requests.close()
+def _second() -> str:
+    """Where the second server listens, which is started with the first program."""
+    folder = tempfile.mkdtemp()
+    path = os.path.join(folder, "second")
+    alive, line = Pipe(duplex=False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        SERVER.Process(target=_serve, args=(listener, alive)).start()
     atexit.register(line.close)  # at which it ends
-    return line
+    atexit.register(shutil.rmtree, folder)
+    return path
 
 
-def _serve(requests: Connection) -> None:
+def _serve(listener: socket.socket, alive: Connection) -> None:
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
     for name in IN_THE_SECOND.split():
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
-    running: dict[int, tuple[Any, Connection]] = {}
+    running: dict[Any, tuple[Any, socket.socket]] = {}  # by its sentinel, and by who waits for it
     while True:
-        for ready in wait([requests, *running]):
-            if ready is not requests:
-                process, answers = running.pop(ready)
-                process.join()
-                with contextlib.suppress(BrokenPipeError):
-                    answers.send(process.exitcode)
-                continue
-            try:
-                given, answers = requests.recv()
-            except EOFError:
+        for ready in wait([alive, listener, *running]):
+            if ready is alive:
                 return
-            process = FORK.Process(target=run, args=given)
-            process.start()
-            for pipe in given[-1].values():
-                pipe.close()
-            answers.send(process.pid)
-            running[process.sentinel] = process, answers
+            if ready is listener:
+                waiting, _ = listener.accept()
+                content, files, *_ = socket.recv_fds(waiting, 2**20, 3)
+                pipes = {number: Connection(file) for number, file in enumerate(files)}
+                process = FORK.Process(target=run, args=(*json.loads(content), None, pipes))
+                process.start()
+                for pipe in pipes.values():
+                    pipe.close()
+                waiting.send(str(process.pid).encode())
+                running[process.sentinel] = running[waiting] = process, waiting
+            elif ready in running:
+                process, waiting = running[ready]
+                if ready is waiting:  # no longer
+                    process.kill()
+                process.join()
+                del running[process.sentinel], running[waiting]
+                with waiting, contextlib.suppress(OSError):
+                    waiting.send(str(process.exitcode).encode())
+
+
+CLIENT = """#!{python} -SE
+import json, os, socket, sys
+line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+line.connect({path!r})
+words = sys.argv[2:] if sys.argv[1] == "-u" else sys.argv[1:]
+socket.send_fds(line, [json.dumps([words, os.getcwd(), dict(os.environ)]).encode()], [0, 1, 2])
+line.recv(64)
+code = int(line.recv(64))
+os._exit(code if code >= 0 else 128 - code)
+"""
+
+
+def python(folder: Path) -> Path:
+    """A file in a folder to run in the place of Python: its programs are forked from the second server."""
+    file = folder / "python"
+    file.write_text(CLIENT.format(python=sys.executable, path=_second()))
+    file.chmod(0o755)
+    return file
 
 
 def ranks(count: int, argv: Sequence[str | os.PathLike[str]], folder: Path, env: Mapping[str, str], log: Path):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import scripts.tiny
 import torch
 import transformers as hf
 from models import FAMILIES
+from programs import Program
 from safetensors.torch import load_file
 from scripts.runs import spafit_trainer
 from torch import nn
@@ -21,6 +20,7 @@ from spafit_hf import get_spafit_model, plan
 from spafit_hf.architecture import find_architecture
 from spafit_hf.architecture.new import copy_marks, new_parameters
 
+SCRIPTS = Path(__file__).parent / "scripts"
 TRANSFORM = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")
 
 
@@ -160,12 +160,9 @@ def test_every_reader_gives_the_logits_of_the_training(tmp_path: Path) -> None:
     batch = scripts.tiny.tokenizer()([row["text"] for row in rows], padding=True, return_tensors="pt")
     with torch.no_grad():
         logits = run.model.eval()(**batch).logits
-    command = [sys.executable, "-m", "scripts.readers", *map(str, (base, tmp_path / "run", tmp_path / "rows.csv"))]
-    done = subprocess.run(
-        [*command, str(tmp_path)], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    log, argv = tmp_path / "log", [SCRIPTS / "readers.py", base, tmp_path / "run", tmp_path / "rows.csv", tmp_path]
+    assert Program(argv, log=log).wait() == 0, log.read_text()
     scores, loss = logits.softmax(-1), torch.tensor(run.evaluate()["eval_loss"])
     expected = {"predict": scores, "predictor": scores, "evaluate": loss}
-    for reader, found in json.loads(done.stdout.splitlines()[-1]).items():
+    for reader, found in json.loads(log.read_text().splitlines()[-1]).items():
         assert torch.allclose(torch.tensor(found), expected.get(reader, logits), atol=2e-6, rtol=0), reader

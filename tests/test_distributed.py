@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from programs import LIMIT, Program, ranks
+from programs import LIMIT, Program, python, ranks
 from safetensors.torch import load_file
 from scripts import tiny
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
@@ -68,18 +68,18 @@ class Work:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         start = {
-            "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
+            "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
             # --cpu would start one process (accelerate 1.15 wants MPI for more), so the script says --use_cpu itself
             "accelerate": [
-                *("accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
+                *("-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
                 *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
                 *(option for option in options if option.startswith(LAUNCHERS)),
                 *(() if "--use_fsdp" in options else ("--multi_gpu",)),
             ],
         }[launcher]
         own = [option for option in options if not option.startswith(LAUNCHERS)]
-        command = [HERE / "scripts" / "launch.py", *start, *self.command(out, *own, "--ddp_backend", "gloo", rows=4)]
-        env = {**environment(), "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+        command = [*start, *self.command(out, *own, "--ddp_backend", "gloo", rows=4)]
+        env = {**environment(), "PYTHON_EXEC": str(python(self.folder))}  # what torchrun starts
         return self._finish(out, [Program(command, self.folder, env, self.folder / f"{out}.log")])
 
     def _finish(self, out: str, programs: list[Program]) -> str:

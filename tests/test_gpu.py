@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import test_readme
 import torch
 from peft import PeftModel
+from programs import python
 from scripts import tiny
 from scripts.runs import ROWS, losses, spafit_trainer
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
@@ -135,7 +135,7 @@ def test_the_readme_runs_there(
 @pytest.mark.slow
 def test_the_script_runs_whatever_there_is(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
-    hidden = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    hidden = {"PYTHON": str(python(tmp_path)), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([script, tmp_path], env=os.environ | hidden, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())

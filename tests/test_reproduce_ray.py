@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,8 +24,9 @@ ray = pytest.importorskip("ray", reason="Ray is not installed (pip install spafi
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
+    """Of two nodes; the last test takes one of them."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -52,6 +54,21 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < end, what
         time.sleep(0.02)
     return found
+
+
+def test_a_cell_that_takes_each_worker_with_it_is_a_result(
+    cluster: Any, base_folder: Path, glue: Path, tmp_path: Path
+) -> None:
+    work = small_work(base_folder, glue, tmp_path, tasks=("cola",), methods=("full",), seeds=(0,))
+    with pytest.raises(ValueError, match=r"the cluster has .*, and a cell needs .*'GPU': 0\.5"):
+        OnRay(workers=0, cpus=1, gpus=0.5)
+    backend = OnRay(workers=1, cpus=1, gpus=0)
+    # Without the cell: a worker that only ends has no need of all that reading one imports.
+    ending = ray.remote(max_retries=1, num_cpus=1)(lambda: os._exit(1))
+    backend._run = SimpleNamespace(remote=lambda job, data: ending.remote())
+    assert run_grid(work, backend) == {"failed": 1}
+    (result,) = kept(tmp_path)
+    assert "its worker was lost twice" in result["error"]
 
 
 def test_killed_workers_and_a_killed_node_change_no_result(
@@ -82,16 +99,3 @@ def test_killed_workers_and_a_killed_node_change_no_result(
         assert run_grid(small_work(base_folder, glue, there, **what), backend) == {"done": 28}
         assert future.result() > 2, "the node was lost when all was done"
     assert kept(there) == kept(here)
-
-
-def test_a_cell_that_takes_each_worker_with_it_is_a_result(
-    cluster: Any, base_folder: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = small_work(base_folder, glue, tmp_path, tasks=("cola",), methods=("full",), seeds=(0,))
-    with pytest.raises(ValueError, match=r"the cluster has .*, and a cell needs .*'GPU': 0\.5"):
-        OnRay(workers=0, cpus=1, gpus=0.5)
-    backend = OnRay(workers=1, cpus=1, gpus=0)
-    backend._run = ray.remote(max_retries=1, num_cpus=1)(lambda job, data: os._exit(1))
-    assert run_grid(work, backend) == {"failed": 1}
-    (result,) = kept(tmp_path)
-    assert "its worker was lost twice" in result["error"]
