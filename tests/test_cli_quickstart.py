@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import transformers
 from reviews_run import write_base
 
+import spafit_hf.run
 from spafit_hf.cli import main, quickstart
 from spafit_hf.cli.quickstart import METHODS, SENTENCES
 from spafit_hf.data.reviews import cached_movie_reviews
@@ -51,10 +53,18 @@ def test_it_reads_like_a_page(
     assert re.fullmatch(r"Done in \d+ s\.\n", done)
 
 
+@pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To measure on, where the figures are not looked at; and no process at the end."""
+    load = spafit_hf.run.load_data
+    monkeypatch.setattr(spafit_hf.run, "load_data", lambda given: load(replace(given, max_validation_rows=64)))
+    monkeypatch.setattr(quickstart, "_predict", lambda adapter: None)
+
+
+@pytest.mark.usefixtures("few_rows")
 def test_a_terminal_gets_a_bar_for_each_method(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quickstart, "_predict", lambda adapter: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     transformers.logging.set_verbosity_warning()  # Trainer shows no bars where another test has asked for errors alone
     assert main(["quickstart", "--max_train_rows", "8", "--epochs", "2"]) == 0
@@ -62,10 +72,8 @@ def test_a_terminal_gets_a_bar_for_each_method(
     assert set(bars) == {*(method.strategy for method in METHODS), "measuring", "Prefix cache"}
 
 
-def test_verbose_shows_it_all(
-    capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quickstart, "_predict", lambda adapter: None)
+@pytest.mark.usefixtures("few_rows")
+def test_verbose_shows_it_all(capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
     assert main(["quickstart", "--max_train_rows", "8", "--epochs", "1", "--verbose"]) == 0
     out, err = capsys.readouterr()
     assert out.count("{'loss': ") == len(METHODS)

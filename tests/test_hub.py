@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -483,8 +483,15 @@ result = said.getvalue()
 """
 
 
-def test_the_commands(quiet: HubServer, clients: Callable[..., HubClient], tmp_path: Path) -> None:
-    ann = clients(quiet.endpoint, token=quiet.token("ann"))  # logged in
+@pytest.fixture(scope="module")
+def ann(busy_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
+    """A client that is logged in."""
+    made = HubClient(busy_hub.endpoint, tmp_path_factory.mktemp("ann"), token=busy_hub.token("ann"))
+    yield made
+    made.close()
+
+
+def test_the_commands(quiet: HubServer, ann: HubClient, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "run")
     (folder / "README.md").unlink()
     flags = ["--private", "--message", "first"]
@@ -511,10 +518,7 @@ def test_the_commands(quiet: HubServer, clients: Callable[..., HubClient], tmp_p
     assert "/discussions/1" in said
 
 
-def test_the_card_names_the_repo_that_it_is_in(
-    quiet: HubServer, clients: Callable[..., HubClient], tmp_path: Path
-) -> None:
-    ann = clients(quiet.endpoint, token=quiet.token("ann"))
+def test_the_card_names_the_repo_that_it_is_in(quiet: HubServer, ann: HubClient, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "run")
     (folder / "README.md").unlink()
     for given, full in (("mine", "ann/mine"), ("ann/one", "ann/one"), ("two", "ann/two")):
@@ -528,10 +532,7 @@ def test_the_card_names_the_repo_that_it_is_in(
     assert f"{quiet.endpoint}/ann/kept" in said
 
 
-def test_the_card_names_no_branch_that_it_does_not_stay_on(
-    quiet: HubServer, clients: Callable[..., HubClient], tmp_path: Path
-) -> None:
-    ann = clients(quiet.endpoint, token=quiet.token("ann"))
+def test_the_card_names_no_branch_that_it_does_not_stay_on(quiet: HubServer, ann: HubClient, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "run")
     (folder / "README.md").unlink()
     ann(COMMAND, words=["push", folder, "ann/kept-on", "--revision", "main"])

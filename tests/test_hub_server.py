@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hub import ClientFailure, HubClient, HubServer
-from hub.fixtures import busy_hub, client, clients, quiet
+from hub.fixtures import busy_hub, client, quiet
 
-__all__ = ["busy_hub", "client", "clients", "quiet"]
+__all__ = ["busy_hub", "client", "quiet"]
 
 UPLOAD = """
 from huggingface_hub import upload_file
@@ -235,14 +233,13 @@ def test_faults(quiet: HubServer, client: HubClient) -> None:
     assert len(quiet.requests("GET", "/resolve/")) == 2
 
 
-def test_datasets_are_repos_too(quiet: HubServer, clients: Callable[..., HubClient]) -> None:
+def test_datasets_are_repos_too(quiet: HubServer, client: HubClient) -> None:
     quiet.store.add_files("bob/rows", {"a.txt": b"a"}, kind="dataset")
-    other = clients(quiet.endpoint)
     source = """
     from huggingface_hub import hf_hub_download
     result = open(hf_hub_download("bob/rows", "a.txt", repo_type="dataset")).read()
     """
-    assert other(source) == "a"
+    assert client(source) == "a"
 
 
 def test_every_byte_sent_is_kept(quiet: HubServer, client: HubClient) -> None:
