@@ -15,7 +15,7 @@ from test_predictor import TEXTS, make_tokenizer, write_adapter
 from spafit_hf.adapter import AdapterError
 from spafit_hf.adapter import tokenizer as module
 from spafit_hf.hub import Pulled
-from spafit_hf.predictor import SpafitPredictor, predictor
+from spafit_hf.predictor import SpafitPredictor
 from spafit_hf.predictor.text import encode
 
 GROW = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaa"}
@@ -55,7 +55,9 @@ def test_a_strangers_program_is_not_run(
 ) -> None:
     folder = with_rules(shutil.copytree(adapter, tmp_path / "own"), change)
     monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
-    monkeypatch.setattr(predictor, "fetch_adapter", lambda repo, **_: Pulled(folder, repo, "main", "0" * 40, ()))
+    monkeypatch.setattr(
+        "spafit_hf.adapter.load.fetch_adapter", lambda repo, **_: Pulled(folder, repo, "main", "0" * 40, ())
+    )
     served = SpafitPredictor(tiny("bert"), tokenizer=make_tokenizer())
     with pytest.raises(AdapterError, match=r"the tokenizer in .* cannot be (used|read)"):
         served.add(folder, "here")

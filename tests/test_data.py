@@ -283,12 +283,10 @@ def test_nan_is_an_empty_label(tmp_path: Path, suffix: str) -> None:
     for regression in (None, True):
         with pytest.raises(DataError, match=r"1 of the 40 rows .* row 1, column 'score'"):
             load_text_data(file, regression=regression)
-        data = load_text_data(file, regression=regression, drop_empty=True)
-        assert data.regression
-        assert sum(split.num_rows for split in data.splits.values()) == 39
-        assert any("1 of the 40 rows" in note for note in data.notes)
+    write_scores(file, [i % 5 / 2 for i in range(40)])
     write_scores(tmp_path / f"test{suffix}", [float("nan")] * 3)
-    data = load_text_data(tmp_path, drop_empty=True)
+    data = load_text_data(tmp_path)
+    assert data.regression
     assert list(data.splits) == ["train", "validation"]
     assert "Split 'test' (3 rows) has no labels and is not used." in data.notes
 
@@ -389,7 +387,6 @@ def test_a_test_file_alone_for_evaluation(tmp_path: Path) -> None:
         ([{"text": "x", "label": ["a"]}], {}, "one class or one number"),
         (rows(4, ("only",)), {}, "two classes or more"),
         ([{"text": f"t{i}", "label": f"row{i}"} for i in range(30)], {}, "label of its own"),
-        (rows(4), {"validation_share": 1.5}, "between 0 and 1"),
         (rows(4), {"labels": ["no", "no"]}, "different words"),
     ],
 )
@@ -412,13 +409,6 @@ def test_validation_must_fit_train(tmp_path: Path) -> None:
         load_text_data(train_file=train, validation_file=bare)
 
 
-def test_empty_rows_can_be_left_out(tmp_path: Path) -> None:
-    file = write_jsonl(tmp_path / "a.jsonl", [*rows(10), {"text": "", "label": "no"}])
-    data = load_text_data(file, drop_empty=True)
-    assert sum(split.num_rows for split in data.splits.values()) == 10
-    assert any("1 of the 11 rows" in note for note in data.notes)
-
-
 def test_either_a_source_or_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Give either"):
         load_text_data()
@@ -434,10 +424,11 @@ def test_either_a_source_or_files(tmp_path: Path) -> None:
 def test_without_the_hub_the_answer_is_quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(hub_dataset, "_answers", lambda *_: pytest.fail("the network was asked"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     assert no_hub() == "HF_HUB_OFFLINE is set"
     start = time.perf_counter()
     with pytest.raises(DataError, match="HF_HUB_OFFLINE is set"):
-        load_text_data("some/dataset", cache_dir=tmp_path)
+        load_text_data("some/dataset")
     assert time.perf_counter() - start < 5
 
 
@@ -445,8 +436,9 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for name in hub_dataset.OFFLINE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hub_dataset, "_answers", lambda *_: False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(DataError, match=r"cannot be reached\. Give local files"):
-        load_hub_dataset("some/dataset", cache_dir=tmp_path)
+        load_hub_dataset("some/dataset")
 
 
 def test_nothing_answers_on_a_closed_port() -> None:
@@ -505,10 +497,10 @@ def test_equal_texts_stay_on_one_side_and_classes_in_proportion() -> None:
 def test_the_choice_hangs_on_seed_and_text_alone() -> None:
     data = table([f"text {i}" for i in range(100)], [i % 2 for i in range(100)])
     backwards = data.select(range(99, -1, -1))
-    chosen = set(carve_validation(data, ["text"], share=0.1, seed=1)["validation"]["text"])
+    chosen = set(carve_validation(data, ["text"], seed=1)["validation"]["text"])
     assert len(chosen) == 10
-    assert chosen == set(carve_validation(backwards, ["text"], share=0.1, seed=1)["validation"]["text"])
-    assert chosen != set(carve_validation(data, ["text"], share=0.1, seed=2)["validation"]["text"])
+    assert chosen == set(carve_validation(backwards, ["text"], seed=1)["validation"]["text"])
+    assert chosen != set(carve_validation(data, ["text"], seed=2)["validation"]["text"])
 
 
 def test_a_class_never_leaves_train() -> None:

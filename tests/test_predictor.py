@@ -25,7 +25,7 @@ from torch import nn
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError
 from spafit_hf.hub import Pulled
-from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor, predictor
+from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor
 from spafit_hf.predictor.base import load_base
 from spafit_hf.predictor.patch import Patch, PatchStack
 from spafit_hf.words import first_line
@@ -763,7 +763,7 @@ def test_an_adapter_from_the_hub(folders: dict[str, Path], monkeypatch: pytest.M
         asked.append((repo_id, kwargs))
         return Pulled(folders["spafit"], repo_id, "main", "0" * 40, ())
 
-    monkeypatch.setattr(predictor, "fetch_adapter", fetch)
+    monkeypatch.setattr("spafit_hf.adapter.load.fetch_adapter", fetch)
     served = SpafitPredictor(tiny("bert"), tokenizer=make_tokenizer(), token="secret")
     facts = served.add("user/adapter", "far", revision="v1")
     assert asked == [("user/adapter", {"revision": "v1", "token": "secret"})]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spafit_hf.adapter.convert import export_adapter, merge_adapter
-from spafit_hf.adapter.folder import AdapterError, BaseFacts, Sidecar, base_facts
+from spafit_hf.adapter.folder import AdapterError, BaseFacts, Sidecar
 from spafit_hf.adapter.load import fetch_adapter, load_adapter, load_base
 from spafit_hf.adapter.start import start_from
 from spafit_hf.adapter.verified import VerifiedAdapter
@@ -14,6 +14,6 @@ from spafit_hf.tuner import SpafitConfig, get_spafit_model
 
 __all__ = [
     "CONFIG_FILE", "SIDECAR_FILE", "WEIGHTS_FILE", "AdapterError", "BaseFacts", "Sidecar", "SpafitConfig",
-    "VerifiedAdapter", "base_facts", "export_adapter", "fetch_adapter", "get_spafit_model", "load_adapter",
+    "VerifiedAdapter", "export_adapter", "fetch_adapter", "get_spafit_model", "load_adapter",
     "load_base", "merge_adapter", "portable_obstacle", "save_adapter", "start_from", "verify_adapter",
 ]  # fmt: skip

@@ -51,7 +51,7 @@ def merge_adapter(
     merged.config._name_or_path = name_or_path or ""
     with writing(target):
         merged.save_pretrained(target)
-        _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else base, target)
+        _copy_tokenizer(folder, base, name_or_path, target)
     return merged
 
 
@@ -74,7 +74,7 @@ def export_adapter(
     finally:
         model.unload()  # a model that was given is plain again
     with writing(target):
-        _copy_tokenizer(folder, name_or_path if base is None or isinstance(base, nn.Module) else base, target)
+        _copy_tokenizer(folder, base, name_or_path, target)
     return written
 
 
@@ -87,8 +87,10 @@ def _empty(output: str | os.PathLike[str], base: object) -> Path:
     return target
 
 
-def _copy_tokenizer(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None, target: Path) -> None:
-    """The files of the tokenizer in a folder here, else of the base's. They are copied and not run."""
+def _copy_tokenizer(folder: str | os.PathLike[str], base: Any, named: str | None, target: Path) -> None:
+    """The files of the tokenizer in a folder here, else of the base given or `named`. They are copied and not run."""
+    if base is None or isinstance(base, nn.Module):
+        base = named
     for source in (Path(folder), *([] if base is None else [Path(resolve_base(base))])):
         if size_of(source / "tokenizer_config.json", AdapterError) is not None:
             for name in PROCESSOR_FILES:

@@ -29,7 +29,6 @@ from transformers import PreTrainedModel
 
 from spafit_hf.files import Fields
 from spafit_hf.names import SIDECAR_FILE
-from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import SpafitError
 
 KEY_PREFIX = "base_model.model."
@@ -168,11 +167,6 @@ class TensorName:
             if module and module != path:
                 return cls(module, part)
         return None
-
-
-def base_facts(base: nn.Module) -> BaseFacts:
-    """What identifies a loaded base, from its plain model (unmerged, wrapped or not); see `facts_of_plain`."""
-    return facts_of_plain(plain_view(base))
 
 
 def facts_of_plain(plain: nn.Module) -> BaseFacts:

@@ -172,17 +172,12 @@ def parameter_places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str
 
 
 def fetch_adapter(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    max_bytes: int = MAX_BYTES,
+    repo_id: str, *, revision: str | None = None, token: str | bool | None = None, max_bytes: int = MAX_BYTES
 ) -> Pulled:
     """Download an adapter's files into the Hub's cache, as `spafit_hf.hub.pull_adapter` does; an AdapterError where it
     cannot."""
     try:
-        return pull_adapter(repo_id, revision=revision, token=token, cache_dir=cache_dir, max_bytes=max_bytes)
+        return pull_adapter(repo_id, revision=revision, token=token, max_bytes=max_bytes)
     except HubError as error:
         raise AdapterError(f"{repo_id} is no folder here. {error}") from error
 

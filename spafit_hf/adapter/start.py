@@ -21,29 +21,21 @@ from spafit_hf.adapter.verify import verify_and_read
 from spafit_hf.tuner.plain import plain_view
 
 
-def start_from(
-    model: PeftModel,
-    folder_or_repo: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    adapter_name: str = "default",
-) -> None:
-    """Give an adapter of a model the LoRA and the deltas of an adapter folder; its head stays.
+def start_from(model: PeftModel, folder_or_repo: str | os.PathLike[str], *, token: str | bool | None = None) -> None:
+    """Give a model's adapter the LoRA and the deltas of an adapter folder; its head stays.
 
     Before the first step the encoder computes what the folder's adapter computes. Modules that this adapter trains and
     the folder's does not start as they were.
 
     Args:
         model: what `get_spafit_model` returned, for the same base.
-        folder_or_repo, revision, token: as in `load_adapter`.
-        adapter_name: the adapter of the model.
+        folder_or_repo, token: as in `load_adapter`.
 
     Raises:
         AdapterError: as there, for a folder that changes a module which the model's adapter does not train in that
             way, and for LoRA of another rank or scaling; the model is as before.
     """
-    folder = local_folder(folder_or_repo, revision=revision, token=token)
+    folder = local_folder(folder_or_repo, token=token)
     plain = model.get_base_model()
     view = plain_view(plain)
     source, stored = verify_and_read(folder, view)
@@ -51,7 +43,7 @@ def start_from(
     tensors = {
         key: tensor for key, tensor in native_tensors(source, view, stored).items() if not key.startswith(heads)
     }
-    places = {key: parameter for key, (_, parameter) in parameter_places(plain, adapter_name).items()}
+    places = {key: parameter for key, (_, parameter) in parameter_places(plain, "default").items()}
     for key in tensors:
         if key not in places:
             name = TensorName.parse(key)
@@ -62,9 +54,9 @@ def start_from(
                 f"{folder_or_repo} changes {what} of {name.module if name else key}, which this adapter does not "
                 f"train; start from it with its own strategy{f', {own}' if own else ''}."
             )
-    _check_lora(source, plain, adapter_name)
+    _check_lora(source, plain)
     for module, settings in source.bottlenecks.items():
-        config: Any = model.peft_config[adapter_name]
+        config: Any = model.peft_config["default"]
         there = config.bottlenecks[module]
         if settings.to_dict() != there:
             raise AdapterError(
@@ -76,11 +68,11 @@ def start_from(
             places[key].copy_(tensor)
 
 
-def _check_lora(source: VerifiedAdapter, plain: nn.Module, adapter_name: str) -> None:
+def _check_lora(source: VerifiedAdapter, plain: nn.Module) -> None:
     """The same factors mean the same only with the same rank and scaling."""
     for module, lora in source.lora.items():
         layer: Any = plain.get_submodule(module)
-        own = (layer.r[adapter_name], layer.scaling[adapter_name], bool(layer.use_dora.get(adapter_name)))
+        own = (layer.r["default"], layer.scaling["default"], bool(layer.use_dora.get("default")))
         if own != (lora.r, lora.scaling, lora.use_dora):
             dora = ("without", "with")
             raise AdapterError(

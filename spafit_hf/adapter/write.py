@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, base_facts
+from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, facts_of_plain
 from spafit_hf.adapter.verify import check_written
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
 from spafit_hf.strategy import Strategy
@@ -34,6 +34,7 @@ from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType, saving
 from spafit_hf.tuner.config import rewrites_base
 from spafit_hf.tuner.entrance import embeddings_were_resized
 from spafit_hf.tuner.layer import Norm
+from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line, last_line
 
 
@@ -63,12 +64,12 @@ def save_adapter(
     """
     config = _config_of(model, adapter_name)
     layers = _delta_layers(model, adapter_name)
+    base = model.get_base_model()
+    obstacle = None if form == "native" else portable_obstacle(config, layers, base)
     if form == "auto":
-        form = "native" if portable_obstacle(config, layers, model.get_base_model()) else "peft"
+        form = "native" if obstacle else "peft"
     if form not in ("peft", "native"):
         raise AdapterError(f"form is {form!r}; allowed are 'auto', 'peft' and 'native'.")
-
-    base = model.get_base_model()
     if embeddings_were_resized(base):
         raise AdapterError(
             "the embeddings were resized, and their new rows are in no checkpoint. Save the resized base with its "
@@ -83,10 +84,9 @@ def save_adapter(
     lora_modules = _lora_modules(tensors)
     if form == "native":
         written, peft_config = "native", config
+    elif obstacle:
+        raise AdapterError(f"plain PEFT cannot read this adapter: {obstacle}. Save it with form='native'.")
     else:
-        obstacle = portable_obstacle(config, layers, base)
-        if obstacle:
-            raise AdapterError(f"plain PEFT cannot read this adapter: {obstacle}. Save it with form='native'.")
         written, peft_config, tensors = _portable(config, layers, tensors)
     strategy = config.to_dict()["strategy"]
     sidecar = Sidecar(
@@ -95,7 +95,7 @@ def save_adapter(
         lora_modules=tuple(lora_modules),
         bias_modules=tuple(sorted(layers)),
         labels=config.labels,
-        base=base_facts(base),
+        base=facts_of_plain(plain_view(base)),
         task=task or {},
         spafit_hf_version=__version__,
     )
@@ -146,14 +146,10 @@ def portable_obstacle(
     if config.target_parameters or config.trainable_token_indices:
         return "it has parts (target_parameters, trainable_token_indices) beside LoRA, deltas and head"
     misread = _misread(config, layers, base) if base is not None else None
-    if misread:
-        return misread
     without_bias = [name for name, layer in layers.items() if layer.get_base_layer().bias is None]
-    if not without_bias:
-        return None
-    if config.use_dora:
+    if not misread and without_bias and config.use_dora:
         return f"it has DoRA and deltas on modules without a bias (such as {without_bias[0]})"
-    return None
+    return misread
 
 
 def _misread(config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Module) -> str | None:

@@ -48,18 +48,6 @@ CITATIONS = {
 }
 
 
-def _cited(facts: CardFacts) -> list[str]:
-    cited = ["spafit"]
-    if facts.method == "bitfit":
-        cited.append("bitfit")
-    elif facts.kind == "adapter" and any(band.lora for band in facts.layers):
-        cited.append("lora")
-    roles = [band.bottlenecks for band in facts.layers if band.bottlenecks]
-    cited += ["series"] * any("attention_output" in each for each in roles)
-    cited += ["parallel"] * any("attention_output" not in each for each in roles)
-    return [*cited, *(["glue"] if facts.data.glue else [])]
-
-
 def citation_intro(facts: CardFacts) -> str:
     own = facts.method.startswith("spafit") or facts.method == "custom"
     origin = "The method" if own else "The comparison of methods"
@@ -67,4 +55,10 @@ def citation_intro(facts: CardFacts) -> str:
 
 
 def citations(facts: CardFacts) -> str:
-    return "\n\n".join(CITATIONS[key] for key in _cited(facts))
+    lora = facts.kind == "adapter" and any(band.lora for band in facts.layers)
+    other = "bitfit" if facts.method == "bitfit" else "lora" if lora else ""
+    roles = [band.bottlenecks for band in facts.layers if band.bottlenecks]
+    series = "series" if any("attention_output" in each for each in roles) else ""
+    parallel = "parallel" if any("attention_output" not in each for each in roles) else ""
+    cited = ["spafit", *filter(None, (other, series, parallel, "glue" if facts.data.glue else ""))]
+    return "\n\n".join(CITATIONS[key] for key in cited)

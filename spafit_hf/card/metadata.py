@@ -35,7 +35,7 @@ def card_data(facts: CardFacts, name: str) -> ModelCardData:
     adapter = facts.kind == "adapter"
     results = [result for score in facts.scores for result in _results(facts, score)]
     return ModelCardData(
-        language=_one_or_more(facts.language),
+        language=facts.language[0] if len(facts.language) == 1 else list(facts.language) or None,
         license=facts.license or facts.base.license,
         library_name="peft" if adapter and facts.form != "native" else "spafit-hf" if adapter else "transformers",
         tags=_tags(facts, base),
@@ -63,10 +63,6 @@ def _tags(facts: CardFacts, base: str | None) -> list[str]:
         tags += [f"base_model:adapter:{base}"] if base else []
     tags += ["glue"] if facts.data.glue else []
     return list(dict.fromkeys([*tags, *facts.tags]))
-
-
-def _one_or_more(values: tuple[str, ...]) -> str | list[str] | None:
-    return None if not values else values[0] if len(values) == 1 else list(values)
 
 
 def _kept(score: Score) -> list[str]:

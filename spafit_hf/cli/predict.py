@@ -150,7 +150,8 @@ def named(folders: list[str]) -> dict[str, str]:
 
 def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
     # Imported here so that `spafit --help` does not wait for torch.
-    from spafit_hf.adapter import fetch_adapter, verify_adapter
+    from spafit_hf.adapter import verify_adapter
+    from spafit_hf.adapter.load import local_folder
     from spafit_hf.names import is_hub_id
     from spafit_hf.predictor import SpafitPredictor
     from spafit_hf.predictor.memory import keep_freed_memory
@@ -159,8 +160,7 @@ def _load(args: argparse.Namespace, sources: dict[str, str]) -> SpafitPredictor:
     base, revision = args.base, None
     if base is None:
         source = next(iter(sources.values()))
-        folder = Path(source) if Path(source).is_dir() else fetch_adapter(source).folder
-        facts = verify_adapter(folder).base
+        facts = verify_adapter(local_folder(source)).base
         base, revision = facts.name_or_path, facts.revision
         if base is None:
             raise ValueError(f"{source} does not name its base; give it: --base FOLDER.")

@@ -129,19 +129,12 @@ def without_hidden_labels(splits: dict[str, Dataset], label: str, notes: list[st
     return kept
 
 
-def without_empty(
-    split: Dataset, columns: Sequence[str], label: str, whose: str, drop: bool, notes: list[str]
-) -> Dataset:
-    """The rows that have a text and a label; the others are an error, or left out with a note."""
+def refuse_empty(split: Dataset, columns: Sequence[str], label: str, whose: str) -> None:
+    """Raise DataError where a row has no text or no label."""
     cells = [(row, name) for name in (*columns, label) for row, cell in enumerate(split[name][:]) if _is_empty(cell)]
-    rows = {row for row, _ in cells}
-    if not rows:
-        return split
-    if not drop:
+    if cells:
         row, name = min(cells, key=lambda cell: cell[0])
         raise DataError(
-            f"{len(rows)} of the {split.num_rows} rows of {whose} have an empty text or label; the first is row "
-            f"{row + 1}, column '{name}'. Fill them in, or drop such rows with drop_empty=True."
+            f"{len({row for row, _ in cells})} of the {split.num_rows} rows of {whose} have an empty text or label; "
+            f"the first is row {row + 1}, column '{name}'. Fill them in, or leave such rows out."
         )
-    notes.append(f"{len(rows)} of the {split.num_rows} rows of {whose} have an empty text or label and are left out.")
-    return split.select([row for row in range(split.num_rows) if row not in rows])

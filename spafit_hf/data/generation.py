@@ -5,13 +5,11 @@ The rules of files, splits and validation rows are those of `text_data`.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spafit_hf.data.columns import choose_label, choose_texts, require_kinds, without_empty, without_hidden_labels
-from spafit_hf.data.hub_dataset import load_hub_dataset
+from spafit_hf.data.columns import choose_label, choose_texts, refuse_empty, require_kinds, without_hidden_labels
 from spafit_hf.data.labels import LABEL
 from spafit_hf.data.table import DataError
 from spafit_hf.data.text_data import Splits, read_splits, with_validation
@@ -63,8 +61,7 @@ def load_generation_data(
         DataError: with the columns or rows found, and what is allowed.
     """
     files = {"train": train_file, "validation": validation_file}
-    from_hub = functools.partial(load_hub_dataset, config_name=config_name)
-    splits, origin, notes = read_splits(source, files, from_hub, need_train)
+    splits, origin, notes = read_splits(source, files, config_name, need_train)
     first = splits.get("train", next(iter(splits.values())))
     texts = tuple(name.strip() for name in text_columns.split(",")) if text_columns else ()
     if len(texts) > 1:
@@ -77,6 +74,7 @@ def load_generation_data(
     for name, split in splits.items():
         whose = f"the {name} split of {origin}"
         require_kinds(split, wanted, wanted[-1], whose)
-        plain = without_empty(split.select_columns(list(wanted)), wanted[:-1], wanted[-1], whose, False, notes)
+        plain = split.select_columns(list(wanted))
+        refuse_empty(plain, wanted[:-1], wanted[-1], whose)
         splits[name] = plain.rename_column(label, LABEL) if label not in ("", LABEL) else plain
     return GenerationData(with_validation(splits, columns, need_train, notes), columns, origin, tuple(notes))

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+SEED = 42
+
+
 def _keys(dataset: Dataset, columns: Sequence[str]) -> list[str]:
     """Of each row what makes it the same text as another: the same words, whatever their case and punctuation."""
     # [:] reads a column at once; iterating over it takes thirty times as long.
@@ -40,7 +43,7 @@ def turned_around(splits: Mapping[str, Dataset], columns: Sequence[str]) -> Data
 
 
 def carve_validation(
-    dataset: Dataset, columns: Sequence[str], *, share: float = 0.1, rows: int | None = None, seed: int = 42
+    dataset: Dataset, columns: Sequence[str], *, rows: int | None = None, seed: int = SEED
 ) -> dict[str, Dataset]:
     """Split rows in two without leaking a text: rows with the same words stay on one side.
 
@@ -50,23 +53,21 @@ def carve_validation(
     Args:
         dataset: rows with the text `columns`, and `label` where there is one.
         columns: the text columns.
-        share: share of rows to hold out, in (0, 1); ignored when `rows` is given.
-        rows: number of rows to hold out; met exactly unless equal texts are in the way.
+        rows: number of rows to hold out, a tenth of them where it is None; met exactly unless equal texts are in the
+            way.
         seed: another seed is another split.
 
     Returns:
         `{"train": ..., "validation": ...}`, both in the order of `dataset`.
 
     Raises:
-        DataError: a share outside (0, 1), or too few rows.
+        DataError: too few rows.
     """
     from datasets import ClassLabel
 
     total = dataset.num_rows
     if rows is None:
-        if not 0 < share < 1:
-            raise DataError(f"The validation share must lie between 0 and 1, got {share}. 0.1 holds out a tenth.")
-        rows = max(1, round(total * share))
+        rows = max(1, round(total * 0.1))
     if not 0 < rows < total:
         raise DataError(
             f"Cannot hold {rows} of {total} rows out for validation. Give more rows or a validation split."

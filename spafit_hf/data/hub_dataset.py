@@ -58,20 +58,13 @@ def _answers(url: str, timeout: float) -> bool:
 
 
 def load_hub_dataset(
-    dataset_id: str,
-    config_name: str | None = None,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_hint: str = "Give local files instead.",
+    dataset_id: str, config_name: str | None = None, *, local_hint: str = "Give local files instead."
 ) -> DatasetDict:
     """Every split of a dataset on the Hub, or of its copy in the datasets cache when the Hub cannot be reached.
 
     Args:
         dataset_id: `owner/name` or `name`.
         config_name: the configuration (subset), where the dataset has several.
-        revision: branch, tag or commit.
-        cache_dir: cache of the datasets library; its default if None.
         local_hint: what to do without the Hub, the last sentence of the error.
 
     Raises:
@@ -80,13 +73,13 @@ def load_hub_dataset(
     import datasets
 
     reason = no_hub()
-    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+    cache = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
     if reason and not any(cache.glob(dataset_id.split("/")[0] + "*")):
         raise DataError(f"The dataset '{dataset_id}' is not in the cache ({cache}) and {reason}. {local_hint}")
     if reason:
         logger.info("%s: looking for '%s' in the cache %s.", reason, dataset_id, cache)
     try:
-        loaded = datasets.load_dataset(dataset_id, config_name, revision=revision, cache_dir=str(cache))
+        loaded = datasets.load_dataset(dataset_id, config_name, cache_dir=str(cache))
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"There is no dataset '{dataset_id}' on the Hub that this login may read. Check the name, accept its "

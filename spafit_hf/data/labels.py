@@ -159,7 +159,7 @@ def _label_names(
     if class_labels:
         return tuple(class_labels[0].names), ""
     found = set(words)
-    if all(map(_whole, found)):
+    if all(re.fullmatch(r"[+-]?\d+", word.strip()) for word in found):
         how = "inferred from whole numbers, in order; for regression, say regression=True (--regression true)"
         return tuple(sorted(found, key=lambda word: (int(word), word))), how
     return tuple(sorted(found)), "inferred from the words, in alphabetical order"
@@ -168,10 +168,6 @@ def _label_names(
 def _listing(names: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(repr(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def _whole(value: str) -> bool:
-    return re.fullmatch(r"[+-]?\d+", value.strip()) is not None
 
 
 def _numbers(values: Sequence[Any]) -> list[float] | None:

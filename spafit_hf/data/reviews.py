@@ -45,7 +45,6 @@ LABELS = ("negative", "positive")
 NEUTRAL = 0.5
 """Snippets with a mean rating nearer to zero than this are left out."""
 VALIDATION_ROWS = 1000
-SEED = 42
 
 
 def cached_movie_reviews() -> Path | None:
@@ -165,9 +164,9 @@ def load_movie_reviews(
         if abs(mean) >= NEUTRAL
     ]
     rows = datasets.Dataset.from_list(kept, features=features)
-    parts = carve_validation(rows, [TEXT], rows=validation_rows, seed=SEED)
+    parts = carve_validation(rows, [TEXT], rows=validation_rows)
     if max_train is not None and max_train < parts["train"].num_rows:
         if max_train < len(LABELS):
             raise DataError(f"max_train must be at least {len(LABELS)}, one row per class; got {max_train}.")
-        parts["train"] = carve_validation(parts["train"], [TEXT], rows=max_train, seed=SEED)["validation"]
+        parts["train"] = carve_validation(parts["train"], [TEXT], rows=max_train)["validation"]
     return datasets.DatasetDict(parts)

@@ -10,8 +10,7 @@ the ids), or `float32` for regression. What was inferred, carved or left out is 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING
 from spafit_hf.data.columns import (
     choose_label,
     choose_texts,
+    refuse_empty,
     require_kinds,
-    without_empty,
     without_hidden_labels,
 )
-from spafit_hf.data.holdout import carve_validation, shared_texts, turned_around
+from spafit_hf.data.holdout import SEED, carve_validation, shared_texts, turned_around
 from spafit_hf.data.hub_dataset import load_hub_dataset
 from spafit_hf.data.labels import Labelled, encode_labels
 from spafit_hf.data.table import SUFFIXES, DataError, read_table
@@ -95,16 +94,11 @@ def load_text_data(
     validation_file: str | Path | None = None,
     test_file: str | Path | None = None,
     config_name: str | None = None,
-    revision: str | None = None,
     text_columns: str | Sequence[str] | None = None,
     label_column: str | None = None,
     labels: Sequence[str] | None = None,
     regression: bool | None = None,
-    validation_share: float = 0.1,
-    seed: int = 42,
-    drop_empty: bool = False,
     need_train: bool = True,
-    cache_dir: str | Path | None = None,
 ) -> TextData:
     """Load labelled text from the Hub, a folder or files.
 
@@ -112,26 +106,23 @@ def load_text_data(
         source: a dataset id on the Hub, one file (its rows are the train split), or a folder with `train.csv`,
             `validation.csv` (`valid`, `val`, `dev`), `test.csv` in any format of `read_table`.
         train_file, validation_file, test_file: single files, instead of `source`.
-        config_name, revision, cache_dir: of the Hub dataset.
+        config_name: of the Hub dataset.
         text_columns: the text column, or the two of a pair ("a,b" is taken apart). None: inferred from the names.
         label_column: the label. None: inferred from the names.
         labels: label names in id order. For integer labels 0..n-1 these are the words of the ids. None: the names of
             a `ClassLabel`, whole numbers in order, or strings in alphabetical order.
         regression: whether the label is a number. None: true for numbers of which one is not whole.
-        validation_share: share of the train rows held out when there is no validation split, in (0, 1).
-        seed: of that choice (see `carve_validation`).
-        drop_empty: leave out rows with an empty text or label (NaN is one), with a note, instead of raising.
         need_train: False to load a test or validation split alone, as evaluation does.
 
     Returns:
-        TextData with a train and a validation split, and a test split where the source has one with labels.
+        TextData with a train and a validation split (a tenth of the train rows where there is none), and a test split
+        where the source has one with labels.
 
     Raises:
         DataError: with the columns, rows or labels found, and what is allowed.
     """
     files = {"train": train_file, "validation": validation_file, "test": test_file}
-    from_hub = functools.partial(load_hub_dataset, config_name=config_name, revision=revision, cache_dir=cache_dir)
-    splits, origin, notes = read_splits(source, files, from_hub, need_train)
+    splits, origin, notes = read_splits(source, files, config_name, need_train)
     first = splits.get("train", next(iter(splits.values())))
     if isinstance(text_columns, str):
         text_columns = [name.strip() for name in text_columns.split(",")]
@@ -142,27 +133,22 @@ def load_text_data(
     for name, split in splits.items():
         whose = f"the {name} split of {origin}"
         require_kinds(split, columns, label, whose)
-        plain = split.select_columns([*columns, label])
-        splits[name] = without_empty(plain, columns, label, whose, drop_empty, notes)
+        splits[name] = split.select_columns([*columns, label])
+        refuse_empty(splits[name], columns, label, whose)
     encoded, names = encode_labels(splits, label, labels, regression, origin, notes)
-    held = with_validation(encoded, columns, need_train, notes, validation_share, seed)
+    held = with_validation(encoded, columns, need_train, notes)
     return TextData(held, columns, names, origin, tuple(notes))
 
 
 def with_validation(
-    splits: dict[str, Dataset],
-    columns: Sequence[str],
-    need_train: bool,
-    notes: list[str],
-    share: float = 0.1,
-    seed: int = 42,
+    splits: dict[str, Dataset], columns: Sequence[str], need_train: bool, notes: list[str]
 ) -> DatasetDict:
     """The splits with one to measure on, held out of train where there is none; see `load_text_data`."""
     if need_train and not any(name.startswith("validation") for name in splits):
-        carved = carve_validation(splits["train"], columns, share=share, seed=seed)
+        carved = carve_validation(splits["train"], columns)
         notes.append(
             f"No validation split: {carved['validation'].num_rows} of {splits['train'].num_rows} train rows are held "
-            f"out as one (share {share:g}, seed {seed}, equal texts kept on one side)."
+            f"out as one (share 0.1, seed {SEED}, equal texts kept on one side)."
         )
         splits = {**splits, **carved}
     elif "train" in splits:
@@ -177,18 +163,18 @@ def with_validation(
 def read_splits(
     source: str | Path | None,
     files: Mapping[str, str | Path | None],
-    from_hub: Callable[[str], DatasetDict],
+    config_name: str | None,
     need_train: bool,
 ) -> tuple[dict[str, Dataset], str, list[str]]:
     """The splits by their names here, what they are called in errors, and a note for each that is not used."""
-    splits, origin, notes = _read_splits(source, files, from_hub)
+    splits, origin, notes = _read_splits(source, files, config_name)
     if need_train and "train" not in splits:
         raise DataError(f"{origin} has no train split, only {', '.join(splits)}. Name its rows with a train file.")
     return splits, origin, notes
 
 
 def _read_splits(
-    source: str | Path | None, files: Mapping[str, str | Path | None], from_hub: Callable[[str], DatasetDict]
+    source: str | Path | None, files: Mapping[str, str | Path | None], config_name: str | None
 ) -> tuple[dict[str, Dataset], str, list[str]]:
     given = {split: Path(path) for split, path in files.items() if path is not None}
     if (source is None) == (not given):
@@ -201,7 +187,7 @@ def _read_splits(
         return {split: read_table(file) for split, file in _files_of_folder(path).items()}, origin, []
     if path.is_file() or path.suffix.lower() in SUFFIXES:
         return {"train": read_table(path)}, origin, []
-    loaded, notes = from_hub(str(source)), []
+    loaded, notes = load_hub_dataset(str(source), config_name), []
     splits: dict[str, Dataset] = {}
     for name, split in loaded.items():
         known = SPLIT_NAMES.get(name, name)

@@ -25,18 +25,16 @@ class BaseVersion:
     license: str | None = None
 
 
-def base_version(
-    name_or_path: str | None, *, revision: str | None = None, token: str | None = None
-) -> BaseVersion | None:
+def base_version(name_or_path: str | None, *, token: str | None = None) -> BaseVersion | None:
     """What is known of a base by the name it was loaded from; None for a local path, whose name stays here.
 
-    The revision is the one that the cache holds for `revision`, which is what transformers loaded; only without it is
-    the Hub asked. The license is asked of the Hub. Without a connection, what is not known stays None.
+    The revision is the one that the cache holds, which is what transformers loaded; only without it is the Hub asked.
+    The license is asked of the Hub. Without a connection, what is not known stays None.
     """
     if name_or_path is None or not is_remote(name_or_path):
         return None
     api = HfApi(token=token)
-    commit = cached_revision(name_or_path, revision) or _resolved(api, name_or_path, revision, cached=False)
+    commit = cached_revision(name_or_path) or _resolved(api, name_or_path, cached=False)
     try:
         tags = api.model_info(name_or_path, timeout=10).tags or []
     except FAILURES as error:
@@ -60,15 +58,14 @@ def hub_is_away(name_or_path: str) -> bool:
     return False
 
 
-def cached_revision(name_or_path: str, revision: str | None = None) -> str | None:
-    """The commit that the cache holds for a revision of a repo, 40 hexadecimal digits, or None. Without the network.
-    The commit that the cache holds for a revision of a repo, 40 hexadecimal digits, or None. Without the network."""
-    return _resolved(HfApi(), name_or_path, revision, cached=True) if is_remote(name_or_path) else None
+def cached_revision(name_or_path: str) -> str | None:
+    """The commit that the cache holds of a repo, 40 hexadecimal digits, or None. Without the network."""
+    return _resolved(HfApi(), name_or_path, cached=True) if is_remote(name_or_path) else None
 
 
-def _resolved(api: HfApi, name: str, revision: str | None, *, cached: bool) -> str | None:
+def _resolved(api: HfApi, name: str, *, cached: bool) -> str | None:
     try:
-        return api.resolve_revision(name, revision=revision, local_files_only=cached).resolved
+        return api.resolve_revision(name, local_files_only=cached).resolved
     except FAILURES as error:
         logger.debug("The revision of %s is not known: %s", name, error)
         return None

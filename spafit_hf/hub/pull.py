@@ -47,7 +47,6 @@ def pull_adapter(
     folder: str | os.PathLike[str] | None = None,
     cache_dir: str | Path | None = None,
     max_bytes: int = MAX_BYTES,
-    local_files_only: bool = False,
 ) -> Pulled:
     """Download an adapter from the Hub, into the Hub's cache or a folder. Nothing is loaded or run.
 
@@ -62,7 +61,6 @@ def pull_adapter(
         folder: copy the files here as well. It must be empty or not exist.
         cache_dir: by default the Hub's own cache.
         max_bytes: of all files together; a larger adapter is refused before a byte of it is downloaded.
-        local_files_only: use the cache alone.
 
     Raises:
         HubError: if the repo, the revision or a file is missing, not accessible, or too large; with what to do.
@@ -72,12 +70,10 @@ def pull_adapter(
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise HubError(f"{target} exists and is not an empty folder; choose another, or empty it first.")
     try:
-        resolved = api.resolve_revision(
-            repo_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
-        )
+        resolved = api.resolve_revision(repo_id, revision=revision, cache_dir=cache_dir)
         if not COMMIT.fullmatch(resolved.resolved):
             raise HubError(f"the Hub names no commit for {repo_id}; it cannot be pulled safely.")
-        sizes = None if local_files_only or constants.HF_HUB_OFFLINE else _sizes(api, repo_id, resolved.resolved)
+        sizes = None if constants.HF_HUB_OFFLINE else _sizes(api, repo_id, resolved.resolved)
         names = PULLED if sizes is None else _wanted(repo_id, sizes, max_bytes)
         cached = snapshot_download(
             repo_id,

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spafit_hf.adapter import AdapterError, fetch_adapter
+from spafit_hf.adapter import AdapterError
 from spafit_hf.adapter.fit import head_names
+from spafit_hf.adapter.load import local_folder
 from spafit_hf.adapter.tokenizer import tokenizer_of
 from spafit_hf.architecture import find_architecture
 from spafit_hf.predictor.base import load_base, longest
@@ -148,11 +149,7 @@ class SpafitPredictor:
         """
         source = os.fspath(folder_or_repo)
         self._check_free(name)
-        folder = Path(source)
-        if not folder.is_dir():
-            folder = fetch_adapter(source, revision=revision, token=token if token is not None else self._token).folder
-        elif revision is not None:
-            raise AdapterError(f"revision={revision!r} was given, but {folder} is a folder here; drop the revision.")
+        folder = local_folder(source, revision=revision, token=token if token is not None else self._token)
         stamp = stamp_of(folder)
         facts, adapter = self._read(name, source, folder)
         own = Path(source).is_dir() if own_tokenizer is None else own_tokenizer
@@ -320,14 +317,9 @@ class SpafitPredictor:
             texts = encode(PROBE_TEXTS, entry.tokenizer, entry.max_length)
             self._check_tokens(texts)
             logits = self._serving.admit(adapter, texts)
-        except (
-            RuntimeError,
-            IndexError,
-            TypeError,
-            AttributeError,
-        ) as error:  # fits in parts, and not as a whole
-            reason = first_line(error)
-            raise AdapterError(f"{source} does not run on {type(self.model).__name__}: {reason}") from error
+        except (RuntimeError, IndexError, TypeError, AttributeError) as error:  # fits in parts, and not as a whole
+            kind = type(self.model).__name__
+            raise AdapterError(f"{source} does not run on {kind}: {first_line(error)}") from error
         if logits.shape != (len(entry.facts.labels),) or not torch.isfinite(logits).all():
             raise AdapterError(
                 f"{source} gives {logits.tolist()} for a short text, where {len(entry.facts.labels)} finite numbers "

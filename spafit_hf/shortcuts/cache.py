@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import constants
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,11 +32,6 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 #: Inputs that no state depends on.
 IGNORED = ("labels", "label", "label_ids", "num_items_in_batch")
-
-
-def default_folder() -> Path:
-    """Where "auto" keeps states: beside the Hub's cache, which is where there is room for large files."""
-    return Path(constants.HF_HOME) / "spafit" / "prefix"
 
 
 @dataclass(frozen=True)

@@ -170,23 +170,22 @@ class HubPushMixin(Trainer):
         described = self._described.get("base")
         if described.get("id") if isinstance(described, dict) else described:
             return None
-        config = self._plain_model().config
+        config = base_of(self._unwrapped()).config
         return base_version(getattr(config, "_name_or_path", None), token=self.args.hub_token)
 
     def _note_base_revision(self) -> None:
         """Let the folder that is saved name the commit of its base; transformers 5 no longer notes it by itself."""
-        config = getattr(self._plain_model(), "config", None)
+        model = self._unwrapped()
+        config = getattr(base_of(model), "config", None)
         if not isinstance(config, PretrainedConfig) or getattr(config, "_commit_hash", None) is not None:
             return
         revision = cached_revision(str(config._name_or_path or ""))
         config._commit_hash = revision  # in memory only: transformers does not write it
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PeftModel) and model.peft_config[model.active_adapter].revision is None:
             model.peft_config[model.active_adapter].revision = revision
 
-    def _plain_model(self) -> nn.Module:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return base_of(model)
+    def _unwrapped(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     # ---- the repo ----
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
@@ -24,7 +25,7 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from spafit_hf.shortcuts.border import NotCacheable
-from spafit_hf.shortcuts.cache import CacheSettings, PrefixCache, default_folder
+from spafit_hf.shortcuts.cache import CacheSettings, PrefixCache
 from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, probe, tokens_of
 from spafit_hf.shortcuts.probe import ROWS
 from spafit_hf.shortcuts.rows import with_padding
@@ -89,12 +90,11 @@ class PrefixShortCut:
         base = base_of(model)
         if self._refused_for is base and self.refused:
             return False
-        settings = CacheSettings(
-            Path(args.prefix_cache).expanduser() if args.prefix_cache != "auto" else default_folder(),
-            args.prefix_cache_max_bytes,
-            args.prefix_cache_dtype,
-            args.prefix_cache_drop_weights,
-        )
+        # Beside the Hub's cache there is room for large files.
+        auto = Path(constants.HF_HOME) / "spafit" / "prefix"
+        folder = auto if args.prefix_cache == "auto" else Path(args.prefix_cache).expanduser()
+        limits = args.prefix_cache_max_bytes, args.prefix_cache_dtype, args.prefix_cache_drop_weights
+        settings = CacheSettings(folder, *limits)
         self._refused_for, self.refused = base, ""
         try:
             self._check_setup()
