@@ -41,22 +41,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Plan",
-    "Prediction",
-    "SpafitConfig",
-    "SpafitPredictor",
-    "SpafitSeq2SeqTrainer",
-    "SpafitSeq2SeqTrainingArguments",
-    "SpafitTrainer",
-    "SpafitTrainingArguments",
-    "Strategy",
-    "Stratum",
-    "__version__",
-    "get_spafit_model",
-    "load_adapter",
-    "plan",
-    "save_adapter",
-]
+    "Plan", "Prediction", "SpafitConfig", "SpafitPredictor", "SpafitSeq2SeqTrainer", "SpafitSeq2SeqTrainingArguments",
+    "SpafitTrainer", "SpafitTrainingArguments", "Strategy", "Stratum", "__version__", "get_spafit_model",
+    "load_adapter", "plan", "save_adapter",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,5 @@
 """What a card is written from: plain facts, each of which may be unknown (None, or empty) and then leaves no trace.
 
-    CardFacts
-      base      Base      which model it adapts
-      data      Data      what it was trained and measured on
-      layers    Layers    what trains in which layers, one per stratum
-      scores    Score     figures per split
-      steps     Step      figures on the way there
-      cost      Cost      time, hardware
-
 `to_json` and `from_json` are inverse to each other: the folder keeps the facts beside the card, so that a card can be
 written again after an edit.
 """
@@ -79,7 +71,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Layers:
-    """What trains in some layers of one stack; roles as in `spafit_hf.strategy.ROLES`."""
+    """What trains in some layers of one stack, by a stratum or not at all; roles as in `spafit_hf.strategy.ROLES`."""
 
     name: str
     stack: str

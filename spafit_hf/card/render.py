@@ -22,18 +22,7 @@ from spafit_hf.card.results import SHOWN_STEPS, paper_note, row_count, score_tab
 from spafit_hf.card.strata import drawing, in_words
 from spafit_hf.card.usage import usages
 from spafit_hf.names import is_hub_id
-from spafit_hf.words import (
-    code,
-    duration,
-    figure,
-    figure_name,
-    listing,
-    method_title,
-    plain,
-    share,
-    size,
-    table,
-)
+from spafit_hf.words import code, duration, figure, figure_name, listing, method_title, plain, share, size, table
 
 OWN_BEGIN = "<!-- your own section: begin -->"
 OWN_END = "<!-- your own section: end -->"

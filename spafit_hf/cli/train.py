@@ -51,7 +51,6 @@ SECRETS = ("hub_token", "push_to_hub_token")
 NOT_SHOWN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "push_to_hub", "disable_tqdm")
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add `train`; its flags are read by `run`, since the list of them needs transformers."""
     parser = subparsers.add_parser(

@@ -1,15 +1,5 @@
 """The nine GLUE tasks as data: columns, label names in id order, splits, figures, and the paper's scores.
 
-    task                          columns                 labels  figures (main one first)
-    cola                          sentence                2       matthews_correlation
-    sst2                          sentence                2       accuracy
-    mrpc                          sentence1, sentence2    2       f1, accuracy
-    stsb                          sentence1, sentence2    -       pearson, spearmanr
-    qqp                           question1, question2    2       accuracy, f1
-    mnli                          premise, hypothesis     3       accuracy
-    qnli                          question, sentence      2       accuracy
-    rte, wnli                     sentence1, sentence2    2       accuracy
-
 Source: Wang et al. (2019), GLUE, arXiv:1804.07461; ids and splits as in `nyu-mll/glue` on the Hub.
 """
 
@@ -73,109 +63,57 @@ TASKS: dict[str, GlueTask] = {
     task.name: task
     for task in (
         GlueTask(
-            name="cola",
-            title="CoLA",
-            description="whether an English sentence is grammatical",
-            domain="examples from the linguistics literature",
-            license="CC0",
-            columns=("sentence",),
-            labels=("unacceptable", "acceptable"),
-            rows={"train": 8551, "validation": 1043},
+            name="cola", title="CoLA", description="whether an English sentence is grammatical",
+            domain="examples from the linguistics literature", license="CC0", columns=("sentence",),
+            labels=("unacceptable", "acceptable"), rows={"train": 8551, "validation": 1043},
             metrics=("matthews_correlation",),
         ),
         GlueTask(
-            name="sst2",
-            title="SST-2",
-            description="whether a movie-review phrase is positive",
-            domain="movie reviews",
-            license="MIT",
-            columns=("sentence",),
-            labels=("negative", "positive"),
-            rows={"train": 67349, "validation": 872},
-            metrics=("accuracy",),
+            name="sst2", title="SST-2", description="whether a movie-review phrase is positive",
+            domain="movie reviews", license="MIT", columns=("sentence",), labels=("negative", "positive"),
+            rows={"train": 67349, "validation": 872}, metrics=("accuracy",),
         ),
         GlueTask(
-            name="mrpc",
-            title="MRPC",
-            description="whether two sentences say the same",
-            domain="news",
-            license="Microsoft Shared Source",
-            columns=("sentence1", "sentence2"),
-            labels=("not_equivalent", "equivalent"),
-            rows={"train": 3668, "validation": 408},
-            metrics=("f1", "accuracy"),
-            symmetric=True,
+            name="mrpc", title="MRPC", description="whether two sentences say the same", domain="news",
+            license="Microsoft Shared Source", columns=("sentence1", "sentence2"),
+            labels=("not_equivalent", "equivalent"), rows={"train": 3668, "validation": 408},
+            metrics=("f1", "accuracy"), symmetric=True,
         ),
         GlueTask(
-            name="stsb",
-            title="STS-B",
-            description="how similar two sentences are in meaning, from 0 to 5",
-            domain="news, captions and forums",
-            license="not stated",
-            columns=("sentence1", "sentence2"),
-            labels=(),
-            rows={"train": 5749, "validation": 1500},
-            metrics=("pearson", "spearmanr"),
-            symmetric=True,
+            name="stsb", title="STS-B", description="how similar two sentences are in meaning, from 0 to 5",
+            domain="news, captions and forums", license="not stated", columns=("sentence1", "sentence2"), labels=(),
+            rows={"train": 5749, "validation": 1500}, metrics=("pearson", "spearmanr"), symmetric=True,
         ),
         GlueTask(
-            name="qqp",
-            title="QQP",
-            description="whether two questions ask the same",
-            domain="questions from Quora",
-            license="Quora's own, non-commercial",
-            columns=("question1", "question2"),
-            labels=("not_duplicate", "duplicate"),
-            rows={"train": 363846, "validation": 40430},
-            metrics=("accuracy", "f1"),
-            symmetric=True,
+            name="qqp", title="QQP", description="whether two questions ask the same", domain="questions from Quora",
+            license="Quora's own, non-commercial", columns=("question1", "question2"),
+            labels=("not_duplicate", "duplicate"), rows={"train": 363846, "validation": 40430},
+            metrics=("accuracy", "f1"), symmetric=True,
         ),
         GlueTask(
-            name="mnli",
-            title="MNLI",
-            description="whether a premise entails a hypothesis, contradicts it or neither",
-            domain="ten genres of written and spoken English",
-            license="OANC, CC BY-SA 3.0 and others, by genre",
-            columns=("premise", "hypothesis"),
-            labels=("entailment", "neutral", "contradiction"),
-            rows={"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
-            metrics=("accuracy",),
+            name="mnli", title="MNLI", description="whether a premise entails a hypothesis, contradicts it or neither",
+            domain="ten genres of written and spoken English", license="OANC, CC BY-SA 3.0 and others, by genre",
+            columns=("premise", "hypothesis"), labels=("entailment", "neutral", "contradiction"),
+            rows={"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832}, metrics=("accuracy",),
         ),
         GlueTask(
-            name="qnli",
-            title="QNLI",
-            description="whether a sentence holds the answer to a question",
-            domain="Wikipedia",
-            license="CC BY-SA 4.0",
-            columns=("question", "sentence"),
-            labels=("entailment", "not_entailment"),
-            rows={"train": 104743, "validation": 5463},
-            metrics=("accuracy",),
+            name="qnli", title="QNLI", description="whether a sentence holds the answer to a question",
+            domain="Wikipedia", license="CC BY-SA 4.0", columns=("question", "sentence"),
+            labels=("entailment", "not_entailment"), rows={"train": 104743, "validation": 5463}, metrics=("accuracy",),
         ),
         GlueTask(
-            name="rte",
-            title="RTE",
-            description="whether one text entails another",
-            domain="news and Wikipedia",
-            license="CC BY 4.0",
-            columns=("sentence1", "sentence2"),
-            labels=("entailment", "not_entailment"),
-            rows={"train": 2490, "validation": 277},
-            metrics=("accuracy",),
+            name="rte", title="RTE", description="whether one text entails another", domain="news and Wikipedia",
+            license="CC BY 4.0", columns=("sentence1", "sentence2"), labels=("entailment", "not_entailment"),
+            rows={"train": 2490, "validation": 277}, metrics=("accuracy",),
         ),
         GlueTask(
-            name="wnli",
-            title="WNLI",
-            description="whether a sentence with its pronoun resolved follows from the original",
-            domain="fiction",
-            license="CC BY 4.0",
-            columns=("sentence1", "sentence2"),
-            labels=("not_entailment", "entailment"),
-            rows={"train": 635, "validation": 71},
-            metrics=("accuracy",),
+            name="wnli", title="WNLI",
+            description="whether a sentence with its pronoun resolved follows from the original", domain="fiction",
+            license="CC BY 4.0", columns=("sentence1", "sentence2"), labels=("not_entailment", "entailment"),
+            rows={"train": 635, "validation": 71}, metrics=("accuracy",),
         ),
     )
-}
+}  # fmt: skip
 """The nine tasks by name, in the order of the GLUE paper's Table 1."""
 
 _TABLE_2_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")

@@ -71,14 +71,7 @@ def load_glue_metric(task: str | GlueTask) -> evaluate.EvaluationModule:
 
 
 def compute_metrics_for(task: str | GlueTask) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Trainer's `compute_metrics` for a GLUE task.
-
-    Args:
-        task: one of the nine tasks.
-
-    Returns:
-        A function of an `EvalPrediction` (logits [n, k], or a tuple that starts with them; labels [n]) to the task's
-        figures by name.
+    """Trainer's `compute_metrics` for a GLUE task: of an `EvalPrediction` (see `reduce_prediction`), figures by name.
 
     Raises:
         ValueError: unknown task. The function itself raises it for labels that are hidden (-1) and for no rows.

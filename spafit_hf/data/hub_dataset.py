@@ -21,20 +21,18 @@ logger = logging.getLogger(__name__)
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 
 
-def no_hub(timeout: float = 3.0) -> str:
+def no_hub() -> str:
     """Why the Hub cannot be asked, such as "HF_HUB_OFFLINE is set"; empty where it answers, which is asked once.
 
-    The clients of the Hub retry for about 20 seconds before they give up. This asks once, through the same proxies.
-
-    Args:
-        timeout: seconds to wait, name resolution included.
+    The clients of the Hub retry for about 20 seconds before they give up. This asks once, through the same proxies,
+    and waits for three, name resolution included.
     """
     for name in OFFLINE_VARIABLES:
         if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
             return f"{name} is set"
     from huggingface_hub import constants
 
-    return "" if _answers(constants.ENDPOINT, timeout) else "the Hugging Face Hub cannot be reached"
+    return "" if _answers(constants.ENDPOINT, 3.0) else "the Hugging Face Hub cannot be reached"
 
 
 @functools.cache

@@ -126,10 +126,7 @@ def read_ratings(source: str | Path | None = None) -> list[tuple[int, float, str
 
 
 def load_movie_reviews(
-    source: str | Path | None = None,
-    *,
-    max_train: int | None = None,
-    validation_rows: int = VALIDATION_ROWS,
+    source: str | Path | None = None, *, max_train: int | None = None, validation_rows: int = VALIDATION_ROWS
 ) -> DatasetDict:
     """Movie-review snippets as positive or negative, split so that no text is on both sides.
 

@@ -15,13 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spafit_hf.data.columns import (
-    choose_label,
-    choose_texts,
-    refuse_empty,
-    require_kinds,
-    without_hidden_labels,
-)
+from spafit_hf.data.columns import choose_label, choose_texts, refuse_empty, require_kinds, without_hidden_labels
 from spafit_hf.data.holdout import SEED, carve_validation, shared_texts, turned_around
 from spafit_hf.data.hub_dataset import load_hub_dataset
 from spafit_hf.data.labels import Labelled, encode_labels

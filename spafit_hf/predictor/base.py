@@ -39,11 +39,10 @@ class Base:
 
 def load_base(
     base: PreTrainedModel | str | os.PathLike[str],
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    revision: str | None = None,
-    device: str | torch.device | None = None,
-    token: str | bool | None = None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    device: str | torch.device | None,
+    token: str | bool | None,
 ) -> Base:
     """A base from its name, or the model itself, which is put into eval mode; arguments as in `SpafitPredictor`."""
     if isinstance(base, nn.Module):

@@ -80,7 +80,7 @@ class SpafitPredictor:
         for name, value in limits.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
-        self._base = load_base(base, tokenizer=tokenizer, revision=revision, device=device, token=token)
+        self._base = load_base(base, tokenizer, revision, device, token)
         self._token = token
         if self._base.tokenizer is not None:
             longest(self._base.model, self._base.tokenizer, max_length)  # what cannot be is said before adapters come

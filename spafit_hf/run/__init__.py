@@ -13,19 +13,6 @@ from spafit_hf.run.result import RESULTS_FILE, RunResult, figures_text
 from spafit_hf.run.train import evaluate, parameters_of, prepare, train
 
 __all__ = [
-    "RESULTS_FILE",
-    "BaseArguments",
-    "DataArguments",
-    "Progress",
-    "RunData",
-    "RunResult",
-    "evaluate",
-    "figures_text",
-    "hold_out",
-    "load_classifier",
-    "load_data",
-    "parameters_of",
-    "prepare",
-    "quiet",
-    "train",
-]
+    "RESULTS_FILE", "BaseArguments", "DataArguments", "Progress", "RunData", "RunResult", "evaluate", "figures_text",
+    "hold_out", "load_classifier", "load_data", "parameters_of", "prepare", "quiet", "train",
+]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of, tried_toke
 from spafit_hf.adapter.verify import look_at
 from spafit_hf.hub import hub_is_away
 from spafit_hf.names import CONFIG_FILE, DEFAULT_BASE, published_base, resolve_base, task_of_class
+from spafit_hf.trainer.arguments import option
 from spafit_hf.words import first_line, listing
 
 logger = logging.getLogger(__name__)
@@ -25,11 +26,10 @@ logger = logging.getLogger(__name__)
 class BaseArguments:
     """Which pretrained model."""
 
-    base: str = field(
-        default=DEFAULT_BASE,
-        metadata={"help": "Hub id or folder of the pretrained model; or embedded or mpnet, encoders from PyPI."},
+    base: str = option(
+        DEFAULT_BASE, "Hub id or folder of the pretrained model; or embedded or mpnet, encoders from PyPI."
     )
-    base_revision: str = field(default="", metadata={"help": "Branch, tag or commit of the base on the Hub."})
+    base_revision: str = option("", "Branch, tag or commit of the base on the Hub.")
 
 
 def load_pretrained(

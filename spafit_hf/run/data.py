@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from datasets import DatasetDict
@@ -16,6 +16,7 @@ from spafit_hf.data.glue_metric import compute_metrics_for
 from spafit_hf.data.glue_rows import load_task
 from spafit_hf.data.reviews import LABELS, MOVIE_REVIEWS, TEXT, load_movie_reviews
 from spafit_hf.data.rouge import ROUGE
+from spafit_hf.trainer.arguments import option
 from spafit_hf.trainer.facts import data_of
 from spafit_hf.words import SpafitError
 
@@ -30,50 +31,32 @@ AnyText = TypeVar("AnyText", bound=TextData | GenerationData)
 class DataArguments:
     """Which labelled text: a GLUE task, a dataset on the Hub, or files."""
 
-    task: str = field(
-        default="",
-        metadata={
-            "help": "A GLUE task: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. Or what is learned from "
-            "--dataset or --train_file in place of labels: summarization (to write one text of another) or causal-lm "
-            "(to go on with a text)."
-        },
+    task: str = option(
+        "",
+        "A GLUE task: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. Or what is learned from "
+        "--dataset or --train_file in place of labels: summarization (to write one text of another) or causal-lm "
+        "(to go on with a text).",
     )
-    data_dir: str = field(
-        default="", metadata={"help": "Folder with <task>/train.parquet; without it the task is loaded from the Hub."}
+    data_dir: str = option("", "Folder with <task>/train.parquet; without it the task is loaded from the Hub.")
+    dataset: str = option("", "A dataset on the Hub, a folder or a file; or movie-reviews, which needs no Hub.")
+    dataset_config: str = option("", "Configuration of the dataset on the Hub.")
+    train_file: str = option("", "CSV, TSV, JSON, JSONL, parquet or text file to train on.")
+    validation_file: str = option("", "The same, to measure on.")
+    text_columns: str = option("", "The text column, or two of them: premise,hypothesis.")
+    label_column: str = option("", "The label column; for summarization that of the summaries.")
+    labels: str = option("", "Names of the classes in the order of their ids: negative,positive.")
+    regression: bool | None = option(
+        None, "Whether the label is a number to predict; by default where one of them is not whole."
     )
-    dataset: str = field(
-        default="",
-        metadata={"help": "A dataset on the Hub, a folder or a file; or movie-reviews, which needs no Hub."},
+    max_length: int = option(128, "Tokens per text or pair; longer ones lose their end.")
+    max_target_length: int = option(0, "Tokens of a text to be written, for summarization. 0: 64.")
+    both_orders: bool = option(
+        False,
+        "Train on each pair a second time with its texts swapped, where the label stays the same: "
+        "paraphrases, similarity.",
     )
-    dataset_config: str = field(default="", metadata={"help": "Configuration of the dataset on the Hub."})
-    train_file: str = field(default="", metadata={"help": "CSV, TSV, JSON, JSONL, parquet or text file to train on."})
-    validation_file: str = field(default="", metadata={"help": "The same, to measure on."})
-    text_columns: str = field(default="", metadata={"help": "The text column, or two of them: premise,hypothesis."})
-    label_column: str = field(
-        default="", metadata={"help": "The label column; for summarization that of the summaries."}
-    )
-    labels: str = field(
-        default="", metadata={"help": "Names of the classes in the order of their ids: negative,positive."}
-    )
-    regression: bool | None = field(
-        default=None,
-        metadata={"help": "Whether the label is a number to predict; by default where one of them is not whole."},
-    )
-    max_length: int = field(default=128, metadata={"help": "Tokens per text or pair; longer ones lose their end."})
-    max_target_length: int = field(
-        default=0, metadata={"help": "Tokens of a text to be written, for summarization. 0: 64."}
-    )
-    both_orders: bool = field(
-        default=False,
-        metadata={
-            "help": "Train on each pair a second time with its texts changed about, where the label stays the same: "
-            "paraphrases, similarity."
-        },
-    )
-    max_train_rows: int = field(default=0, metadata={"help": "Train on so many rows, chosen at random. 0: all."})
-    max_validation_rows: int = field(
-        default=0, metadata={"help": "Measure on so many rows, chosen at random. 0: all."}
-    )
+    max_train_rows: int = option(0, "Train on so many rows, chosen at random. 0: all.")
+    max_validation_rows: int = option(0, "Measure on so many rows, chosen at random. 0: all.")
 
 
 @dataclass(frozen=True)
@@ -90,7 +73,7 @@ class RunData:
     task: str = ""
     """The GLUE task, if it is one, or one of `GENERATION`."""
     turned_rows: int = 0
-    """Training rows that are others with their texts changed about."""
+    """Training rows that are others with their texts swapped."""
     spreads: tuple[str, ...] = ()
     """Names of how sure the figures are."""
     max_target_length: int = 0

@@ -29,7 +29,7 @@ NOT_SET = -1
 FIRST_TOKEN_MODES = ("auto", "on", "off")
 
 
-def _option(default: Any, text: str, choices: Iterable[str] | None = None) -> Any:
+def option(default: Any, text: str, choices: Iterable[str] | None = None) -> Any:
     """A field as HfArgumentParser reads it: with a help text, and with what it may be."""
     return field(default=default, metadata={"help": text} | ({"choices": list(choices)} if choices else {}))
 
@@ -45,47 +45,47 @@ class StrataArguments:
         ValueError: for a strategy that does not exist, a bound, a LoRA setting or a learning rate that cannot be.
     """
 
-    strategy: str = _option(
+    strategy: str = option(
         DEFAULT_STRATEGY,
         "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, series-adapter, "
         "parallel-adapter, linear-probe, or the path of a .yaml or .json file with strata.",
     )
-    n1: int = _option(
+    n1: int = option(
         NOT_SET,
         "Last layer of group 1 (frozen), from zero, in the model's own depth. With --n2 it overrides the numbers in "
         "the strategy's name. -1: not set.",
     )
-    n2: int = _option(
+    n2: int = option(
         NOT_SET, "Last layer of group 2 (biases), from zero, in the model's own depth. Goes with --n1. -1: not set."
     )
-    lora_r: int = _option(64, "Rank of LoRA in every stratum that does not state its own.")
-    lora_alpha: float = _option(128.0, "LoRA is scaled by lora_alpha / lora_r.")
-    lora_dropout: float = _option(0.0, "Dropout on the input of LoRA, from 0 to below 1.")
-    use_rslora: bool = _option(False, "Scale LoRA by lora_alpha / sqrt(lora_r) (rsLoRA).")
-    use_dora: bool = _option(False, "Train magnitude and direction apart (DoRA).")
-    init_lora_weights: str = _option(
+    lora_r: int = option(64, "Rank of LoRA in every stratum that does not state its own.")
+    lora_alpha: float = option(128.0, "LoRA is scaled by lora_alpha / lora_r.")
+    lora_dropout: float = option(0.0, "Dropout on the input of LoRA, from 0 to below 1.")
+    use_rslora: bool = option(False, "Scale LoRA by lora_alpha / sqrt(lora_r) (rsLoRA).")
+    use_dora: bool = option(False, "Train magnitude and direction apart (DoRA).")
+    init_lora_weights: str = option(
         "default",
         "How LoRA starts where a stratum does not say: default (Kaiming uniform), gaussian, orthogonal.",
         INIT_LORA_WEIGHTS,
     )
-    init_adapter: str = _option(
+    init_adapter: str = option(
         "",
         "Adapter folder or Hub id whose LoRA and bias deltas this adapter starts with, such as one of a task with "
         "more rows; the head starts anew. It has to be of the same base, strategy, rank and alpha.",
     )
-    bias_learning_rate: float = _option(-1.0, "Learning rate of the bias deltas. -1: the same as --learning_rate.")
-    head_learning_rate: float = _option(
+    bias_learning_rate: float = option(-1.0, "Learning rate of the bias deltas. -1: the same as --learning_rate.")
+    head_learning_rate: float = option(
         -1.0,
         "Learning rate of the task head. -1: the same as --learning_rate, and 10 times it where the base's pooler was "
         "never trained and stays frozen.",
     )
-    train_sampling_strategy: str = _option(
+    train_sampling_strategy: str = option(
         "group_by_length",
         "Sampler for training: 'group_by_length' (default; 'random' where examples have no length), 'random', "
         "'sequential', or 'batch_rebalance'.",
         ("random", "sequential", "group_by_length", "batch_rebalance"),
     )
-    first_token_only: str = _option(
+    first_token_only: str = option(
         "auto",
         "Compute the last layer for the first token alone where the head reads no other, as in classifiers on BERT; "
         "the first batch is run both ways, and any difference turns this off. 'auto': in evaluation and prediction "
@@ -93,18 +93,18 @@ class StrataArguments:
         "draws fewer numbers and a seed so gives another run; 'off'.",
         FIRST_TOKEN_MODES,
     )
-    prefix_cache: str = _option(
+    prefix_cache: str = option(
         "off",
         "Keep the hidden states at the border of the frozen layers on disk and compute them once: 'off', 'auto' (in "
         "the Hugging Face cache folder), or a folder. Dropout in the frozen layers is off then.",
     )
-    prefix_cache_max_bytes: int = _option(
+    prefix_cache_max_bytes: int = option(
         20_000_000_000, "Bytes that the cache's folder may take; examples beyond that are computed in each pass."
     )
-    prefix_cache_dtype: str = _option(
+    prefix_cache_dtype: str = option(
         "float16", "Type of the stored states: float16 (checked for range), bfloat16, or float32 (exact).", DTYPES
     )
-    prefix_cache_drop_weights: bool = _option(
+    prefix_cache_drop_weights: bool = option(
         False, "Take the frozen layers' weights out of memory while their states are read from disk."
     )
 
@@ -148,6 +148,12 @@ class StrataArguments:
         rates = {name: getattr(self, name) for name in ("bias_learning_rate", "head_learning_rate")}
         rate_text = "it must be zero or more, as in --{} 1e-3, or -1 for the same as --learning_rate"
         bytes_text = "it must be 0 or more, as in --prefix_cache_max_bytes 20000000000"
+        choices = {
+            "init_lora_weights": INIT_LORA_WEIGHTS,
+            "first_token_only": FIRST_TOKEN_MODES,
+            "prefix_cache_dtype": DTYPES,
+        }
+        others = {"init_lora_weights": " (PEFT's others rewrite the base: for them pass a PeftModel to the trainer)"}
         rules: list[tuple[str, bool, str]] = [
             ("lora_r", self.lora_r >= 1, "the rank of LoRA must be at least 1, as in --lora_r 64"),
             ("lora_alpha", 0 < self.lora_alpha < inf, "it must be a positive number, as in --lora_alpha 128"),
@@ -156,19 +162,11 @@ class StrataArguments:
                 0 <= self.lora_dropout < 1,
                 "it must be a probability from 0 to below 1, as in --lora_dropout 0.1",
             ),
-            (
-                "init_lora_weights",
-                self.init_lora_weights in INIT_LORA_WEIGHTS,
-                f"allowed are {listed(INIT_LORA_WEIGHTS)} (PEFT's others rewrite the base: for them pass a PeftModel "
-                "to the trainer)",
-            ),
-            (
-                "first_token_only",
-                self.first_token_only in FIRST_TOKEN_MODES,
-                f"allowed are {listed(FIRST_TOKEN_MODES)}",
+            *(
+                (name, getattr(self, name) in allowed, f"allowed are {listed(allowed)}{others.get(name, '')}")
+                for name, allowed in choices.items()
             ),
             ("prefix_cache", bool(self.prefix_cache), "allowed are off, auto, or a folder"),
-            ("prefix_cache_dtype", self.prefix_cache_dtype in DTYPES, f"allowed are {listed(DTYPES)}"),
             ("prefix_cache_max_bytes", self.prefix_cache_max_bytes >= 0, bytes_text),
             *((name, rate == NOT_SET or 0 <= rate < inf, rate_text.format(name)) for name, rate in rates.items()),
         ]
@@ -183,16 +181,9 @@ class SpafitTrainingArguments(StrataArguments, TrainingArguments):
 
     One default of transformers changes: `train_sampling_strategy` is "group_by_length", so that little time goes into
     padding; `SpafitTrainer` falls back to "random" where examples have no length.
-
-    Raises:
-        ValueError: see `StrataArguments`; and whatever `TrainingArguments` refuses.
     """
 
 
 @dataclass
 class SpafitSeq2SeqTrainingArguments(StrataArguments, Seq2SeqTrainingArguments):
-    """`transformers.Seq2SeqTrainingArguments` with the fields of `StrataArguments`; see `SpafitTrainingArguments`.
-
-    Raises:
-        ValueError: see `StrataArguments`; and whatever `Seq2SeqTrainingArguments` refuses.
-    """
+    """`transformers.Seq2SeqTrainingArguments` with the fields of `StrataArguments`; see `SpafitTrainingArguments`."""

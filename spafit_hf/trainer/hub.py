@@ -1,11 +1,5 @@
 """Trainer's way to the Hub, mended: the named files and no others, one commit each time, and no failure in silence.
 
-    init_hf_repo            a Hub that is busy for a moment does not end the run before it began
-    create_model_card       a card from facts (`spafit_hf.card`)
-    _push_from_checkpoint   a copy of what was saved goes up in the background; training goes on
-    train                   raises at its end what failed in the background, with the adapter safe on disk
-    push_to_hub             as Trainer's
-
 It works on a plain `transformers.Trainer` too: `class MyTrainer(HubPushMixin, Trainer)`.
 """
 

@@ -50,9 +50,7 @@ class PrefixShortCut:
     """The hidden states of frozen leading layers from a cache; what undoes `open` goes on the trainer's stack."""
 
     cache: PrefixCache | None = None
-    """The cache of the model that trains; None while there is none."""
     refused: str = ""
-    """Why the model is trained without one, though one was wanted."""
     is_open = False
     _refused_for: nn.Module | None = None
 
@@ -262,9 +260,7 @@ class FirstTokenShortCut:
     """
 
     narrowed: FirstToken | None = None
-    """The narrowed last layer of the model; None while there is none."""
     refused: str = ""
-    """Why the last layer is computed whole, though narrowing it was wanted."""
     _waits = False
     _checked: tuple[nn.Module, bool] | None = None
     """The model that the last check was of, and whether it was of gradients too."""

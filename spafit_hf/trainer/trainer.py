@@ -586,13 +586,7 @@ class SpafitTrainer(HubPushMixin, StrataTrainer):
 
 
 class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
-    """`transformers.Seq2SeqTrainer` that trains in strata; see `SpafitTrainer`.
-
-    Args:
-        strategy: as for `SpafitTrainer`.
-        others: those of `transformers.Seq2SeqTrainer`, in its order: as for `SpafitTrainer`, but for
-            optimizer_cls_and_kwargs.
-    """
+    """`transformers.Seq2SeqTrainer` that trains in strata: as `SpafitTrainer`, without optimizer_cls_and_kwargs."""
 
     __init__ = _with_strategy(Seq2SeqTrainer)
 
