@@ -87,6 +87,7 @@ PARAMETERS = {
     "transformers.Trainer._get_learning_rate": "self",
     "transformers.Trainer._build_accelerator_args": "self **kwargs",
     "transformers.Trainer._save": "self output_dir state_dict",
+    "transformers.Trainer._issue_warnings_after_load": "self load_result",
     "transformers.Trainer._load_from_checkpoint": "self resume_from_checkpoint model",
     "transformers.Trainer._push_from_checkpoint": "self checkpoint_folder",
     "transformers.Trainer._finish_current_push": "self",

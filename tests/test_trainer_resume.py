@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import tiny as tiny_model
 from safetensors.torch import load_file, save_file
 from scripts import tiny
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTForImageClassification
 from transformers.trainer_utils import get_last_checkpoint
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum
@@ -126,6 +127,28 @@ def test_what_batches_draw_at_random_is_drawn_again(accumulated: int, saved: int
     whole, resumed = run(None), run(str(tmp_path / f"checkpoint-{saved}"))
     assert tiny.differences(outcome(whole)[0], outcome(resumed)[0]) == []
     assert outcome(whole)[1] == outcome(resumed)[1]
+
+
+def test_a_full_checkpoint_of_a_model_with_other_names_on_the_hub(tmp_path: Path) -> None:
+    rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": index % 2} for index in range(16)]
+    fields = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_steps": 1, "max_steps": 2}
+
+    def run(checkpoint: str | None) -> SpafitTrainer:
+        args = SpafitTrainingArguments(str(tmp_path), strategy="full", learning_rate=1e-2, **fields)
+        made = SpafitTrainer(tiny_model("vit"), args, train_dataset=rows)
+        made.train(resume_from_checkpoint=checkpoint)
+        return made
+
+    whole, checkpoint = run(None), tmp_path / "checkpoint-1"
+    resumed = run(str(checkpoint))
+    assert tiny.differences(outcome(whole)[0], outcome(resumed)[0]) == []
+    again = ViTForImageClassification.from_pretrained(checkpoint, output_loading_info=True)[1]
+    assert not again["missing_keys"]
+    assert not again["unexpected_keys"]
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file({key: each for key, each in tensors.items() if "fc1" not in key}, checkpoint / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has no vit\.layers\.0\.mlp\.fc1"):
+        run(str(checkpoint))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig
+from peft.tuners.lora.layer import Embedding as PeftEmbedding
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 from transformers.models.mobilebert.modeling_mobilebert import NoNorm
@@ -235,3 +236,5 @@ def test_layers_that_peft_built_are_adopted_with_their_state():
     assert type(ours) is Linear
     assert torch.equal(ours(X), expected)
     assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
+    embedding = PeftEmbedding(nn.Embedding(4, 3), "a", LoraConfig(), r=2)
+    assert repr(adopt(embedding)).startswith("lora.Embedding(")

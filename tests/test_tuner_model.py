@@ -432,6 +432,26 @@ def test_mixed_batches_say_what_they_cannot_do():
         model(**batch, adapter_names=["b"] * 4)
 
 
+class OfTwo(nn.Module):
+    """A head that takes two tensors, or gives two."""
+
+    def __init__(self, gives: bool) -> None:
+        super().__init__()
+        self.lin, self.head = nn.Linear(4, 4), nn.GRU(4, 4) if gives else nn.Bilinear(4, 4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lin(x))[0] if isinstance(self.head, nn.GRU) else self.head(self.lin(x), x)
+
+
+@pytest.mark.parametrize("gives", [False, True])
+def test_a_mixed_batch_through_a_head_of_two_tensors_is_refused(gives: bool) -> None:
+    config = SpafitConfig(target_modules=["lin"], modules_to_save=["head"], init_lora_weights=False)
+    model = get_peft_model(OfTwo(gives), config, "a")
+    model.add_adapter("b", copy.deepcopy(config))
+    with pytest.raises(TypeError, match="Mixed batching is only supported for"):
+        model.eval()(torch.ones(2, 4), adapter_names=["a", "b"])
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generation_with_mixed_adapters(name, beams):

@@ -537,7 +537,11 @@ class StrataTrainer(Trainer):
             if form == "native" and not self._native:
                 logger.warning("Plain PEFT cannot hold this adapter, so %s needs spafit_hf to be read.", folder)
         elif isinstance(model, (PreTrainedModel, PeftModel)):
-            model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
+            # A checkpoint keeps the model's own names: under those of the Hub, `train` does not find them again.
+            names: dict[str, Any] = (
+                {"save_original_format": False} if self._native and isinstance(model, PreTrainedModel) else {}
+            )
+            model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save, **names)
         else:
             os.makedirs(folder, exist_ok=True)
             weights = model.state_dict() if state_dict is None else state_dict
@@ -545,6 +549,18 @@ class StrataTrainer(Trainer):
         processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if processor is not None and self.args.should_save:
             processor.save_pretrained(folder)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        known = {id(each): name for name, each in self.model.named_parameters()}  # of tied ones the first name
+        computed = self.model._keys_to_ignore_on_save or () if isinstance(self.model, PreTrainedModel) else ()
+        absent = {*load_result.missing_keys} - {*computed}
+        lost = [name for name in known.values() if name in absent]
+        if lost and not isinstance(self.model, PeftModel):
+            raise ValueError(
+                f"the checkpoint has no {lost[0]} (of {len(lost)} tensors that it lacks), so that the run would go on "
+                "from other weights than it had; resume from another checkpoint, or start anew."
+            )
+        super()._issue_warnings_after_load(load_result)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model

@@ -316,11 +316,11 @@ _ADOPTED: dict[type[LoraLayer], type[DeltaLayer]] = {lora.Linear: Linear}
 def adopt(layer: LoraLayer) -> DeltaLayer:
     """Make a layer that PEFT built (dense, quantized, embedding, convolution) one that can hold the others as well.
 
-    PEFT chooses the class after the kind of the base module; its methods stay, ours come before them.
+    PEFT chooses the class after the kind of the base module; its methods and its name stay, ours come before them.
     """
     cls = type(layer)
     if cls not in _ADOPTED:
-        _ADOPTED[cls] = type(f"Delta{cls.__name__}", (DeltaLayer, cls), {"__doc__": cls.__doc__})
+        _ADOPTED[cls] = type(cls.__name__, (DeltaLayer, cls), {"__doc__": cls.__doc__})
     # A module's whole state is its __dict__; `__class__` itself cannot be assigned between these bases.
     adopted = _ADOPTED[cls].__new__(_ADOPTED[cls])
     adopted.__dict__.update(layer.__dict__)

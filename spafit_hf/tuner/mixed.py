@@ -55,7 +55,13 @@ def mixed_batch(model: nn.Module, names: list[str], beams: int) -> Iterator[None
 
 
 def _mixed_head_forward(head: ModulesToSaveWrapper, names: list[str], x: torch.Tensor, *args: Any) -> torch.Tensor:
-    """Each row through its own adapter's head, or the base's where the adapter has none."""
+    """Each row through its own adapter's head, or the base's where the adapter has none.
+
+    Whose row is whose in a second tensor, taken or given, is not known here: PEFT's own method refuses such heads.
+    """
+    refuse = partial(ModulesToSaveWrapper._mixed_batch_forward, head, x, *args, adapter_names=names)
+    if any(isinstance(each, torch.Tensor) for each in args):
+        return refuse()
     rows: list[int] = []
     results = []
     for name in dict.fromkeys(names):
@@ -64,6 +70,8 @@ def _mixed_head_forward(head: ModulesToSaveWrapper, names: list[str], x: torch.T
         module = head.modules_to_save[name] if has_head else head.original_module
         results.append(module(x[own], *args))
         rows += own
+    if not all(isinstance(each, torch.Tensor) for each in results):
+        return refuse()
     return torch.cat(results)[torch.tensor(rows, device=x.device).argsort()]
 
 
