@@ -168,14 +168,14 @@ def _describe(
 ) -> None:
     """Give the card what the trainer can't know."""
     trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
-    trainer.describe(command=command)
+    known = task_of(data).facts(trainer.model, data)
     if resolve_base(base.base) != base.base:
-        trainer.describe(base={"id": BASE_ID, "name": None, "license": BASE_LICENSE})
-    trainer.describe(**task_of(data).facts(trainer.model, data))
+        known["base"] = {"id": BASE_ID, "name": None, "license": BASE_LICENSE, **known.get("base", {})}
+    trainer.describe(command=command, **known)
     if data.task in TASKS:
-        known = glue_data(data.task, max_length=max_length)
-        known = replace(known, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
-        trainer.describe(data=known, main_figure=data.main_figure)
+        glue = glue_data(data.task, max_length=max_length)
+        glue = replace(glue, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
+        trainer.describe(data=glue, main_figure=data.main_figure)
     elif data.turned_rows:
         trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
 
