@@ -316,6 +316,7 @@ def test_an_encoder_decoder_keeps_what_it_was_asked_to_generate(
         ({"label_column": "abstract"}, "no column 'abstract'; it has article, highlights"),
         ({"text_columns": "article,highlights"}, "from one column, and 2 were named"),
         ({"base": "decoder"}, "cannot be loaded: "),
+        ({"task": "causal-lm"}, "is no decoder: what it says of a token depends on those after it"),
     ],
 )
 def test_what_does_not_go_together(

@@ -123,6 +123,7 @@ def prepare(
     Returns:
         The trainer, whose `eval_dataset` is the first evaluation split, and the splits.
     """
+    generation.check_flags(data, args)
     torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
     model, tokenizer = task_of(data).load(base, data)
     return _make_trainer(model, tokenizer, data, names, args, max_length)
@@ -147,7 +148,6 @@ def _make_trainer(
     """The trainer, and the named splits as tokens; the first to measure on is its `eval_dataset`."""
     text = DatasetDict({name: data.text.splits[name] for name in names})
     task = task_of(data)
-    generation.check_flags(data, args)
     splits = task.tokens(text, tokenizer, data, max_length)
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns of it in each pass
@@ -205,6 +205,7 @@ def evaluate(
     Raises:
         ValueError: when the folder cannot be loaded, is of another task, or its labels are not those of the data.
     """
+    generation.check_flags(data, args)
     task = task_of(data)
     model, tokenizer = load_trained(base, folder, task.auto)
     task.check(model, data)
