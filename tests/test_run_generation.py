@@ -7,7 +7,9 @@ import json
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,18 @@ from models import tiny_generator
 from programs import Program
 from reviews_run import BAD, GOOD, NOUNS, write_base
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from spafit_hf import load_adapter
+from spafit_hf.adapter.pair import load_seq2seq
 from spafit_hf.card import CardFacts
 from spafit_hf.card.usage import usages
 from spafit_hf.cli import main
+from spafit_hf.names import BASE_ID
 from spafit_hf.predictor.writer import load_writer
+from spafit_hf.run import BaseArguments, DataArguments, load_data
 from spafit_hf.run.generation import text_losses
+from spafit_hf.run.train import _describe
 
 ARTICLES = [f"a {word} {noun} a {word} {other}" for word in (*GOOD, *BAD) for noun in NOUNS for other in NOUNS]
 
@@ -115,7 +121,7 @@ def test_the_card_shows_how_plain_peft_opens_a_pair(
     pair: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = CardFacts.from_json((pair / "spafit_results.json").read_text())
-    base = dataclasses.replace(facts.base, id="owner/encoder", name=None)
+    base = dataclasses.replace(facts.base, id="owner/encoder", name=None, revision="main")
     shutil.copytree(pair, tmp_path / "repo", ignore=shutil.ignore_patterns("checkpoint-*"))
     shutil.copytree(encoder, tmp_path / "repo" / "owner" / "encoder")
     monkeypatch.chdir(tmp_path / "repo")
@@ -126,6 +132,33 @@ def test_the_card_shows_how_plain_peft_opens_a_pair(
         capsys.readouterr()
         exec(way.code, {})  # the point of the test
         assert capsys.readouterr().out.strip() == summary_of(ARTICLES[0])
+
+
+def test_both_copies_are_of_the_revision_asked_for(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    for auto in (AutoModel, AutoModelForCausalLM):
+        load = auto.from_pretrained
+
+        def spy(name: str, load: Any = load, **where: Any) -> Any:
+            asked.append((where["revision"], where["local_files_only"]))
+            return load(name, **where)
+
+        monkeypatch.setattr(auto, "from_pretrained", spy)
+    load_seq2seq(str(encoder), revision="v2", local_files_only=True)
+    assert asked == [("v2", True), ("v2", True)]
+
+
+def test_the_card_of_a_pair_of_the_embedded_encoder_names_it(
+    encoder: Path, articles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The package's own `train` is the function.
+    monkeypatch.setattr(sys.modules["spafit_hf.run.train"], "resolve_base", lambda name: str(encoder))
+    told: dict[str, Any] = {}
+    trainer: Any = SimpleNamespace(model=load_seq2seq(str(encoder)), describe=lambda **facts: told.update(facts))
+    data = load_data(DataArguments(task="summarization", train_file=str(articles)))
+    _describe(trainer, data, BaseArguments("embedded"), None, None)
+    assert (told["base"]["id"], told["base"]["model_type"]) == (BASE_ID, "bert")
+    assert trainer.task == {"name": "summarization", "columns": ["article"]}
 
 
 def test_summaries_are_measured_again_as_they_were(
@@ -283,6 +316,7 @@ def test_an_encoder_decoder_keeps_what_it_was_asked_to_generate(
         ({"label_column": "abstract"}, "no column 'abstract'; it has article, highlights"),
         ({"text_columns": "article,highlights"}, "from one column, and 2 were named"),
         ({"base": "decoder"}, "cannot be loaded: "),
+        ({"task": "causal-lm"}, "is no decoder: what it says of a token depends on those after it"),
     ],
 )
 def test_what_does_not_go_together(

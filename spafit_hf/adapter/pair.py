@@ -13,6 +13,8 @@ from typing import Any
 from transformers import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     EncoderDecoderModel,
@@ -37,8 +39,8 @@ def load_seq2seq(name: str, *, revision: str | None = None, **where: Any) -> Pre
         name, revision, where: of `from_pretrained`.
 
     Raises:
-        ValueError: for a decoder alone, and an encoder whose tokenizer has no marks for a text's begin and end;
-            whatever transformers raises for what it cannot load.
+        ValueError: for an encoder whose tokenizer has no marks for a text's begin and end; whatever transformers
+            raises for what it cannot load, a decoder alone among it.
     """
     where |= {"revision": revision}
     if not is_half(AutoConfig.from_pretrained(name, **where)):
@@ -52,9 +54,11 @@ def load_seq2seq(name: str, *, revision: str | None = None, **where: Any) -> Pre
     }
     if None in ids.values():
         raise ValueError("its tokenizer lacks [CLS], [SEP] or [PAD], with which a decoder begins and ends.")
-    both = {f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in where.items()}
+    # Not from_encoder_decoder_pretrained, which reads the configuration of a revision, and the weights of the newest.
     with loading_quietly():  # it takes an encoder for a language model that lost its head
-        model = EncoderDecoderModel.from_encoder_decoder_pretrained(name, name, **both)
+        encoder = AutoModel.from_pretrained(name, **where)
+        decoder = AutoModelForCausalLM.from_pretrained(name, **where, is_decoder=True, add_cross_attention=True)
+    model: Any = EncoderDecoderModel(encoder=encoder, decoder=decoder)
     model.config.vocab_size = model.config.decoder.vocab_size
     for key, value in ids.items():
         setattr(model.config, key, value)

@@ -79,18 +79,23 @@ def usages(facts: CardFacts) -> list[Usage]:
 def _peft(facts: CardFacts, auto: str) -> Usage:
     imports, lines, arguments = _head(facts, auto)
     revision = [f"revision={_quoted(facts.base.revision)}"] if facts.base.revision else []
-    name, make = _quoted(facts.base.id or ""), f"{auto}.from_pretrained"
+    where, names = [_quoted(facts.base.id or ""), *revision], [auto]
+    base = [f"base = {_call(f'{auto}.from_pretrained', [*where, *arguments])}"]
     if _is_pair(facts):
-        auto, make = PAIR_CLASS, f"{PAIR_CLASS}.from_encoder_decoder_pretrained"
-        arguments = [name, *(f"{half}_{each}" for half in ("encoder", "decoder") for each in revision)]
-        revision = []
+        names = ["AutoModel", "AutoModelForCausalLM", PAIR_CLASS]
+        attending = [*where, "is_decoder=True", "add_cross_attention=True"]
+        base = [
+            f"encoder = {_call('AutoModel.from_pretrained', where)}",
+            f"decoder = {_call('AutoModelForCausalLM.from_pretrained', attending)}",
+            f"base = {PAIR_CLASS}(encoder=encoder, decoder=decoder)",
+        ]
     load = [
         *lines,
-        f"base = {_call(make, [name, *revision, *arguments])}",
+        *base,
         f"model = PeftModel.from_pretrained(base, {', '.join(_repo(facts))}).eval()",
     ]
-    note = "`revision` is the version of the base that was trained on." if facts.base.revision else ""
-    code = _code(facts, ["from peft import PeftModel"], [auto], load)
+    note = "`revision` is the version of the base that was trained on." if revision else ""
+    code = _code(facts, ["from peft import PeftModel"], names, load)
     return Usage("With plain PEFT", note, "\n".join([*imports, code]))
 
 

@@ -34,6 +34,7 @@ from spafit_hf.data.tokens import tokenize_targets, tokenize_texts
 from spafit_hf.run.base import BaseArguments, load_pretrained, pad_with_end
 from spafit_hf.run.data import MAX_TARGET_LENGTH, RunData
 from spafit_hf.run.task import Task
+from spafit_hf.shortcuts.probe import evaluating
 from spafit_hf.trainer import SpafitSeq2SeqTrainer, SpafitTrainer
 from spafit_hf.tuner import task_type_of
 from spafit_hf.tuner.plain import base_of
@@ -62,7 +63,15 @@ def _load_decoder(base: BaseArguments, data: RunData) -> tuple[Any, PreTrainedTo
         )
         return model
 
-    return load_pretrained(base, load)
+    model, tokenizer = load_pretrained(base, load)
+    with evaluating(model), torch.no_grad():
+        first = model(input_ids=torch.tensor([[0, 1], [0, 2]])).logits[:, 0]
+    if not torch.allclose(*first):  # transformers makes language models of encoders too, which see what they predict
+        raise ValueError(
+            f"the base {base.base!r} is no decoder: what it says of a token depends on those after it. Name one, such "
+            "as openai-community/gpt2."
+        )
+    return model, tokenizer
 
 
 def _check(model: Any, data: RunData) -> None:

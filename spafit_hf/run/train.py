@@ -123,6 +123,7 @@ def prepare(
     Returns:
         The trainer, whose `eval_dataset` is the first evaluation split, and the splits.
     """
+    generation.check_flags(data, args)
     torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
     model, tokenizer = task_of(data).load(base, data)
     return _make_trainer(model, tokenizer, data, names, args, max_length)
@@ -147,7 +148,6 @@ def _make_trainer(
     """The trainer, and the named splits as tokens; the first to measure on is its `eval_dataset`."""
     text = DatasetDict({name: data.text.splits[name] for name in names})
     task = task_of(data)
-    generation.check_flags(data, args)
     splits = task.tokens(text, tokenizer, data, max_length)
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns of it in each pass
@@ -168,14 +168,19 @@ def _describe(
 ) -> None:
     """Give the card what the trainer can't know."""
     trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
-    trainer.describe(command=command)
+    known = task_of(data).facts(trainer.model, data)
     if resolve_base(base.base) != base.base:
-        trainer.describe(base={"id": published_base(base.base), "name": None, "license": BASE_LICENSE})
-    trainer.describe(**task_of(data).facts(trainer.model, data))
+        known["base"] = {
+            "id": published_base(base.base),
+            "name": None,
+            "license": BASE_LICENSE,
+            **known.get("base", {}),
+        }
+    trainer.describe(command=command, **known)
     if data.task in TASKS:
-        known = glue_data(data.task, max_length=max_length)
-        known = replace(known, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
-        trainer.describe(data=known, main_figure=data.main_figure)
+        glue = glue_data(data.task, max_length=max_length)
+        glue = replace(glue, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
+        trainer.describe(data=glue, main_figure=data.main_figure)
     elif data.turned_rows:
         trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
 
@@ -205,6 +210,7 @@ def evaluate(
     Raises:
         ValueError: when the folder cannot be loaded, is of another task, or its labels are not those of the data.
     """
+    generation.check_flags(data, args)
     task = task_of(data)
     model, tokenizer = load_trained(base, folder, task.auto)
     task.check(model, data)

@@ -1,0 +1,80 @@
+"""Functions of the standard library and the first lines of their docstrings: text to learn to summarize.
+
+    python -m benchmarks.docstrings out --train-rows 4000     writes out/train.jsonl and out/validation.jsonl
+
+A row has the words of a function's name, arguments and body in `text`, without its docstring, and in `summary` the
+docstring's first line. Whole packages are held out: no package has rows in both files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+WORDS_OF_BODY, WORDS_OF_LINE = range(12, 400), range(4, 15)
+HELD_OUT = 8
+"""One package in so many is for validation."""
+
+
+def functions(source: str) -> Iterator[tuple[str, str]]:
+    """The words of each function with a docstring in a module's source, and the docstring's first line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of others' escapes
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (text := ast.get_docstring(node)) is None:
+            continue
+        line = text.strip().partition("\n")[0].strip()
+        names = [argument.arg for argument in node.args.args if argument.arg not in ("self", "cls")]
+        words = WORD.findall(" ".join([node.name, *names, ast.unparse(ast.Module(node.body[1:], []))]))
+        plain = re.fullmatch(r"[A-Z][\w ,'-]*\.", line, re.ASCII)
+        if plain and len(line.split()) in WORDS_OF_LINE and len(words) in WORDS_OF_BODY:
+            yield " ".join(words).lower(), line
+
+
+def digest(text: str) -> str:
+    """A number for a text that depends on nothing else."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rows_of(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Rows of each split, in an order that is the same for the same files."""
+    found: dict[str, dict[str, dict[str, str]]] = {"train": {}, "validation": {}}
+    seen: set[str] = set()
+    for path in sorted(folder.rglob("*.py")):
+        package = path.relative_to(folder).parts[0]
+        if {"site-packages", "test", "tests", "idle_test"} & {*path.parts}:
+            continue
+        split = "validation" if int(digest(package), 16) % HELD_OUT == 0 else "train"
+        for text, summary in functions(path.read_text(encoding="utf-8")):
+            if not {text, summary} & seen:  # a line that many functions share would be learned by heart
+                seen |= {text, summary}
+                found[split][digest(text)] = {"text": text, "summary": summary}
+    return {split: [rows[key] for key in sorted(rows)] for split, rows in found.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the two files."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.docstrings", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--train-rows", type=int, default=4000)
+    parser.add_argument("--validation-rows", type=int, default=200)
+    args = parser.parse_args(argv)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(Path(sysconfig.get_path("stdlib")))
+    for split, wanted in (("train", args.train_rows), ("validation", args.validation_rows)):
+        file = args.folder / f"{split}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows[split][:wanted]), encoding="utf-8")
+        print(f"{file}: {min(wanted, len(rows[split])):,} of {len(rows[split]):,} rows")
+
+
+if __name__ == "__main__":
+    main()
