@@ -12,10 +12,19 @@ are frozen. No torch here: a strategy knows nothing about models until `Strategy
 
 from spafit_hf.strategy.methods import METHODS, PAPER_DEPTH
 from spafit_hf.strategy.strategy import Strategy, StrategyLike
-from spafit_hf.strategy.stratum import LORA_ROLES, LORA_SETTINGS, NORM_ROLES, ROLES, LoraSettings, Stratum
+from spafit_hf.strategy.stratum import (
+    EVERY_ROLE,
+    LORA_ROLES,
+    LORA_SETTINGS,
+    MIXER_ROLES,
+    NORM_ROLES,
+    ROLES,
+    LoraSettings,
+    Stratum,
+)
 from spafit_hf.words import layers_text
 
 __all__ = [
-    "LORA_ROLES", "LORA_SETTINGS", "METHODS", "NORM_ROLES", "PAPER_DEPTH", "ROLES", "LoraSettings", "Strategy",
-    "StrategyLike", "Stratum", "layers_text",
+    "EVERY_ROLE", "LORA_ROLES", "LORA_SETTINGS", "METHODS", "MIXER_ROLES", "NORM_ROLES", "PAPER_DEPTH", "ROLES",
+    "LoraSettings", "Strategy", "StrategyLike", "Stratum", "layers_text",
 ]  # fmt: skip
