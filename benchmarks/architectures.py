@@ -52,7 +52,7 @@ INSTEAD = ("lora-II", "bitfit", "linear-probe")
 """What is tried where it is refused: models that cannot be cut into strata, or have nothing of what gets LoRA."""
 LAYERS = 4
 SECONDS = 60
-"""For one class; the largest default configurations are not made small by every field."""
+"""Of the processor's time, for one class; the largest default configurations are not made small by every field."""
 
 SIZES = {
     "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embed_dim": 32, "encoder_hidden_size": 32,
@@ -308,17 +308,17 @@ def fill(output: Path, part: int, parts: int, only: Collection[str] = ()) -> Non
     """Add the rows that are missing; of several processes each its part; `only` those of some classes."""
     output.parent.mkdir(parents=True, exist_ok=True)
     done = {row["class"] for row in read(output)}
-    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGPROF, _too_long)
     for name, (kind, task) in list(classes().items())[part::parts]:
         if name in done or (only and name not in only):
             continue
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             row = check(name, task) if hasattr(transformers, name) else {"status": "no model", "why": "no such class"}
         except TimeoutError:
             row = {"status": "no model", "why": f"more than {SECONDS} s"}
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         with output.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"class": name, "type": kind, "task": task, **row}) + "\n")
 

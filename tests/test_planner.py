@@ -24,7 +24,7 @@ from transformers import (
 from benchmarks import architectures
 from spafit_hf.architecture import describe_architecture, find_architecture, is_linear
 from spafit_hf.planner import LoraSettings, Plan, build_model, comparison_table, plan, plan_each
-from spafit_hf.strategy import METHODS, ROLES, Strategy, Stratum
+from spafit_hf.strategy import EVERY_ROLE, METHODS, ROLES, Strategy, Stratum
 
 BERT_LARGE_CASED = BertConfig(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, vocab_size=28996
@@ -376,13 +376,28 @@ def test_bitfit_trains_every_bias_and_nothing_else() -> None:
         assert ("convolutions" in str(each)) == (model_type == "vit")
 
 
-@pytest.mark.parametrize("name", [*COMPOSED, "bert", "gpt2", "modernbert", "t5"])
+def small_model(name: str) -> nn.Module:
+    """A small model of a class, without weights."""
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        model: nn.Module = kind(architectures.tiny(kind.config_class, ()))
+    return model
+
+
+OF_OTHER_KINDS = (
+    "JetMoeForCausalLM", "ZayaForCausalLM", "NemotronHForCausalLM", "Qwen3NextForCausalLM",
+    "HieraForImageClassification", "XLMForSequenceClassification", "FunnelForSequenceClassification",
+    "AlbertForSequenceClassification",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*COMPOSED, "bert", "gpt2", "modernbert", "t5", *OF_OTHER_KINDS])
 def test_no_matrix_is_left_out_in_silence(name: str) -> None:
     """Each is in a role of a layer, in the head, in the embeddings, or in a note."""
-    model = composed(name) if name in COMPOSED else tiny(name)
-    each = plan(model, "spafit-4-9-II")
+    model = small_model(name) if name in OF_OTHER_KINDS else composed(name) if name in COMPOSED else tiny(name)
+    each = plan(model, "lora-II" if name.startswith("Albert") else "spafit-4-9-II")
     layers = [layer for stack in each.architecture.stacks for layer in stack.layers]
-    roles = {module for layer in layers for module in layer.names(ROLES)}
+    roles = {module for layer in layers for module in layer.names(EVERY_ROLE)}
     parts = tuple(f"{part}." for part in (*each.head, each.architecture.embeddings) if part)
     for module, kind in model.named_modules():
         if is_linear(kind) and module not in roles and not f"{module}.".startswith(parts):
@@ -399,10 +414,7 @@ def test_experts_without_matrices_of_their_own_are_noted() -> None:
 
 
 def planned(name: str, strategy: Any) -> Plan:
-    """The plan of a small model of a class, without weights."""
-    kind = getattr(transformers, name)
-    with torch.device("meta"):
-        return plan(kind(architectures.tiny(kind.config_class, ())), strategy)
+    return plan(small_model(name), strategy)
 
 
 def test_what_mixes_tokens_trains_in_the_place_of_attention() -> None:
