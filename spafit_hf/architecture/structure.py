@@ -96,8 +96,10 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
     lists = {name: module for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)}
     within = tuple(f"{name}." for name in lists)
     outer = {name: blocks for name, blocks in lists.items() if not name.startswith(within)}
-    runs = [_run(path, blocks, model_type) for path, blocks in outer.items()]
-    found = [run for run in runs if _is_stack(run)] or _side_by_side(outer, model_type)
+    types = {str(getattr(vars(module).get("config"), "model_type", "")) for module in modules.values()}
+    fused = not types.isdisjoint(READ_PAST)
+    runs = [_run(path, blocks, fused) for path, blocks in outer.items()]
+    found = [run for run in runs if _is_stack(run)] or _side_by_side(outer, fused)
     if not found:
         known = [run for run in runs if _is_known(run)]
         found = sorted(known, key=lambda run: sum(_size(block.module) for block in run[1]))[-1:]
@@ -137,18 +139,18 @@ def _stack(model: nn.Module, name: str, run: _Run, model_type: str) -> Stack:
     return Stack(name, path, layers, depth if shared else None)
 
 
-def _run(path: str, blocks: nn.ModuleList, model_type: str) -> _Run:
+def _run(path: str, blocks: nn.ModuleList, fused: bool) -> _Run:
     """The blocks of a list; of a list of stages those of all its stages."""
     paths = {f"{path}.{key}": block for key, block in blocks.named_children()}
-    inner = next((name for block in blocks if (name := _stages(block, model_type)) is not None), None)
+    inner = next((name for block in blocks if (name := _stages(block, fused)) is not None), None)
     if inner is not None:
         below = [(join(each, inner), dict(block.named_modules()).get(inner)) for each, block in paths.items()]
         lists = [(each, items) for each, items in below if isinstance(items, nn.ModuleList)]
         paths = {f"{each}.{key}": block for each, items in lists for key, block in items.named_children()}
-    return path, [_block({"": each}, block, model_type) for each, block in paths.items()]
+    return path, [_block({"": each}, block, fused) for each, block in paths.items()]
 
 
-def _stages(block: nn.Module, model_type: str) -> str | None:
+def _stages(block: nn.Module, fused: bool) -> str | None:
     """Name, within a block, of a list of layers, which make it a stage; None where it is no stage.
 
     A list of all that a block has is one of layers where it repeats itself; T5's blocks list their different parts.
@@ -156,7 +158,7 @@ def _stages(block: nn.Module, model_type: str) -> str | None:
     matrices = sum(map(is_linear, block.modules()))
     for name, items in block.named_modules():
         if isinstance(items, nn.ModuleList) and len(items):
-            each = [_block({}, item, model_type) for item in items]
+            each = [_block({}, item, fused) for item in items]
             plays = any(item.mixes or item.feeds_forward for item in each)
             repeats = len(set(map(type, items))) < len(items)
             everything = matrices == sum(map(is_linear, items.modules()))
@@ -165,7 +167,7 @@ def _stages(block: nn.Module, model_type: str) -> str | None:
     return None
 
 
-def _side_by_side(lists: Mapping[str, nn.ModuleList], model_type: str) -> list[_Run]:
+def _side_by_side(lists: Mapping[str, nn.ModuleList], fused: bool) -> list[_Run]:
     """Lists of one length in one place of which only all together hold whole layers."""
     places: dict[tuple[str, int], list[str]] = {}
     for name, items in lists.items():
@@ -176,7 +178,7 @@ def _side_by_side(lists: Mapping[str, nn.ModuleList], model_type: str) -> list[_
         for index in range(length if len(names) > 1 else 0):
             parts = {name.rpartition(".")[2]: f"{name}.{index}" for name in names}
             together = nn.ModuleDict({name.rpartition(".")[2]: lists[name][index] for name in names})
-            blocks.append(_block(parts, together, model_type))
+            blocks.append(_block(parts, together, fused))
         if blocks and all(block.is_whole for block in blocks):
             runs.append((place, blocks))
     return runs
@@ -205,8 +207,8 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _block(parts: Mapping[str, str], module: nn.Module, model_type: str) -> _Block:
-    return _Block(parts, module, _roles_of(module, model_type))
+def _block(parts: Mapping[str, str], module: nn.Module, fused: bool) -> _Block:
+    return _Block(parts, module, _roles_of(module, fused))
 
 
 def has_experts(block: nn.Module) -> bool:
@@ -223,7 +225,7 @@ def stays_frozen(name: str) -> bool:
     return _APART.search(name) is not None
 
 
-def _roles_of(block: nn.Module, model_type: str) -> Roles:
+def _roles_of(block: nn.Module, fused: bool) -> Roles:
     """The roles of the matrices and norms of one block; names relative to it."""
     linear = {name: module for name, module in block.named_modules() if is_linear(module)}
     roles: dict[str, list[str]] = {role: [] for role in (*ROLES, *MIXER_ROLES)}
@@ -241,11 +243,11 @@ def _roles_of(block: nn.Module, model_type: str) -> Roles:
     ]
     if not (roles["intermediate"] and roles["output"]):
         width = _width(block, linear, roles)
-        used = {*taken, *roles["attention_output"]}
-        free = [name for name in linear if not (_in_attention(name) or name in used or _APART.search(name))]
+        used = (*roles["attention_output"], *(f"{_attention_of(name)}." for name in taken))
+        free = [name for name in linear if not (_in_attention(name) or name.startswith(used) or _APART.search(name))]
         sizes = {name: in_out(linear[name]) for name in free}
         roles["intermediate"], roles["output"] = _feed_forward_by_shape(sizes, width)
-    if model_type in READ_PAST:
+    if fused:
         roles["mixer_out"] = []
     return {role: tuple(names) for role, names in (roles | _norm_roles(block, roles)).items()}
 
