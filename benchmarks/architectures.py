@@ -10,7 +10,8 @@ A row that is done is not repeated. Each row is one of
 
     works       plain PEFT opens the folder, and computes what was saved
     native      only this package reads it; so says its form
-    refused     with the reason, before anything is trained
+    partly      with the first of INSTEAD that works, since this strategy is refused; with the reason
+    refused     so are these, with the reason, before anything is trained
     idle        nothing that was planned has a gradient from such inputs, which SpafitTrainer says in the first step
     WRONG       anything else: other outputs, a folder that is not opened, a crash after a plan
     no model    transformers cannot build or run it from a small configuration: says nothing of this package
@@ -25,7 +26,7 @@ import signal
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,11 @@ TASKS = (
     "SPEECH_SEQ_2_SEQ", "DOCUMENT_QUESTION_ANSWERING", "VISUAL_QUESTION_ANSWERING",
 )  # fmt: skip
 STRATEGY = "spafit-4-9-II"
+INSTEAD = ("lora-II", "bitfit", "linear-probe")
+"""What is tried where it is refused: models that cannot be cut into strata, or have nothing of what gets LoRA."""
 LAYERS = 4
 SECONDS = 60
-"""For one class; the largest default configurations are not made small by every field."""
+"""Of the processor's time, for one class; the largest default configurations are not made small by every field."""
 
 SIZES = {
     "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embed_dim": 32, "encoder_hidden_size": 32,
@@ -67,6 +70,11 @@ SIZES = {
     "image_size": 32, "patch_size": 8, "num_mel_bins": 16, "vocab_size_per_layer_input": 99,
 }  # fmt: skip
 """Field of a configuration -> a small value; taken where the default is a larger whole number."""
+MORE: dict[str, Any] = {
+    "n_group": 2, "topk_group": 1, "expand": 1, "mamba_n_heads": 4, "n_groups": 1, "entity_vocab_size": 99,
+    "default_language": "en_XX",
+}  # fmt: skip
+"""The same in a second try, in which they and `SIZES` also stand where a default has no value."""
 
 
 def classes() -> dict[str, tuple[str, str]]:
@@ -82,13 +90,13 @@ def classes() -> dict[str, tuple[str, str]]:
 def tiny(kind: type[PreTrainedConfig], kept: tuple[str, ...]) -> PreTrainedConfig:
     """A configuration of its kind with small sizes but for those that are kept, those of its parts included."""
     default = kind()
+    fills = kept == FILLED
     given: dict[str, Any] = {
         name: size
-        for name, size in SIZES.items()
+        for name, size in (SIZES | MORE if fills else SIZES).items()
         if name not in kept
         and not isinstance(getattr(kind, name, None), property)
-        and type(value := getattr(default, name, None)) is int
-        and value > size
+        and (fills if (value := getattr(default, name, size)) is None else type(value) is int and value > size)
     }
     if getattr(default, "vocab_size", 1) is None:
         given["vocab_size"] = SIZES["vocab_size"]
@@ -109,7 +117,8 @@ HEADS = tuple(
 )
 DEPTH = tuple(name for name in SIZES if name.endswith(("layers", "layer")))
 WIDTH = tuple(name for name in SIZES if name not in DEPTH)
-KEPT: tuple[tuple[str, ...], ...] = ((), HEADS, DEPTH, HEADS + DEPTH, WIDTH, HEADS + WIDTH + DEPTH)
+FILLED = ("more",)
+KEPT: tuple[tuple[str, ...], ...] = ((), FILLED, HEADS, DEPTH, HEADS + DEPTH, WIDTH, HEADS + WIDTH + DEPTH)
 """Which sizes are left as they are: some follow from others in a configuration, or are checked against them."""
 LARGEST = 1e8
 """Parameters."""
@@ -141,7 +150,7 @@ def model_of(name: str, task: str) -> tuple[PreTrainedModel, dict[str, torch.Ten
     raise NoModelError(errors[0])
 
 
-def inputs(model: PreTrainedModel, task: str) -> Iterator[dict[str, torch.Tensor]]:
+def inputs(model: PreTrainedModel, task: str) -> Iterator[dict[str, Any]]:
     """Inputs that the model may run on, the likeliest first."""
     taken = inspect.signature(model.forward).parameters
     config: Any = model.config.get_text_config()
@@ -165,6 +174,7 @@ def inputs(model: PreTrainedModel, task: str) -> Iterator[dict[str, torch.Tensor
         yield {"pixel_values": torch.randn(2, frames, channels, height, width)}
     elif main == "input_values":
         yield {"input_values": torch.randn(2, 4000), **decoder}
+        yield {"input_values": torch.randn(2, 16000), **decoder}
         yield {"input_values": torch.randn(2, getattr(vision, "max_length", 64), getattr(vision, "num_mel_bins", 16))}
     elif main == "input_features":
         bins = getattr(config, "num_mel_bins", getattr(config, "feature_size", 80))
@@ -175,6 +185,8 @@ def inputs(model: PreTrainedModel, task: str) -> Iterator[dict[str, torch.Tensor
     yield {**text, **decoder, **boxes}
     yield {**text, **boxes}
     yield {**text, **decoder, **boxes, "attention_mask": torch.ones_like(text["input_ids"])}
+    if "use_cache" in taken:
+        yield {**text, "use_cache": False}
     if "pixel_values" in taken:
         yield {**text, **boxes, **image}
 
@@ -227,6 +239,20 @@ def check(name: str, task: str) -> dict[str, Any]:
         model, batch, kept = model_of(name, task)
     except NoModelError as error:
         return {"status": "no model", "why": str(error)[:200]}
+    row = trained(name, model, batch, kept, STRATEGY)
+    if row["status"] == "refused":
+        for strategy in INSTEAD:
+            other = trained(name, model, batch, kept, strategy)
+            if other["status"] != "refused":
+                good = {"status": "partly", "why": f"{strategy} works; {row['why']}"[:300]}
+                return other | (good if other["status"] == "works" else {})
+    return row
+
+
+def trained(
+    name: str, model: PreTrainedModel, batch: dict[str, torch.Tensor], kept: tuple[str, ...], strategy: str
+) -> dict[str, Any]:
+    """The row of a class for one strategy."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
 
     def again() -> PreTrainedModel:
@@ -235,7 +261,8 @@ def check(name: str, task: str) -> dict[str, Any]:
         return other
 
     try:
-        wrapped = get_spafit_model(again(), STRATEGY, r=2)
+        lora = {} if strategy in ("bitfit", "linear-probe") else {"r": 2}
+        wrapped = get_spafit_model(again(), strategy, **lora)
     except ValueError as error:
         return {"status": "refused", "why": first_line(error)[:300]}
     row: dict[str, Any] = {"status": "WRONG"}
@@ -277,21 +304,21 @@ def verdict(row: Mapping[str, Any], trained: int) -> dict[str, str]:
     return {"status": "native" if row["form"] == "native" else "works", "why": dead}
 
 
-def fill(output: Path, part: int, parts: int) -> None:
-    """Add the rows that are missing; of several processes each its part."""
+def fill(output: Path, part: int, parts: int, only: Collection[str] = ()) -> None:
+    """Add the rows that are missing; of several processes each its part; `only` those of some classes."""
     output.parent.mkdir(parents=True, exist_ok=True)
     done = {row["class"] for row in read(output)}
-    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGPROF, _too_long)
     for name, (kind, task) in list(classes().items())[part::parts]:
-        if name in done:
+        if name in done or (only and name not in only):
             continue
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             row = check(name, task) if hasattr(transformers, name) else {"status": "no model", "why": "no such class"}
         except TimeoutError:
             row = {"status": "no model", "why": f"more than {SECONDS} s"}
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         with output.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"class": name, "type": kind, "task": task, **row}) + "\n")
 
@@ -319,6 +346,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| | classes |\n| --- | ---: |",
         f"| trains; plain PEFT opens the folder and computes the same | {counts['works']} |",
         f"| trains; only this package reads the folder | {counts['native']} |",
+        f"| refused, with the reason; {', '.join(INSTEAD[:-1])} or {INSTEAD[-1]} works so | {counts['partly']} |",
         f"| refused before training, with the reason | {counts['refused']} |",
         f"| stopped in the first step, since nothing has a gradient from such inputs | {counts['idle']} |",
         f"| wrong | {counts['WRONG']} |\n",
@@ -334,13 +362,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="a line of JSON per class")
     parser.add_argument("--part", default="0/1", help="of several processes the first of two: 0/2")
+    parser.add_argument("--only", nargs="+", default=(), metavar="CLASS", help="these alone")
     parser.add_argument("--table", type=Path, help="write the page here")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     part, parts = map(int, args.part.split("/"))
-    fill(args.output, part, parts)
+    fill(args.output, part, parts, args.only)
     rows = read(args.output)
     print(dict(Counter(row["status"] for row in rows)))
     if args.table:

@@ -9,6 +9,7 @@ ROLE_WORDS = {
     "query": "query", "key": "key", "value": "value",
     "attention_output": "attention output", "attention_norm": "attention norm",
     "intermediate": "feed-forward in", "output": "feed-forward out", "output_norm": "feed-forward norm",
+    "mixer_in": "mixer in", "mixer_out": "mixer out",
 }  # fmt: skip
 
 FIGURE_WORDS = {

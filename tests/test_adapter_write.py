@@ -28,6 +28,7 @@ from transformers import (
     OPTForSequenceClassification,
 )
 
+from benchmarks.architectures import tiny as tiny_config
 from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, portable_obstacle
 from spafit_hf.strategy import ROLES
@@ -369,6 +370,50 @@ def test_biases_of_norms_beside_modules_without_one(make, strategy, tmp_path):
     torch.testing.assert_close(
         logits(load_adapter(make(), tmp_path / "again"), inputs("opt")), expected, atol=1e-6, rtol=0
     )
+
+
+#: A class for each other kind of layers: experts, Mamba, two kinds in one, stages, lists side by side, one for all.
+OTHER_LAYERS = {
+    "MixtralForSequenceClassification": "spafit-4-9-II",
+    "MambaForCausalLM": "spafit-4-9-II",
+    "RecurrentGemmaForCausalLM": "spafit-4-9-II",
+    "PvtV2ForImageClassification": "spafit-4-9-II",
+    "XLMForSequenceClassification": "spafit-4-9-II",
+    "AlbertForSequenceClassification": "bitfit",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LAYERS)
+@pytest.mark.filterwarnings("ignore")
+def test_layers_of_other_kinds_train_and_are_read_by_plain_peft(name: str, tmp_path: Path) -> None:
+    kind = getattr(transformers, name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = kind(tiny_config(kind.config_class, ())).eval()
+        batch = {"input_ids": torch.arange(3, 19).reshape(2, 8), "labels": torch.tensor([0, 1])}
+        if name.endswith("ForImageClassification"):
+            batch["pixel_values"] = torch.randn(2, 3, 32, 32)
+            del batch["input_ids"]
+        elif name.endswith("CausalLM"):
+            batch["labels"] = batch["input_ids"]
+        plain, alone = copy.deepcopy(base), copy.deepcopy(base)
+        wrapped = get_spafit_model(base, Strategy.from_name(OTHER_LAYERS[name]).with_lora(r=2)).train()
+        trained = [each for each in wrapped.parameters() if each.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-2)
+        for _ in range(2):
+            wrapped(**batch).loss.backward()
+            assert all(each.grad is not None for each in trained)
+            optimizer.step()
+    wrapped.eval()
+    assert save_adapter(wrapped, tmp_path) != "native"
+    expected = logits(wrapped, batch)
+    assert (expected - logits(alone, batch)).abs().max() > 1e-3
+    read = PeftModel.from_pretrained(plain, tmp_path).eval()
+    assert (logits(read, batch) - expected).abs().max() < 1e-5
+    loaded = load_adapter(alone, tmp_path).eval()
+    assert (logits(loaded, batch) - expected).abs().max() < 1e-5
+    if all(each.get_base_layer().bias is not None for each in loaded.modules() if isinstance(each, DeltaLayer)):
+        assert (logits(loaded.merge_and_unload(), batch) - expected).abs().max() < 1e-5
 
 
 def test_an_obstacle_is_none_where_there_is_none():

@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from benchmarks.architectures import tiny
 from spafit_hf.architecture import Architecture, describe_architecture, find_architecture, is_linear, is_norm
 from spafit_hf.strategy import NORM_ROLES, ROLES
 
@@ -442,6 +443,301 @@ def test_roles_by_structure(model_type: str) -> None:
     assert matrices == without
 
 
+_SELF = {role: f"self_attn.{role[0]}_proj" for role in ATTENTION[:3]} | {"attention_output": "self_attn.o_proj"}
+_PRE = {"attention_norm": "input_layernorm", "output_norm": "post_attention_layernorm"}
+_GATED = {"intermediate": "mlp.gate_proj mlp.up_proj", "output": "mlp.down_proj"}
+_SHARED_EXPERT = {role: names.replace("mlp.", "mlp.shared_expert.") for role, names in _GATED.items()}
+_SWIN = {role: f"attention.{role[0]}_proj" for role in ATTENTION[:3]} | {
+    "attention_output": "attention.o_proj",
+    "intermediate": "mlp.fc1",
+    "output": "mlp.fc2",
+    "attention_norm": "layernorm_before",
+    "output_norm": "layernorm_after",
+}
+#: Class -> path of its stack, and of one layer: its place, its path, its modules by role, and those without one.
+LAYERS_BY_HAND: dict[str, tuple[str, int, list[tuple[int, str, dict[str, str], str]]]] = {
+    # experts are no matrices
+    "MixtralForCausalLM": ("model.layers", 4, [(3, "model.layers.3", _SELF | _PRE, "")]),
+    "GptOssForCausalLM": ("model.layers", 4, [(0, "model.layers.0", _SELF | _PRE, "")]),
+    "MiMoV2FlashForCausalLM": (
+        "model.layers",
+        4,
+        [(0, "model.layers.0", _SELF | _PRE | _GATED, ""), (1, "model.layers.1", _SELF | _PRE, "")],
+    ),
+    "JetMoeForCausalLM": (
+        "model.layers",
+        4,
+        [
+            (
+                0,
+                "model.layers.0",
+                _PRE | {"key": "self_attention.kv_proj", "value": "self_attention.kv_proj"},
+                "mlp.router.layer self_attention.experts.router.layer",
+            )
+        ],
+    ),
+    # layers of several kinds
+    "MambaForCausalLM": (
+        "backbone.layers",
+        4,
+        [
+            (
+                1,
+                "backbone.layers.1",
+                {"mixer_in": "mixer.in_proj", "attention_norm": "norm"},
+                "mixer.x_proj mixer.dt_proj mixer.out_proj",  # the last is read past by a fused kernel
+            )
+        ],
+    ),
+    "NemotronHForCausalLM": (
+        "model.layers",
+        4,
+        [
+            (
+                0,
+                "model.layers.0",
+                {"mixer_in": "mixer.in_proj", "attention_norm": "norm mixer.norm"},
+                "mixer.out_proj",
+            ),
+            (
+                2,
+                "model.layers.2",
+                {role: f"mixer.{role[0]}_proj" for role in ATTENTION[:3]}
+                | {"attention_output": "mixer.o_proj", "attention_norm": "norm"},
+                "",
+            ),
+            (
+                3,
+                "model.layers.3",
+                {"intermediate": "mixer.up_proj", "output": "mixer.down_proj", "output_norm": "norm"},
+                "",
+            ),
+        ],
+    ),
+    "RecurrentGemmaForCausalLM": (
+        "model.layers",
+        4,
+        [
+            (
+                0,
+                "model.layers.0",
+                {
+                    "mixer_in": "temporal_block.linear_y temporal_block.linear_x",
+                    "mixer_out": "temporal_block.linear_out",
+                    "intermediate": "mlp_block.gate_proj mlp_block.up_proj",
+                    "output": "mlp_block.down_proj",
+                    "attention_norm": "temporal_pre_norm",
+                    "output_norm": "channel_pre_norm",
+                },
+                "",
+            )
+        ],
+    ),
+    "RwkvForCausalLM": (
+        "rwkv.blocks",
+        4,
+        [
+            (
+                1,
+                "rwkv.blocks.1",
+                {
+                    "mixer_in": "attention.key attention.value attention.receptance",
+                    "mixer_out": "attention.output",
+                    "intermediate": "feed_forward.key",
+                    "output": "feed_forward.value",
+                    "attention_norm": "ln1",
+                    "output_norm": "ln2",
+                },
+                "feed_forward.receptance",
+            )
+        ],
+    ),
+    "Qwen3NextForCausalLM": (
+        "model.layers",
+        4,
+        [
+            (
+                0,
+                "model.layers.0",
+                _SHARED_EXPERT
+                | {
+                    "mixer_in": "linear_attn.in_proj_qkvz linear_attn.in_proj_ba",
+                    "mixer_out": "linear_attn.out_proj",
+                    "attention_norm": "linear_attn.norm input_layernorm",
+                    "output_norm": "post_attention_layernorm",
+                },
+                "mlp.shared_expert_gate",
+            ),
+            (
+                3,
+                "model.layers.3",
+                _SELF | _PRE | _SHARED_EXPERT,
+                "self_attn.q_norm self_attn.k_norm mlp.shared_expert_gate",
+            ),
+        ],
+    ),
+    # stages
+    "SwinForImageClassification": ("swin.encoder.layers", 12, [(2, "swin.encoder.layers.1.blocks.0", _SWIN, "")]),
+    "SegformerForImageClassification": (
+        "segformer.stages",
+        8,
+        [
+            (
+                7,
+                "segformer.stages.3.blocks.1",
+                _SWIN,
+                "",
+            )
+        ],
+    ),
+    "FocalNetForImageClassification": (
+        "focalnet.encoder.stages",
+        12,
+        [
+            (
+                3,
+                "focalnet.encoder.stages.1.layers.1",
+                {
+                    "mixer_in": "modulation.projection_in",
+                    "mixer_out": "modulation.projection_out",
+                    "intermediate": "mlp.fc1",
+                    "output": "mlp.fc2",
+                    "attention_norm": "norm1",
+                    "output_norm": "norm2",
+                },
+                "",
+            )
+        ],
+    ),
+    "ConvNextForImageClassification": (
+        "convnext.encoder.stages",
+        18,
+        [
+            (
+                3,
+                "convnext.encoder.stages.1.layers.0",
+                {"intermediate": "pwconv1", "output": "pwconv2", "output_norm": "layernorm"},
+                "",
+            )
+        ],
+    ),
+    "FunnelForSequenceClassification": (
+        "funnel.encoder.blocks",
+        12,
+        [
+            (
+                5,
+                "funnel.encoder.blocks.1.1",
+                {role: f"attention.{role[0]}_head" for role in ATTENTION[:3]}
+                | {
+                    "attention_output": "attention.post_proj",
+                    "intermediate": "ffn.linear_1",
+                    "output": "ffn.linear_2",
+                    "attention_norm": "attention.layer_norm",
+                    "output_norm": "ffn.layer_norm",
+                },
+                "",
+            )
+        ],
+    ),
+    # lists side by side, weights that are no matrices, one layer for all
+    "XLMForSequenceClassification": (
+        "transformer",
+        4,
+        [
+            (
+                1,
+                "transformer.attentions.1",
+                {role: f"{role[0]}_lin" for role in ATTENTION[:3]}
+                | {
+                    "attention_output": "out_lin",
+                    "intermediate": "transformer.ffns.1.lin1",
+                    "output": "transformer.ffns.1.lin2",
+                    "attention_norm": "transformer.layer_norm1.1",
+                    "output_norm": "transformer.layer_norm2.1",
+                },
+                "",
+            )
+        ],
+    ),
+    "XLNetForSequenceClassification": (
+        "transformer.layer",
+        4,
+        [
+            (
+                0,
+                "transformer.layer.0",
+                {
+                    "intermediate": "ff.layer_1",
+                    "output": "ff.layer_2",
+                    "attention_norm": "rel_attn.layer_norm",
+                    "output_norm": "ff.layer_norm",
+                },
+                "",
+            )
+        ],
+    ),
+    "FNetForSequenceClassification": (
+        "fnet.encoder.layer",
+        4,
+        [
+            (
+                0,
+                "fnet.encoder.layer.0",
+                {"intermediate": "intermediate.dense", "output": "output.dense", "output_norm": "output.LayerNorm"},
+                "fourier.output.LayerNorm",
+            )
+        ],
+    ),
+    "AlbertForSequenceClassification": (
+        "albert.encoder.albert_layer_groups",
+        1,
+        [
+            (
+                0,
+                "albert.encoder.albert_layer_groups.0.albert_layers.0",
+                {role: f"attention.{role}" for role in ATTENTION[:3]}
+                | {
+                    "attention_output": "attention.dense",
+                    "intermediate": "ffn",
+                    "output": "ffn_output",
+                    "attention_norm": "attention.LayerNorm",
+                    "output_norm": "full_layer_layer_norm",
+                },
+                "",
+            )
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS_BY_HAND)
+def test_layers_of_other_kinds(name: str) -> None:
+    path, depth, expected = LAYERS_BY_HAND[name]
+    kind = getattr(hf, name)
+    with torch.device("meta"):
+        model = kind(tiny(kind.config_class, ()))
+    (stack,) = find_architecture(model).stacks
+    assert (stack.path, len(stack.layers)) == (path, depth)
+    for place, layer_path, roles, without in expected:
+        layer = stack.layers[place]
+        assert layer.path == layer_path
+        found = {
+            role: " ".join(name.removeprefix(f"{layer.path}.") for name in names)
+            for role, names in layer.modules.items()
+            if names
+        }
+        assert found == roles
+        assert [name.removeprefix(f"{layer.path}.") for name in layer.others] == without.split()
+
+
+def test_what_is_between_stages_is_outside_the_layers() -> None:
+    with torch.device("meta"):
+        architecture = find_architecture(hf.SwinForImageClassification(tiny(hf.SwinConfig, ())))
+    assert architecture.projections[0] == "swin.encoder.layers.0.downsample.reduction"
+    assert "swin.encoder.layers.0.downsample.norm" in architecture.outer_norms
+
+
 def test_lists_of_modules_are_no_head() -> None:
     """PEFT copies the modules of a head, and cannot copy a list of them."""
     config = hf.WavLMConfig(**SIZES, tdnn_dim=[8, 8], tdnn_kernel=[2, 2], tdnn_dilation=[1, 1])
@@ -467,26 +763,12 @@ def test_a_bare_model_has_no_head() -> None:
 # -- what cannot be found ---------------------------------------------------------------------------------------------
 
 
-def test_albert_shares_its_layers() -> None:
-    config = AutoConfig.for_model("albert", **COMMON, embedding_size=16)
-    for auto in (AutoModel, AutoModelForSequenceClassification):
-        with pytest.raises(ValueError, match=r"'albert' has no strata: ALBERT uses one set of weights for all"):
-            find_architecture(meta(auto, config))
-
-
-@pytest.mark.parametrize(
-    ("model_type", "sizes"),
-    [
-        ("mamba", {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 64}),
-        ("mixtral", GROUPED),
-        ("swin", {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}),
-        ("xlnet", {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48, "vocab_size": 64}),
-    ],
-)
-def test_what_is_not_found_says_how_to_describe_it(model_type: str, sizes: dict[str, Any]) -> None:
-    model = meta(AutoModel, AutoConfig.for_model(model_type, **sizes))
-    with pytest.raises(ValueError, match=rf"model type '{model_type}': no list of layers .*describe_architecture\("):
+def test_a_net_of_convolutions_has_no_layers_to_train() -> None:
+    model = meta(AutoModelForImageClassification, hf.ResNetConfig(hidden_sizes=[8, 8], depths=[1, 1]))
+    with pytest.raises(ValueError, match=r"'resnet': LoRA .* have BatchNorm2d, Conv2d .*take linear-probe or full\."):
         find_architecture(model)
+    found = find_architecture(model, layers=False)
+    assert (found.stacks, found.num_layers, found.head) == ((), 0, ("classifier",))
 
 
 def test_a_wrapped_model_is_refused() -> None:
@@ -572,9 +854,7 @@ def test_describing_wrongly(changes: dict[str, Any], message: str) -> None:
 def test_a_model_cut_in_memory_is_no_model_that_shares_its_layers() -> None:
     model = AutoModel.from_config(AutoConfig.for_model("roformer", **COMMON))
     model.encoder.layer = model.encoder.layer[:2]
-    assert find_architecture(model).num_layers == 2
+    (stack,) = find_architecture(model).stacks
+    assert (len(stack.layers), stack.depth) == (2, None)
     model.config.num_hidden_groups = 2
-    with pytest.raises(
-        ValueError, match=r"holds 2 layers, the config has 3; layers that share weights have no strata"
-    ):
-        find_architecture(model)
+    assert find_architecture(model).stacks[0].depth == 3

@@ -41,6 +41,7 @@ PARAMETERS = {
     "peft.tuners.lora.LoraModel._remap_adapter_state_dict_for_load": "cls model config adapter_name state_dict",
     "peft.tuners.lora.LoraModel._enable_peft_forward_hooks": "self *args **kwargs",
     "peft.tuners.lora.LoraModel._unload_and_optionally_merge": "self merge progressbar safe_merge adapter_names",
+    "peft.tuners.lora.LoraModel.train": "self mode",
     "peft.tuners.lora.LoraModel.set_adapter": "self adapter_name inference_mode",
     "peft.tuners.lora.LoraModel.delete_adapter": "self adapter_name",
     "peft.tuners.lora.LoraModel.disable_adapter_layers": "self",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from models import COMPOSED, composed, tiny
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
@@ -22,9 +23,10 @@ from transformers import (
     WavLMForSequenceClassification,
 )
 
+from benchmarks import architectures
 from spafit_hf.architecture import describe_architecture, find_architecture, is_linear
 from spafit_hf.planner import LoraSettings, Plan, build_model, comparison_table, plan, plan_each
-from spafit_hf.strategy import METHODS, ROLES, Strategy, Stratum
+from spafit_hf.strategy import EVERY_ROLE, METHODS, ROLES, Strategy, Stratum
 
 BERT_LARGE_CASED = BertConfig(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, vocab_size=28996
@@ -376,13 +378,28 @@ def test_bitfit_trains_every_bias_and_nothing_else() -> None:
         assert ("convolutions" in str(each)) == (model_type == "vit")
 
 
-@pytest.mark.parametrize("name", [*COMPOSED, "bert", "gpt2", "modernbert", "t5"])
+def small_model(name: str) -> nn.Module:
+    """A small model of a class, without weights."""
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        model: nn.Module = kind(architectures.tiny(kind.config_class, ()))
+    return model
+
+
+OF_OTHER_KINDS = (
+    "JetMoeForCausalLM", "ZayaForCausalLM", "NemotronHForCausalLM", "Qwen3NextForCausalLM",
+    "HieraForImageClassification", "XLMForSequenceClassification", "FunnelForSequenceClassification",
+    "AlbertForSequenceClassification",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*COMPOSED, "bert", "gpt2", "modernbert", "t5", *OF_OTHER_KINDS])
 def test_no_matrix_is_left_out_in_silence(name: str) -> None:
     """Each is in a role of a layer, in the head, in the embeddings, or in a note."""
-    model = composed(name) if name in COMPOSED else tiny(name)
-    each = plan(model, "spafit-4-9-II")
+    model = small_model(name) if name in OF_OTHER_KINDS else composed(name) if name in COMPOSED else tiny(name)
+    each = plan(model, "lora-II" if name.startswith("Albert") else "spafit-4-9-II")
     layers = [layer for stack in each.architecture.stacks for layer in stack.layers]
-    roles = {module for layer in layers for module in layer.names(ROLES)}
+    roles = {module for layer in layers for module in layer.names(EVERY_ROLE)}
     parts = tuple(f"{part}." for part in (*each.head, each.architecture.embeddings) if part)
     for module, kind in model.named_modules():
         if is_linear(kind) and module not in roles and not f"{module}.".startswith(parts):
@@ -406,6 +423,76 @@ def test_an_attention_that_reads_the_weights_past_their_modules_is_noted() -> No
     for strategy in ("lora-II", "bitfit"):
         assert any(each.startswith(note) for each in plan(model, strategy).notes)
     assert not any(each.startswith("no effect") for each in plan(model, "linear-probe").notes)
+
+
+def planned(name: str, strategy: Any) -> Plan:
+    return plan(small_model(name), strategy)
+
+
+def test_what_mixes_tokens_trains_in_the_place_of_attention() -> None:
+    each = planned("RecurrentGemmaForCausalLM", Strategy.from_name("spafit-8-12-II", r=2))
+    first = "model.layers.3.temporal_block."
+    assert {name for name in each.lora if name.startswith(first)} == {
+        f"{first}{name}" for name in ("linear_x", "linear_y", "linear_out")
+    }
+    assert {"model.layers.2.temporal_block.q_proj", "model.layers.2.temporal_block.o_proj"} <= {*each.lora}
+    only_in = planned("RecurrentGemmaForCausalLM", Strategy.from_name("lora-I", r=2)).lora
+    assert not any(name.endswith(("linear_out", "o_proj")) for name in only_in)
+    assert "1 of the 4 layers in model.layers have no query, key, value, attention_output." not in each.notes
+    assert "3 of the 4 layers in model.layers have no query, key, value, attention_output." in each.notes
+    assert each.layer_table().splitlines()[1:3] == [
+        "       attention  | feed-forw.  | mixer",
+        "layer  q k v o n  | i o n  | i o",
+    ]
+
+
+def test_routers_and_experts_stay_frozen_and_are_named() -> None:
+    each = planned("ZayaForCausalLM", "bitfit")
+    assert not any(".gate." in name for name in each.biases)
+    assert any("mlp.gate.router_mlp.fc1" in note and "mlp.gate.down_proj" in note for note in each.notes)
+    each = planned("GptOssForCausalLM", Strategy.from_name("lora-II", r=2))
+    assert "4 of the 4 layers in model.layers have no intermediate, output." in each.notes
+    assert any("mlp.router.weight" in note and "mlp.experts.gate_up_proj_bias" in note for note in each.notes)
+    assert {name.rpartition(".")[2] for name in each.lora} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_one_layer_for_all_trains_as_one() -> None:
+    with pytest.raises(ValueError, match=r"cuts 4 layers into strata.*'albert' has no strata.*Take bitfit, lora-I"):
+        planned("AlbertForSequenceClassification", "spafit-4-9-II")
+    for name in ("bitfit", "lora-I", "linear-probe", "full"):
+        assert planned("AlbertForSequenceClassification", name).trainable_parameters
+    each = planned("AlbertForSequenceClassification", Strategy.from_name("lora-II", r=2))
+    assert len(each.lora) == 4
+    assert "albert.encoder.albert_layer_groups: 4 layers run, with the weights of 1." in each.notes
+    alone = planned("BertForSequenceClassification", Strategy.from_name("lora-II", r=2))
+    assert each.flops().forward == alone.flops().forward  # of the same sizes, with four layers
+
+
+def test_lora_on_what_no_layer_has_is_refused_with_what_is_there() -> None:
+    with pytest.raises(ValueError, match=r"LoRA on query, key, value, attention_output, and .*they have intermediate"):
+        planned("XLNetForSequenceClassification", "spafit-4-9-II")
+    own = Strategy((Stratum((0, -1), lora=("intermediate",), r=2),))
+    assert len(planned("XLNetForSequenceClassification", own).lora) == 4
+    assert any("rel_attn.q," in note for note in planned("XLNetForSequenceClassification", "bitfit").notes)
+
+
+def test_the_layers_of_all_stages_in_a_row() -> None:
+    each = planned("SwinForImageClassification", Strategy.from_name("spafit-4-9-II", r=2))
+    assert each.scaling[0].startswith("24 -> 12 layers")
+    assert "swin.encoder.layers.1.blocks.0" not in str(each.lora)
+    assert any(name.startswith("swin.encoder.layers.2.blocks.5.") for name in each.lora)
+    assert any("the layers of its stages in a row" in note for note in each.notes)
+    assert "swin.encoder.layers.0.downsample.norm" in planned("SwinForImageClassification", "bitfit").biases
+
+
+def test_where_no_layers_can_be_told_head_and_whole_model_train() -> None:
+    with pytest.raises(ValueError, match="take linear-probe or full"):
+        planned("ResNetForImageClassification", "bitfit")
+    for name in ("linear-probe", "full"):
+        each = planned("ResNetForImageClassification", name)
+        assert "(layers unknown, 2 labels)" in str(each)
+        assert (each.activation_ratio(), each.flops_ratio(), each.num_layers) == (1.0, 1.0, 0)
+        assert each.notes[-1].startswith("no layers could be told apart")
 
 
 def test_every_bias_is_that_of_modules_without_a_role_too() -> None:

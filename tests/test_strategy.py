@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spafit_hf.strategy import LORA_ROLES, METHODS, ROLES, Strategy, Stratum, layers_text
+from spafit_hf.strategy import EVERY_ROLE, LORA_ROLES, METHODS, ROLES, Strategy, Stratum, layers_text
 
 EVERY_BIAS = ROLES
 FEED_FORWARD = ("intermediate", "output", "output_norm")
@@ -444,7 +444,26 @@ def test_layers_text() -> None:
 
 def test_roles() -> None:
     assert len(ROLES) == 8
-    assert set(ROLES) - set(LORA_ROLES) == {"attention_norm", "output_norm"}
+    assert set(EVERY_ROLE) - set(LORA_ROLES) == {"attention_norm", "output_norm"}
+    assert (*ROLES, "mixer_in", "mixer_out") == EVERY_ROLE
+
+
+def test_the_attention_stands_for_a_mixer_where_there_is_one() -> None:
+    kinds = {name: Strategy.from_name(name).strata[-1] for name in ("lora-I", "lora-II", "bitfit", "spafit-4-9-II")}
+    mixers = {name: stratum.lora_roles[len(stratum.lora) :] for name, stratum in kinds.items()}
+    assert mixers == {
+        "lora-I": ("mixer_in",),
+        "lora-II": ("mixer_in", "mixer_out"),
+        "bitfit": (),
+        "spafit-4-9-II": ("mixer_in", "mixer_out"),
+    }
+    assert kinds["bitfit"].bias_roles == EVERY_ROLE
+    assert kinds["spafit-4-9-II"].bias_roles == ("intermediate", "output", "output_norm")
+    # By name alone where only a part of the attention is named; and nothing of it is in what is written.
+    assert Stratum((0, 1), lora=("query", "value")).lora_roles == ("query", "value")
+    assert Stratum((0, 1), lora=("mixer_out",), biases=("mixer_in",)).to_dict()["lora"] == ["mixer_out"]
+    assert Stratum((0, 1), biases=EVERY_ROLE) == Stratum((0, 1), biases=ROLES)
+    assert not any("mixer" in str(stratum.to_dict()) for stratum in kinds.values())
 
 
 def test_no_torch_is_needed() -> None:

@@ -795,3 +795,13 @@ def test_a_head_with_batch_norms_is_refused_before_training():
     with pytest.raises(ValueError, match=r"the head keeps classifier\.0\.running_mean, .* no adapter folder holds it"):
         get_spafit_model(model, "spafit-4-9-II")
     assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_what_batch_norms_have_seen_stays_as_it_is() -> None:
+    """No adapter folder holds it, so a reader would compute something else."""
+    base = tiny("bert")
+    base.bert.add_module("seen", nn.BatchNorm1d(4))
+    wrapped = get_spafit_model(base, "lora-II", r=2).train()
+    wrapped.get_base_model().bert.seen(torch.randn(8, 4) + 3)
+    assert not base.bert.seen.running_mean.any()
+    assert base.bert.encoder.layer[0].attention.self.dropout.training

@@ -38,10 +38,7 @@ def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
 def head_names(plain: nn.Module) -> set[str]:
     """Modules that an adapter may bring whole: the task head's, others that no checkpoint brought, and no pretrained
     part."""
-    try:
-        found = find_architecture(plain)
-    except ValueError:  # an architecture that is not described: PEFT's own names of heads remain
-        return {*PEFT_HEADS}
+    found = find_architecture(plain, layers=False)
     return {*PEFT_HEADS, *found.head, *found.new}
 
 

@@ -20,8 +20,18 @@
 They are found by structure and by the names that matrices go by; what cannot be found is an error that says how to
 describe the model by hand (`describe_architecture`). Nothing here changes a model; models on the meta device will do.
 
+    Stack                                                            depth
+    ├── layers in one list (BERT)                                    its length
+    ├── stages, each with a list of layers (Swin, Funnel)            the layers of all stages in a row
+    ├── lists side by side (XLM's attentions, ffns, layer_norm1)     layer i is made of the i-th of each
+    └── one layer used again and again (ALBERT)                      trains alike in all, or not at all
+
 How a role is meant where a layer is not BERT's:
 
+* no attention (Mamba, RWKV, Qwen3-Next's linear attention): the projections into and out of what mixes the tokens are
+  "mixer_in" and "mixer_out"; they stand beside a convolution or bare weights, and no query is among them;
+* experts that are one tensor for all (Mixtral): no "intermediate" and "output", since there are no matrices; a layer
+  has the roles that it has. Experts and routers stay frozen, and the plan names them;
 * gated feed-forward: "intermediate" is gate and up;
 * a decoder with cross attention: the attention roles are self and cross attention;
 * one matrix for query, key and value (GPT-2, ModernBERT, Phi-3): it stands under each of the three;

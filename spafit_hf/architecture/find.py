@@ -11,12 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture.kinds import is_linear, is_norm
-from spafit_hf.architecture.known import NEW_POOLER, PRETRAINED_OUTSIDE, REFUSED
+from spafit_hf.architecture.known import NEW_POOLER, PRETRAINED_OUTSIDE
 from spafit_hf.architecture.new import new_biases, new_parameters, outside_pretrained, owners, told_apart
 from spafit_hf.architecture.parts import Architecture, Stack
 from spafit_hf.architecture.stacks import join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
-from spafit_hf.strategy import ROLES
+from spafit_hf.strategy import EVERY_ROLE
 
 # Heads of models whose class is its own base (T5ForQuestionAnswering), where children cannot tell head from body.
 _HEAD_NAMES = ("projector", "pre_classifier", "classifier", "classification_head", "qa_outputs", "score")
@@ -27,20 +27,29 @@ _PRETRAINING_CLASS = re.compile(
 )
 
 
-def find_architecture(model: nn.Module) -> Architecture:
+def find_architecture(model: nn.Module, *, layers: bool = True) -> Architecture:
     """The parts of a transformers model of any class, on any device, not wrapped by PEFT, found by its structure.
 
+    Args:
+        model: the model.
+        layers: whether its layers must be found. Without, what has none that can be told has no stacks: enough for
+            full fine-tuning and linear probing.
+
     Raises:
-        ValueError: when the model is wrapped, shares its layers, or its parts cannot be found.
+        ValueError: when the model is wrapped, holds one layer twice, or its parts cannot be found.
     """
     model_type = model_type_of(model)
     if any(kind.__module__.startswith("peft.") for module in model.modules() for kind in type(module).__mro__):
         raise ValueError(
             "the model is wrapped by PEFT already; pass the plain model (model.unload() of a PeftModel gives it back)."
         )
-    if model_type in REFUSED:
-        raise ValueError(f"model type {model_type!r} has no strata: {REFUSED[model_type]}.")
-    return _complete(model, stacks_by_structure(model, model_type))
+    try:
+        stacks = stacks_by_structure(model, model_type)
+    except ValueError:
+        if layers:
+            raise
+        stacks = ()
+    return _complete(model, stacks)
 
 
 def describe_architecture(
@@ -68,7 +77,7 @@ def describe_architecture(
     Args:
         model: the model, on any device.
         layers: name of the list of layers, or several as {"encoder": name, "decoder": name}.
-        roles: role of `ROLES` -> name or names relative to a layer. Norms may be left out.
+        roles: role of `EVERY_ROLE` -> name or names relative to a layer. Norms and mixers may be left out.
         head, pooler, outer_norms: names in the model; None: found as for any other model.
 
     Raises:
@@ -76,8 +85,8 @@ def describe_architecture(
     """
     names = {name for name, _ in model.named_modules()}
     for role in roles:
-        if role not in ROLES:
-            raise ValueError(f"roles: unknown role {role!r}; allowed are {', '.join(ROLES)}.")
+        if role not in EVERY_ROLE:
+            raise ValueError(f"roles: unknown role {role!r}; allowed are {', '.join(EVERY_ROLE)}.")
     layout = {role: (paths,) if isinstance(paths, str) else tuple(paths) for role, paths in roles.items()}
     stacks = []
     for stack_name, path in ({"layers": layers} if isinstance(layers, str) else layers).items():
@@ -131,7 +140,7 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     # A head may have layers of its own (V-JEPA 2's attentive pooler): they train whole, with the head.
     stacks = tuple(stack for stack in stacks if not f"{stack.path}.".startswith(_below(head)))
     in_body = _below((base_name, *kept)) if base_name else ("",)
-    apart = _below((*head, *new, *(stack.path for stack in stacks)))
+    apart = (*_below((*head, *new)), *(prefix for stack in stacks for prefix in stack.prefixes))
     outer = [
         (name, module)
         for name, module in model.named_modules()

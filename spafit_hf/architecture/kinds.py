@@ -29,6 +29,11 @@ def takes_delta(module: nn.Module) -> bool:
     return is_norm(module) and bias is not None and bias.dim() == 1 and not _channels_first(module)
 
 
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether a module writes to itself in training: a batch norm, to what it has seen of its inputs."""
+    return isinstance(module, _NormBase) and module.track_running_stats
+
+
 def in_out(module: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a matrix."""
     if isinstance(module, nn.Linear):

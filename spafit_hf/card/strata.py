@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spafit_hf.card.facts import CardFacts, Layers
-from spafit_hf.strategy import ROLES
-from spafit_hf.strategy.drawing import COLUMNS, FEED_FORWARD, MEANINGS, draw, mark
+from spafit_hf.strategy import EVERY_ROLE, MIXER_ROLES, ROLES
+from spafit_hf.strategy.drawing import COLUMNS, FEED_FORWARD, MEANINGS, MIXER_COLUMNS, draw, mark
 from spafit_hf.words import ROLE_WORDS, listing, plain, spans
 
 
@@ -15,21 +15,25 @@ def drawing(facts: CardFacts) -> str:
     if not any(band.lora or band.biases or band.bottlenecks for band in facts.layers):
         return ""
     stacks = list(dict.fromkeys(band.stack for band in facts.layers))
+    mixers = any(role in MIXER_ROLES for band in facts.layers for role in (*band.lora, *band.biases))
+    roles = EVERY_ROLE if mixers else ROLES
     blocks = []
     for stack in stacks:
         title = [_in_block(stack)] if len(stacks) > 1 else []
         head = [" head  trains whole"] if facts.head and stack == stacks[-1] else []
-        blocks.append("\n".join([*title, *draw(_rows([b for b in facts.layers if b.stack == stack])), *head]))
-    used = {letter for band in facts.layers for letter in _marks(band)}
+        blocks.append("\n".join([*title, *draw(_rows([b for b in facts.layers if b.stack == stack], roles)), *head]))
+    used = {letter for band in facts.layers for letter in _marks(band, roles)}
     legend = listing([f"`{letter}` {word}" for letter, word in MEANINGS.items() if letter in used])
-    return "\n".join(["```text", "\n\n".join(blocks), "```", "", f"{legend}. Columns: {COLUMNS}."])
+    return "\n".join(
+        ["```text", "\n\n".join(blocks), "```", "", f"{legend}. Columns: {COLUMNS}{MIXER_COLUMNS * mixers}."]
+    )
 
 
-def _rows(bands: Sequence[Layers]) -> list[tuple[int, str, str]]:
+def _rows(bands: Sequence[Layers], roles: Sequence[str]) -> list[tuple[int, str, str]]:
     named = sorted((layer, band) for band in bands for layer in band.layers)
     befores = [None, *(band for _, band in named)]
     return [
-        (layer, _marks(band), "" if band is before else _in_block(band.name))
+        (layer, _marks(band, roles), "" if band is before else _in_block(band.name))
         for (layer, band), before in zip(named, befores, strict=False)
     ]
 
@@ -39,8 +43,8 @@ def _in_block(words: str) -> str:
     return " ".join(words.replace("`", "'").split())
 
 
-def _marks(band: Layers) -> str:
-    return "".join(mark(role in band.lora, role in band.biases, role in band.bottlenecks) for role in ROLES)
+def _marks(band: Layers, roles: Sequence[str]) -> str:
+    return "".join(mark(role in band.lora, role in band.biases, role in band.bottlenecks) for role in roles)
 
 
 def in_words(facts: CardFacts) -> str:
@@ -67,7 +71,8 @@ def _clause(band: Layers) -> str:
         rank = f" of rank {band.r}" if band.r else ""
         parts.append(f"LoRA{rank} on {listing(_words(band.lora))}")
     if band.biases:
-        named = {frozenset(ROLES): "every bias", frozenset(FEED_FORWARD): "the biases of the feed-forward"}
+        every = dict.fromkeys((frozenset(ROLES), frozenset(EVERY_ROLE)), "every bias")
+        named = {**every, frozenset(FEED_FORWARD): "the biases of the feed-forward"}
         parts.append(named.get(frozenset(band.biases), f"the bias of {listing(_words(band.biases))}"))
     if band.bottlenecks:
         # A parallel one is beside the feed-forward alone; of those in series the other is in the attention.
@@ -78,4 +83,4 @@ def _clause(band: Layers) -> str:
 
 
 def _words(roles: Sequence[str]) -> list[str]:
-    return [ROLE_WORDS[role] for role in ROLES if role in roles]
+    return [ROLE_WORDS[role] for role in EVERY_ROLE if role in roles]

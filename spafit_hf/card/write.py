@@ -15,7 +15,7 @@ from spafit_hf.card.render import is_generated, own_section, render_card
 from spafit_hf.data.glue import TASKS
 from spafit_hf.files import read_json, size_of
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, is_hub_id, task_of_class
-from spafit_hf.strategy import ROLES, Strategy
+from spafit_hf.strategy import Strategy
 
 CARD_FILE = "README.md"
 MOST_LAYERS = 1000
@@ -180,8 +180,8 @@ def layers_of(strategy: Strategy, depth: int, stack: str = "layers") -> tuple[La
                 name=stratum.name or f"stratum {number}",
                 stack=stack,
                 layers=layers,
-                lora=tuple(role for role in ROLES if role in stratum.lora),
-                biases=tuple(role for role in ROLES if role in stratum.biases),
+                lora=stratum.lora,
+                biases=stratum.biases,
                 bottlenecks=stratum.bottleneck.roles if stratum.bottleneck else (),
                 r=stratum.r if stratum.lora else None,
                 lora_alpha=float(stratum.lora_alpha) if stratum.lora else None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.facts import PlanFacts
-from spafit_hf.strategy import Bottleneck
+from spafit_hf.strategy import LORA_ROLES, Bottleneck
 
 BATCH, SEQ = 16, 128
 """Examples and tokens per example for which `str(plan)` states memory and FLOPs (batch 16 is the paper's)."""
@@ -82,7 +82,7 @@ class Cost:
             [name for name in layer.modules[role] if bool(_CROSS.search(name.removeprefix(layer.path))) == cross]
             for role in ("query", "key", "value", "attention_output")
         )
-        if not value:
+        if not (query or key or value):
             return
         out: dict[str, bool] = {}
         for name in dict.fromkeys([*query, *key, *value]):
@@ -98,16 +98,28 @@ class Cost:
         self.activation_gradient += product * (v + (q or k) + q + k)
         if q or k or v:
             self.saved += sum(self.plan.linear[name][1] for name in out) + width
+        self.grad |= not output and (q or k or v)  # what comes out is made of experts
         for name in output:
             if self.keeps_input(name) and not (q or k or v):
                 self.saved += width  # otherwise the attention has kept it as its result
             self.grad |= self.linear(name, q or k or v)
 
-    def norms(self, names: tuple[str, ...]) -> None:
-        first = self.plan.architecture.stacks[0].layers[0]
+    def norms(self, names: tuple[str, ...], width: int) -> None:
         for name in names:
             self.grad |= self.trains(name)
-            self.saved += self.plan.linear[first.modules["output"][-1]][1] * self.grad
+            self.saved += width * self.grad
+
+    def mixer(self, layer: Layer) -> None:
+        """The projections of a mixer; its convolution, its scan and its weights are not counted."""
+        into, out_of = layer.names(("mixer_in",)), layer.names(("mixer_out",))
+        if any(map(self.keeps_input, into)):
+            self.saved += self.plan.linear[into[0]][0]
+        inner = any([self.linear(name, self.grad) for name in into])
+        self.saved += inner * sum(self.plan.linear[name][1] for name in into)
+        for name in out_of:
+            self.saved += self.plan.linear[name][0] * self.keeps_input(name)
+            self.grad |= self.linear(name, inner)
+        self.grad |= inner
 
     def feed_forward(self, layer: Layer) -> None:
         into, out_of = layer.modules["intermediate"], layer.modules["output"]
@@ -136,16 +148,28 @@ def layer_costs(plan: PlanFacts, seq: int, *, full: bool) -> Iterator[Cost]:
             cost = Cost(plan, full, seq, grad, number < prefix)
             for cross in (False, True):
                 cost.attention(layer, cross, memory_grad)
-            cost.norms(layer.modules["attention_norm"])
+            cost.mixer(layer)
+            width = _width(plan, layer)
+            cost.norms(layer.modules["attention_norm"], width)
             cost.feed_forward(layer)
-            cost.norms(layer.modules["output_norm"])
+            cost.norms(layer.modules["output_norm"], width)
             grad = cost.grad
-            yield cost
+            # Layers that are used again and again cost as much each time.
+            for _ in range((stack.depth or len(stack.layers)) // len(stack.layers)):
+                yield cost
     if plan.output_embeddings is not None:
         cost = Cost(plan, full, seq, grad)
         if cost.linear(plan.output_embeddings, grad):
             cost.saved += plan.linear[plan.output_embeddings][1]  # the log-softmax of the loss
         yield cost
+
+
+def _width(plan: PlanFacts, layer: Layer) -> int:
+    """Width of a layer's states: what its last matrix puts out, else what its first takes; 0 where it has none."""
+    for role in ("output", "attention_output", "mixer_out"):
+        if names := layer.names((role,)):
+            return plan.linear[names[-1]][1]
+    return next((plan.linear[name][0] for name in layer.names(LORA_ROLES)), 0)
 
 
 def prefix_length(plan: PlanFacts, index: int) -> int:
@@ -159,8 +183,8 @@ def prefix_length(plan: PlanFacts, index: int) -> int:
 
 def _frozen_layers(plan: PlanFacts, stack: Stack) -> int:
     """Leading layers in which nothing trains, neither by the strategy nor because it is new."""
-    layers = stack.layers[: plan.strategy.prefix_length(len(stack.layers))]
-    trains = (index for index, layer in enumerate(layers) if any(n.startswith(f"{layer.path}.") for n in plan.head))
+    layers = stack.layers[: plan.strategy.prefix_length(stack.depth or len(stack.layers))]
+    trains = (index for index, layer in enumerate(layers) if any(n.startswith(layer.prefixes) for n in plan.head))
     return next(trains, len(layers))
 
 
@@ -169,6 +193,10 @@ def check_step(batch: int, seq: int) -> None:
     for name, value in (("batch", batch), ("seq", seq)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0  # of a model whose layers are unknown
 
 
 class CostedPlan(PlanFacts):
@@ -193,13 +221,12 @@ class CostedPlan(PlanFacts):
     def flops_ratio(self, batch: int = BATCH, seq: int = SEQ, *, cached_prefix: bool = False) -> float:
         """FLOPs of one training step over those of full fine-tuning."""
         step = self.flops(batch, seq, cached_prefix=cached_prefix)
-        return step.total / self._flops(batch, seq, full=True, cached_prefix=False).total
+        return _share(step.total, self._flops(batch, seq, full=True, cached_prefix=False).total)
 
     def activation_ratio(self, seq: int = SEQ) -> float:
         """Activations kept for the backward pass over those of full fine-tuning."""
-        return sum(cost.saved for cost in layer_costs(self, seq, full=self.full)) / sum(
-            cost.saved for cost in layer_costs(self, seq, full=True)
-        )
+        kept, of_full = (sum(cost.saved for cost in layer_costs(self, seq, full=full)) for full in (self.full, True))
+        return _share(kept, of_full)
 
     def _flops(self, batch: int, seq: int, *, full: bool, cached_prefix: bool) -> Flops:
         check_step(batch, seq)

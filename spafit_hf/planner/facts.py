@@ -113,5 +113,5 @@ class PlanFacts:
     def scaling(self) -> tuple[str, ...]:
         """What N1 and N2, or layers written for another depth, became here; () where nothing scaled."""
         stacks = self.architecture.stacks
-        lines = ((stack.name, self.strategy.scaling(len(stack.layers))) for stack in stacks)
+        lines = ((stack.name, self.strategy.scaling(len(stack.layers))) for stack in stacks if not stack.depth)
         return tuple(f"{name}: {line}" if len(stacks) > 1 else line for name, line in lines if line)

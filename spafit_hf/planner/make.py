@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.architecture import Architecture, Layer, Stack, find_architecture, in_out, takes_delta
 from spafit_hf.architecture.new import namesakes
+from spafit_hf.architecture.structure import stays_frozen
 from spafit_hf.planner import text
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.planner.facts import Group
@@ -75,7 +76,7 @@ def plan(
     """
     strategy = Strategy.coerce(strategy)
     built = build_model(model, num_labels)
-    return _checked(_plan(built, strategy, architecture or find_architecture(built)))[0]
+    return _checked(_plan(built, strategy, architecture or _architecture(built, strategy)))[0]
 
 
 def plan_each(
@@ -87,8 +88,13 @@ def plan_each(
     """
     wanted = [Strategy.coerce(strategy) for strategy in strategies]
     built = build_model(model, num_labels)
-    architecture = find_architecture(built)
+    architecture = _architecture(built, *wanted)
     return _checked(*(_plan(built, strategy, architecture) for strategy in wanted))
+
+
+def _architecture(model: nn.Module, *strategies: Strategy) -> Architecture:
+    """The parts of a model; its layers need not be told where no strategy speaks of them."""
+    return find_architecture(model, layers=any(each.strata or each.outer_biases for each in strategies))
 
 
 def _checked(*plans: Plan) -> tuple[Plan, ...]:
@@ -139,18 +145,34 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
     return _strata_plan(base, modules)
 
 
+def _resolved(strategy: Strategy, stack: Stack, model_type: str) -> list[tuple[Stratum, tuple[int, ...]]]:
+    """The layers of each stratum. Layers that are used again and again are all in one, or in none."""
+    if stack.depth is None:
+        return list(strategy.resolve(len(stack.layers)))
+    resolved = [(stratum, layers) for stratum, layers in strategy.resolve(stack.depth) if layers]
+    if resolved and len(resolved[0][1]) < stack.depth:
+        raise ValueError(
+            f"{strategy.name} cuts {stack.depth} layers into strata, and model type {model_type!r} has no strata: it "
+            f"uses one set of weights for all of them ({stack.path}), so no layer can train apart from the others. "
+            "Take bitfit, lora-I, lora-II, linear-probe or full, or a model with layers of its own, such as BERT, "
+            "RoBERTa or DeBERTa."
+        )
+    return [(stratum, tuple(range(len(stack.layers)))) for stratum, _ in resolved]
+
+
 def _full_plan(base: Plan, model: nn.Module) -> Plan:
     tensors = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
-    def inside(*paths: str) -> int:
-        prefixes = tuple(f"{path}." for path in paths)
+    def inside(prefixes: tuple[str, ...]) -> int:
         return _values({name: shape for name, shape in tensors.items() if name.startswith(prefixes)})
 
     groups = [
-        Group("all layers", stack.name, tuple(range(len(stack.layers))), "every weight", (), (), inside(stack.path))
+        Group(
+            "all layers", stack.name, tuple(range(len(stack.layers))), "every weight", (), (), inside(stack.prefixes)
+        )
         for stack in base.architecture.stacks
     ]
-    head = inside(*base.head)
+    head = inside(tuple(f"{name}." for name in base.head))
     outside = _values(tensors) - head - sum(group.trainable_parameters for group in groups)
     groups.append(Group("outside the layers", "", (), "every weight", trainable_parameters=outside))
     if base.head:
@@ -172,7 +194,7 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
         groups.append(Group(name, what=what, trainable_parameters=_values(own), **parts))
 
     for stack in architecture.stacks:
-        for stratum, name, layers in _strata_of(strategy, stack):
+        for stratum, name, layers in _strata_of(strategy, stack, base.model_type):
             where: dict[str, Any] = {"stack": stack.name, "layers": layers}
             if stratum is None:
                 add(name, "frozen", {}, **where)
@@ -181,8 +203,8 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
             biased: list[str] = []
             added: dict[str, Bottleneck] = {}
             for layer in (stack.layers[index] for index in layers):
-                own |= dict.fromkeys(_without(layer.names(stratum.lora), base.head), stratum.lora_settings)
-                biased += _without(_bias_names(layer, stratum.biases, modules), base.head)
+                own |= dict.fromkeys(_without(layer.names(stratum.lora_roles), base.head), stratum.lora_settings)
+                biased += _without(_bias_names(layer, stratum, modules), base.head)
                 added |= _bottlenecks(layer, stratum, base.head)
             deltas = tuple(module for module in biased if takes_delta(modules[module]))
             passed_over += [module for module in biased if module not in deltas]
@@ -192,6 +214,15 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
             add(name, stratum.what(), trained, **where, stratum=stratum)
             lora |= own
             bottlenecks |= added
+    asked = {role for group in groups if group.stratum and group.layers for role in group.stratum.lora}
+    if asked and not lora:
+        every = [layer for stack in architecture.stacks for layer in stack.layers]
+        there = [role for role in LORA_ROLES if any(layer.names((role,)) for layer in every)]
+        raise ValueError(
+            f"{strategy.name} puts LoRA on {listed(role for role in LORA_ROLES if role in asked)}, and the layers of "
+            f"{base.model_class} have none of these; they have {listed(there)}: name them in a stratum "
+            "(Stratum(layers=..., lora=...)), or take bitfit, linear-probe or full."
+        )
     if strategy.outer_biases:
         outside = (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
         biased = [name for name in outside if modules[name]._parameters.get("bias") is not None]
@@ -222,10 +253,12 @@ def _without(names: Iterable[str], head: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in head]
 
 
-def _bias_names(layer: Layer, roles: tuple[str, ...], modules: dict[str, nn.Module]) -> tuple[str, ...]:
-    """Modules of a layer whose bias trains. "Every bias" means those of matrices and norms without a role as well."""
-    others = layer.others if roles == ROLES else ()
-    return (*layer.names(roles), *(name for name in others if modules[name]._parameters.get("bias") is not None))
+def _bias_names(layer: Layer, stratum: Stratum, modules: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Modules of a layer whose bias trains. "Every bias" means those of matrices and norms without a role as well, but
+    for routers."""
+    others = [name for name in layer.others if stratum.biases == ROLES and not stays_frozen(name)]
+    with_bias = [name for name in others if modules[name]._parameters.get("bias") is not None]
+    return (*layer.names(stratum.bias_roles), *with_bias)
 
 
 def _bottlenecks(layer: Layer, stratum: Stratum, head: tuple[str, ...]) -> dict[str, Bottleneck]:
@@ -250,11 +283,11 @@ def _bottlenecks(layer: Layer, stratum: Stratum, head: tuple[str, ...]) -> dict[
     return {name: Bottleneck(**settings.to_dict(), reads=reads) for name in _without(names, head)}
 
 
-def _strata_of(strategy: Strategy, stack: Stack) -> list[tuple[Stratum | None, str, tuple[int, ...]]]:
+def _strata_of(strategy: Strategy, stack: Stack, model_type: str) -> list[tuple[Stratum | None, str, tuple[int, ...]]]:
     """The strata of a stack and the runs of layers in none, each with name and layers, by depth; empty strata last."""
     parts: list[tuple[Stratum | None, str, tuple[int, ...]]] = []
     free = set(range(len(stack.layers)))
-    for index, (stratum, layers) in enumerate(strategy.resolve(len(stack.layers))):
+    for index, (stratum, layers) in enumerate(_resolved(strategy, stack, model_type)):
         parts.append((stratum, stratum.name or f"stratum {index + 1}", layers))
         free.difference_update(layers)
     parts += [(None, "frozen", tuple(range(first, last + 1))) for first, last in runs(free)]

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from spafit_hf.architecture import is_linear, is_norm, takes_delta
+from spafit_hf.architecture import Layer, is_linear, is_norm, takes_delta
 from spafit_hf.architecture.new import new_parameters
 from spafit_hf.planner.facts import PlanFacts
 from spafit_hf.planner.text import some
-from spafit_hf.strategy import ROLES
+from spafit_hf.strategy import EVERY_ROLE, MIXER_ROLES, NORM_ROLES, ROLES
 
 
 def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[str]) -> tuple[str, ...]:
@@ -41,6 +41,7 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
             f"no effect of LoRA and deltas on {_places(past)}: their attention hands the weights to torch's own "
             "function and never calls these modules, so nothing of them would get a gradient."
         )
+    lines += _lacking_notes(result)
     lines += _frozen_notes(result, modules)
     lines += _fused_notes(result)
     sizes = result.linear
@@ -83,11 +84,50 @@ BITFIT_NOTE = (
 
 
 def head_notes(result: PlanFacts) -> tuple[str, ...]:
-    """A note where the strategy trains the head and the model has none."""
+    """Notes where the strategy trains the head and the model has none, and where its layers are unknown."""
+    lines = []
     if result.strategy.head and not result.head and not result.full:
         nothing = "" if result.trainable_parameters else ", so that nothing trains"
-        return (f"{result.model_class} has no new task head{nothing}.",)
-    return ()
+        lines.append(f"{result.model_class} has no new task head{nothing}.")
+    if not result.architecture.stacks:
+        lines.append("no layers could be told apart, so activations and step are not known: the figures say 0 and 1.")
+    return tuple(lines)
+
+
+def _lacking_notes(result: PlanFacts) -> list[str]:
+    """What layers lack of attention and feed-forward, what stands in its place, and what the figures leave out."""
+    lines = []
+    for stack in result.architecture.stacks:
+        of = f"of the {some(len(stack.layers), 'layer')} in {stack.path}"
+        lacking: dict[tuple[str, ...], list[Layer]] = {}
+        for layer in stack.layers:
+            lacks = tuple(role for role in ROLES if role not in NORM_ROLES and not layer.modules[role])
+            lacking.setdefault(lacks, []).append(layer)
+        lines += [f"{len(layers)} {of} have no {', '.join(roles)}." for roles, layers in lacking.items() if roles]
+        mixing = [layer for layer in stack.layers if layer.modules.get("mixer_in")]
+        places = {
+            role: _places(name.removeprefix(f"{layer.path}.") for layer in mixing for name in layer.names((role,)))
+            for role in MIXER_ROLES
+        }
+        if mixing:
+            parts = ", ".join(f"{role} ({place})" for role, place in places.items() if place)
+            lines.append(
+                f"{len(mixing)} {of} mix tokens in another way than attention. {parts}: LoRA on query, key and value "
+                "means mixer_in there, and with attention_output mixer_out too."
+            )
+    if lines:
+        lines.append("figures of memory and step leave out experts, convolutions and scans.")
+    for stack in result.architecture.stacks:
+        first = stack.layers[0]
+        if stack.depth:
+            lines.append(f"{stack.path}: {stack.depth} layers run, with the weights of {len(stack.layers)}.")
+        elif not first.more and first.path.rpartition(".")[0] != stack.path:
+            lines.append(f"{stack.path}: the layers of its stages in a row; the figures count each on all tokens.")
+    for group in result.groups:
+        if group.stratum is not None and group.layers and group.stratum.lora and not group.lora_modules:
+            where = f" of {group.stack}" if len(result.architecture.stacks) > 1 else ""
+            lines.append(f"{group.name}{where} has no {', '.join(group.stratum.lora)}, so no LoRA.")
+    return lines
 
 
 def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]:
@@ -100,12 +140,13 @@ def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]
         for name in layer.others:
             if is_linear(modules[name]) or takes_delta(modules[name]):
                 roleless.append(name.removeprefix(f"{layer.path}."))
-        for name, module in modules[layer.path].named_modules():
+        for name, module in (item for path in (layer.path, *layer.more) for item in modules[path].named_modules()):
             if not (is_linear(module) or is_norm(module) or isinstance(module, _OTHER_KINDS)):
                 bare += [
                     f"{name}.{key}" for key, each in module._parameters.items() if each is not None and each.dim() > 1
                 ]
-    apart = [*(layer.path for layer in layers), *architecture.head, *architecture.new, *architecture.new_biases]
+    apart = [*(prefix[:-1] for layer in layers for prefix in layer.prefixes), *architecture.head, *architecture.new]
+    apart += architecture.new_biases
     apart += filter(None, [architecture.embeddings])
     outside = [
         name
@@ -138,12 +179,14 @@ def _places(names: Iterable[str]) -> str:
 
 def _fused_notes(result: PlanFacts) -> list[str]:
     """Where one matrix serves several roles and the strategy names only some of them."""
-    notes = []
+    notes: list[str] = []
+    if not result.architecture.stacks:
+        return []
     layer = result.architecture.stacks[0].layers[0]
     for stratum in result.strategy.strata:
-        for part, roles in (("LoRA", stratum.lora), ("the bias delta", stratum.biases)):
+        for part, roles in (("LoRA", stratum.lora_roles), ("the bias delta", stratum.bias_roles)):
             for module in layer.names(roles):
-                serves = [role for role in ROLES if module in layer.modules[role]]
+                serves = [role for role in EVERY_ROLE if module in layer.modules.get(role, ())]
                 named = [role for role in serves if role in roles]
                 if len(named) < len(serves):
                     short = module.removeprefix(f"{layer.path}.")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
-from spafit_hf.strategy import ROLES, layers_text
-from spafit_hf.strategy.drawing import ABSENT, BOTTLENECK, COLUMNS, MEANINGS, MIXED, WHOLE, draw, mark
+from spafit_hf.strategy import EVERY_ROLE, MIXER_ROLES, ROLES, layers_text
+from spafit_hf.strategy.drawing import ABSENT, BOTTLENECK, COLUMNS, MEANINGS, MIXED, MIXER_COLUMNS, WHOLE, draw, mark
 
 
 def plan_table(plan: CostedPlan, batch: int = BATCH, seq: int = SEQ) -> str:
@@ -40,23 +40,28 @@ def plan_table(plan: CostedPlan, batch: int = BATCH, seq: int = SEQ) -> str:
 def layer_table(plan: CostedPlan) -> str:
     """A drawing of the strata: see `Plan.layer_table`."""
     lines = []
+    layers = [layer for stack in plan.architecture.stacks for layer in stack.layers]
+    roles = EVERY_ROLE if any(layer.names(MIXER_ROLES) for layer in layers) else ROLES
     for stack in plan.architecture.stacks:
         title = f"{plan.strategy.name}, {len(stack.layers)} {_layers_of(stack, plan)}"
         starts = {group.layers[0]: group for group in plan.groups if group.stack == stack.name and group.layers}
         beside = {index: f"{group.name}: {group.what}" for index, group in starts.items()}
         rows = (
-            (index, "".join(_mark(plan, layer, role) for role in ROLES), beside.get(index, ""))
+            (index, "".join(_mark(plan, layer, role) for role in roles), beside.get(index, ""))
             for index, layer in enumerate(stack.layers)
         )
         lines += [title, *draw(rows)]
     outside = [f"{group.name}: {group.what}" for group in plan.groups if not group.stack]
     rare = () if plan.bottlenecks else (BOTTLENECK, MIXED)
-    legend = "   ".join(f"{each} {word}" for each, word in MEANINGS.items() if each not in rare)
-    return "\n".join([*lines, *outside, legend, COLUMNS])
+    legend = [
+        "   ".join(f"{each} {word}" for each, word in MEANINGS.items() if each not in rare),
+        COLUMNS + MIXER_COLUMNS * (roles != ROLES),
+    ]
+    return "\n".join([*lines, *outside, *legend])
 
 
 def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
-    names = layer.modules[role]
+    names = layer.names((role,))
     if not names:
         return ABSENT
     if plan.full:
@@ -108,7 +113,7 @@ def _text_table(rows: Sequence[tuple[str, ...]], right: Sequence[int]) -> list[s
 def _model_text(plan: CostedPlan) -> str:
     depth = " + ".join(f"{len(stack.layers)} {_layers_of(stack, plan)}" for stack in plan.architecture.stacks)
     labels = f", {some(plan.num_labels, 'label')}" if plan.num_labels else ""
-    return f"{plan.model_class} ({depth}{labels})"
+    return f"{plan.model_class} ({depth or 'layers unknown'}{labels})"
 
 
 def _layers_of(stack: Stack, plan: CostedPlan) -> str:

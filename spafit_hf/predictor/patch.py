@@ -183,7 +183,7 @@ def read_adapter(
     changed = tuple(
         index
         for index, layer in enumerate(architecture.stacks[0].layers)
-        if any(name.startswith(f"{layer.path}.") for name in patches)
+        if any(name.startswith(layer.prefixes) for name in patches)
     )
     strategy = (verified.strategy or {}).get("name")
     own = [tensor for patch in patches.values() for tensor in patch.tensors]
@@ -269,9 +269,11 @@ def outputs_of(head: Mapping[str, nn.Module]) -> int:
 def _border(patches: Mapping[str, Patch], changed: tuple[int, ...], architecture: Architecture) -> int:
     # What lies outside the layers may stand before them (the norm of the embeddings) or after (the pooler). Only of
     # the pooler and later stacks it is known here that they come after.
-    later = (*architecture.pooler, *(stack.path for stack in architecture.stacks[1:]))
-    first = architecture.stacks[0].path
+    first, *stacks = architecture.stacks
+    if any(layer.more for layer in first.layers):
+        return 0  # no module is a layer, to enter at
+    later = (*(f"{name}." for name in architecture.pooler), *(prefix for stack in stacks for prefix in stack.prefixes))
     for name in patches:
-        if not f"{name}.".startswith(tuple(f"{path}." for path in (first, *later))):
+        if not f"{name}.".startswith((*first.prefixes, *later)):
             return 0
     return changed[0] if changed else architecture.num_layers

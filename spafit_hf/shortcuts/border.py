@@ -87,6 +87,10 @@ def frozen_layers(base: nn.Module) -> tuple[tuple[str, ...], str]:
         stack = find_architecture(plain_view(base)).stacks[0]
     except ValueError as error:
         raise NotCacheable(str(error)) from error
+    if stack.depth:
+        raise NotCacheable(f"{stack.path} holds one set of weights for all of its layers, so none is a prefix.")
+    if stack.layers[0].more:
+        raise NotCacheable(f"the layers of {stack.path} are in several lists, and no module is one of them.")
     frozen: list[str] = []
     for layer in stack.layers:
         modules = list(base.get_submodule(layer.path).modules())

@@ -60,6 +60,8 @@ class FirstToken:
         if len(stacks) > 1:
             raise NotFirstToken("the model has an encoder and a decoder.")
         last = stacks[0].layers[-1]
+        if last.more or not all(last.modules[role] for role in ROLES[:4]):
+            raise NotFirstToken(f"{last.path} is no module of its own, or has no attention of matrices.")
         shared = last.names(("key", "value"))
         self.base = base
         self.layer = last.path

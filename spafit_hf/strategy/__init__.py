@@ -14,9 +14,11 @@ from spafit_hf.strategy.bottleneck import Bottleneck, BottleneckSettings
 from spafit_hf.strategy.methods import ADAPTER_METHODS, METHODS, PAPER_DEPTH
 from spafit_hf.strategy.strategy import Strategy, StrategyLike
 from spafit_hf.strategy.stratum import (
+    EVERY_ROLE,
     INIT_LORA_WEIGHTS,
     LORA_ROLES,
     LORA_SETTINGS,
+    MIXER_ROLES,
     NORM_ROLES,
     ROLES,
     LoraSettings,
@@ -25,6 +27,7 @@ from spafit_hf.strategy.stratum import (
 from spafit_hf.words import layers_text
 
 __all__ = [
-    "ADAPTER_METHODS", "INIT_LORA_WEIGHTS", "LORA_ROLES", "LORA_SETTINGS", "METHODS", "NORM_ROLES", "PAPER_DEPTH",
-    "ROLES", "Bottleneck", "BottleneckSettings", "LoraSettings", "Strategy", "StrategyLike", "Stratum", "layers_text",
+    "ADAPTER_METHODS", "EVERY_ROLE", "INIT_LORA_WEIGHTS", "LORA_ROLES", "LORA_SETTINGS", "METHODS", "MIXER_ROLES",
+    "NORM_ROLES", "PAPER_DEPTH", "ROLES", "Bottleneck", "BottleneckSettings", "LoraSettings", "Strategy",
+    "StrategyLike", "Stratum", "layers_text",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from spafit_hf.strategy.stratum import ROLES
+from spafit_hf.strategy.stratum import EVERY_ROLE, ROLES
 
 FROZEN, BIAS, LORA, BOTH, WHOLE, ABSENT = ".", "b", "L", "+", "W", " "
 BOTTLENECK, MIXED = "A", "*"
@@ -23,8 +23,9 @@ MEANINGS = {
 }  # fmt: skip
 
 ATTENTION, FEED_FORWARD = ROLES[:5], ROLES[5:]
-LETTERS = dict(zip(ROLES, "qkvonion", strict=True))
+LETTERS = dict(zip(EVERY_ROLE, "qkvonionio", strict=True))
 COLUMNS = "q query, k key, v value, o output and n norm of the attention; i in, o out and n norm of the feed-forward"
+MIXER_COLUMNS = "; i in and o out of the mixer"
 
 
 def mark(lora: bool, bias: bool, bottleneck: bool = False) -> str:
@@ -35,11 +36,20 @@ def mark(lora: bool, bias: bool, bottleneck: bool = False) -> str:
 
 
 def draw(rows: Iterable[tuple[int, str, str]]) -> list[str]:
-    """The drawing of one stack: each layer's number, its marks in the order of `ROLES`, and what stands beside it."""
-    lines = [f"{'':5}  attention  | feed-forw.", _line("layer", "".join(LETTERS.values()), "")]
-    return lines + [_line(str(layer), marks, beside) for layer, marks, beside in rows]
+    """The drawing of one stack: each layer's number, its marks in the order of `ROLES`, and what stands beside it.
+
+    With marks for each of `EVERY_ROLE` there is a column for mixers.
+    """
+    drawn = [(str(layer), marks, beside) for layer, marks, beside in rows]
+    columns = max((len(marks) for _, marks, _ in drawn), default=len(ROLES))
+    over = f"{'':5}  attention  | feed-forw." + "  | mixer" * (columns > len(ROLES))
+    return [over, *(_line(*row) for row in [("layer", "".join(LETTERS.values())[:columns], ""), *drawn])]
 
 
 def _line(name: str, marks: str, beside: str) -> str:
-    halves = (" ".join(part) for part in (marks[: len(ATTENTION)], marks[len(ATTENTION) :]))
-    return f"{name:>5}  {'  | '.join(halves)}  {beside}".rstrip()
+    parts = (
+        " ".join(part)
+        for part in (marks[: len(ATTENTION)], marks[len(ATTENTION) : len(ROLES)], marks[len(ROLES) :])
+        if part
+    )
+    return f"{name:>5}  {'  | '.join(parts)}  {beside}".rstrip()

@@ -121,6 +121,9 @@ class Strategy:
         counted from zero, inclusive, on 24 layers; on another depth they scale by share (`resolve`). The suffix
         `-absolute` (spafit-1-2-II-absolute) makes them layers of the model itself, as `from_bounds` does.
 
+        In layers that mix tokens without attention (Mamba), every bias is that of the mixer's projections too, and
+        LoRA is on `mixer_in` in -I and lora-I, on `mixer_in` and `mixer_out` in -II and lora-II: see `Stratum`.
+
         Args:
             name: the method.
             **lora: settings for the strata that have LoRA, any of the fields of `LoraSettings`: r=8, lora_alpha=16.

@@ -21,10 +21,18 @@ attention.output.dense, attention.output.LayerNorm, intermediate.dense, output.d
 INIT_LORA_WEIGHTS = ("default", "gaussian", "orthogonal")
 """How LoRA may start: with the base's outputs. PEFT's others rewrite the base's weights, or need data first."""
 
-NORM_ROLES = ("attention_norm", "output_norm")
-LORA_ROLES = tuple(role for role in ROLES if role not in NORM_ROLES)
+MIXER_ROLES = ("mixer_in", "mixer_out")
+"""The projections into and out of what mixes tokens where a layer has no attention: Mamba's in_proj and out_proj."""
 
-_SHORT = {role: role for role in ROLES} | {"query": "q", "key": "k", "value": "v", "attention_output": "o"}
+EVERY_ROLE = (*ROLES, *MIXER_ROLES)
+NORM_ROLES = ("attention_norm", "output_norm")
+LORA_ROLES = tuple(role for role in EVERY_ROLE if role not in NORM_ROLES)
+
+_SHORT = {role: role for role in EVERY_ROLE} | {"query": "q", "key": "k", "value": "v", "attention_output": "o"}
+
+
+# What a role of a mixer stands in the place of.
+_STANDS_FOR = {"mixer_in": ROLES[:3], "mixer_out": ROLES[:4]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,10 @@ class Stratum(LoraSettings):
 
     The settings of LoRA are keywords, used only where `lora` is not empty.
 
+    What speaks of the whole attention speaks of what stands in its place, too, in layers that have a mixer: LoRA on
+    query, key and value is on `mixer_in`, with attention_output on `mixer_out` as well, and all of `ROLES` in `biases`
+    are every bias. So the named methods mean in a Mamba layer what they mean in BERT's; other strata name the mixers.
+
     Raises:
         ValueError: for a range that is empty or mixed up, an unknown role, LoRA on a norm, or LoRA settings that PEFT
             cannot use.
@@ -68,9 +80,9 @@ class Stratum(LoraSettings):
     Two numbers of which one is a float: shares of the depth from 0 to 1, the second exclusive: (0.0, 0.5) is the lower
     half."""
     lora: tuple[str, ...] = ()
-    """Roles whose weight matrix gets LoRA; any of `ROLES` but the norms."""
+    """Roles whose weight matrix gets LoRA; any of `EVERY_ROLE` but the norms."""
     biases: tuple[str, ...] = ()
-    """Roles whose bias gets a trained delta; any of `ROLES`."""
+    """Roles whose bias gets a trained delta; any of `EVERY_ROLE`."""
     bottleneck: BottleneckSettings | None = None
     """Bottleneck adapters in each of its layers; a mapping with their `kind` ("series", "parallel") does as well."""
     init_lora_weights: str = ""
@@ -84,7 +96,8 @@ class Stratum(LoraSettings):
         # so that strata that mean the same compare equal.
         object.__setattr__(self, "layers", _checked_layers(self.layers, who))
         object.__setattr__(self, "lora", _checked_roles(self.lora, LORA_ROLES, f"{who}: lora"))
-        object.__setattr__(self, "biases", _checked_roles(self.biases, ROLES, f"{who}: biases"))
+        biases = _checked_roles(self.biases, EVERY_ROLE, f"{who}: biases")
+        object.__setattr__(self, "biases", ROLES if set(ROLES) <= set(biases) else biases)
         if self.bottleneck is not None and not isinstance(self.bottleneck, BottleneckSettings):
             object.__setattr__(self, "bottleneck", BottleneckSettings.from_dict(self.bottleneck))
         if not isinstance(self.name, str):
@@ -125,6 +138,17 @@ class Stratum(LoraSettings):
     def trains(self) -> bool:
         """Whether anything trains in these layers."""
         return bool(self.lora or self.biases or self.bottleneck)
+
+    @property
+    def lora_roles(self) -> tuple[str, ...]:
+        """Roles with LoRA, those of a mixer that the attention's stand for among them."""
+        whole = [role for role, stands in _STANDS_FOR.items() if set(stands) <= set(self.lora)]
+        return tuple(role for role in EVERY_ROLE if role in self.lora or role in whole)
+
+    @property
+    def bias_roles(self) -> tuple[str, ...]:
+        """Roles with a delta: each of `EVERY_ROLE` for every bias."""
+        return EVERY_ROLE if self.biases == ROLES else self.biases
 
     def what(self) -> str:
         """What trains in it, in a few words: "frozen", "every bias", "LoRA q,k,v r=64 alpha=128 + biases output"."""

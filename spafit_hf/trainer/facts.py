@@ -21,7 +21,7 @@ from spafit_hf.card import Base, CardFacts, Cost, Data, Layers, Score, Step, glu
 from spafit_hf.data.glue import TASKS
 from spafit_hf.names import is_remote
 from spafit_hf.planner import Plan
-from spafit_hf.strategy import ROLES, Strategy
+from spafit_hf.strategy import EVERY_ROLE, Strategy
 from spafit_hf.trainer.machine import hardware, versions
 from spafit_hf.tuner import SpafitConfig, task_type_of
 from spafit_hf.tuner.plain import base_of
@@ -134,7 +134,7 @@ def layers_of_plan(plan: Plan) -> tuple[Layers, ...]:
             continue
         layers = [stacks[group.stack].layers[index] for index in group.layers]
         lora, biases, bottlenecks = (
-            tuple(role for role in ROLES if any(modules & {*layer.modules.get(role, ())} for layer in layers))
+            tuple(role for role in EVERY_ROLE if any(modules & {*layer.modules.get(role, ())} for layer in layers))
             for modules in map(set, (group.lora_modules, group.bias_modules, group.bottleneck_modules))
         )
         found.append(

@@ -68,7 +68,7 @@ def has_untrained_pooler(model: nn.Module, architecture: Architecture) -> bool:
     trained one, and the head has to grow as much larger before it says anything. Full fine-tuning trains the pooler
     and does not notice. The model is not wrapped yet.
     """
-    layers = architecture.stacks[-1].layers
+    layers = architecture.stacks[-1].layers if architecture.stacks else ()
     below = [model.get_submodule(name) for name in layers[-1].modules["output"]] if layers else []
     poolers = [model.get_submodule(name) for name in architecture.pooler if architecture.head]
     return bool(poolers) and all(map(_has_zero_bias, poolers)) and not all(map(_has_zero_bias, below))

@@ -428,7 +428,11 @@ class StrataTrainer(Trainer):
                     "the head learns at %g, %d times --learning_rate. Another rate: --head_learning_rate.",
                     *(rates["head"], UNTRAINED_POOLER_FACTOR),
                 )
-            head = find_architecture(opt_model).head if "head" in rates and not self._trains_adapter() else ()
+            head = (
+                find_architecture(opt_model, layers=False).head
+                if "head" in rates and not self._trains_adapter()
+                else ()
+            )
             present = split_groups(optimizer, opt_model, rates, head)
             for kind in sorted(set(rates) - present):
                 logger.warning("%s_learning_rate is set, and no parameter of that kind trains.", kind)

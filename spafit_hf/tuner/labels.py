@@ -15,6 +15,8 @@ def labels_of(model: nn.Module) -> dict[str, Any] | None:
     if not isinstance(model, PreTrainedModel) or "Classification" not in type(model).__name__:
         return None
     config = model.config
+    if config.id2label is None:  # as PVT's default
+        return None
     return {
         "num_labels": len(config.id2label),
         "id2label": {str(index): str(label) for index, label in config.id2label.items()},

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.architecture import is_linear, is_norm
+from spafit_hf.architecture.kinds import keeps_statistics
 from spafit_hf.planner import plan
 from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.combine import combine_deltas
@@ -178,6 +179,14 @@ class SpafitModel(LoraModel):
                 if (key := f"{name}.lora_B.bias") in native:
                     native[f"{name}.lora_delta"] = native.pop(key).float() * layer.scaling.get(adapter_name, 1.0)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, native)
+
+    def train(self, mode: bool = True) -> SpafitModel:
+        """As of any module. What the base's batch norms have seen stays as it is: no adapter folder would hold it."""
+        super().train(mode)
+        for module in self.model.modules():
+            if keeps_statistics(module):
+                module.eval()
+        return self
 
     # ---- the names of the head's outputs ----
 
