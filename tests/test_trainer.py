@@ -956,8 +956,10 @@ def test_model_card_with_a_local_base(tmp_path: Path) -> None:
 
 
 def test_kinds_are_those_the_arguments_name() -> None:
-    assert KINDS == ("lora", "base", "bias", "head")
+    assert KINDS == ("lora", "bottleneck", "base", "bias", "head")
     assert parameter_kind("base_model.model.bert.x.lora_A.default.weight") == "lora"
+    assert parameter_kind("base_model.model.bert.x.lora_down.default.bias") == "bottleneck"
+    assert parameter_kind("base_model.model.bert.x.lora_up.default.weight") == "bottleneck"
     assert parameter_kind("base_model.model.bert.x.lora_delta.default") == "bias"
     assert parameter_kind("base_model.model.bert.x.bias") == "bias"
     assert parameter_kind("base_model.model.classifier.modules_to_save.default.bias") == "head"
