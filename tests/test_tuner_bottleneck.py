@@ -19,6 +19,7 @@ from test_predictor import TEXTS, Alone, assert_as_alone, serve
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError, export_adapter, merge_adapter, start_from, verify_adapter
+from spafit_hf.architecture import find_architecture
 from spafit_hf.cli import main
 from spafit_hf.shortcuts.first_token import probe
 from spafit_hf.trainer.optimizer import parameter_kind
@@ -303,8 +304,10 @@ def test_hostile_folders(spoil: Callable[[Path], None], reason: str, good: Path,
 
 
 def test_layers_described_by_hand(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(_: Any) -> None:
-        raise ValueError("no list of layers was found")
+    def unknown(model: Any, *, layers: bool = True) -> Any:
+        if layers:
+            raise ValueError("no list of layers was found")
+        return find_architecture(model, layers=False)
 
     monkeypatch.setattr("spafit_hf.adapter.fit.find_architecture", unknown)
     assert verify_adapter(good, tiny("bert")).bottlenecks[MODULE].reads == "bert.encoder.layer.2.intermediate.dense"
