@@ -109,6 +109,8 @@ def tiny(kind: type[PreTrainedConfig], kept: tuple[str, ...]) -> PreTrainedConfi
             value = getattr(part, name, 0)
             if value is None or (isinstance(value, int) and value >= SIZES["vocab_size"]):
                 setattr(part, name, 1)
+        if hasattr(part, "use_cache"):
+            part.use_cache = False  # as in training; RWKV writes to its states, which a backward pass needs
     return config
 
 
@@ -150,7 +152,7 @@ def model_of(name: str, task: str) -> tuple[PreTrainedModel, dict[str, torch.Ten
     raise NoModelError(errors[0])
 
 
-def inputs(model: PreTrainedModel, task: str) -> Iterator[dict[str, Any]]:
+def inputs(model: PreTrainedModel, task: str) -> Iterator[dict[str, torch.Tensor]]:
     """Inputs that the model may run on, the likeliest first."""
     taken = inspect.signature(model.forward).parameters
     config: Any = model.config.get_text_config()
@@ -185,8 +187,6 @@ def inputs(model: PreTrainedModel, task: str) -> Iterator[dict[str, Any]]:
     yield {**text, **decoder, **boxes}
     yield {**text, **boxes}
     yield {**text, **decoder, **boxes, "attention_mask": torch.ones_like(text["input_ids"])}
-    if "use_cache" in taken:
-        yield {**text, "use_cache": False}
     if "pixel_values" in taken:
         yield {**text, **boxes, **image}
 
