@@ -148,7 +148,7 @@ class Search:
 
         Args:
             candidates: that take part.
-            barred: names of those that are never left out and never chosen, as the control.
+            barred: names of those that are never left out and never chosen: the control, the reference.
             rows, epochs: to train on at most.
             seconds: that rungs and final may take together.
 
