@@ -29,9 +29,9 @@ def test_no_two_train_the_same(candidates: list[Candidate]) -> None:
     assert trained.pop(1) != trained[0]  # the control, which on so few layers is one of the others
     assert len(set(trained)) == len(trained)
     names = [each.name for each in candidates]
-    assert names[:5] == [REFERENCE, CONTROL, "data-0-2", "data-0-2-biases", "data-0-end"]
+    assert names[:5] == [REFERENCE, CONTROL, "data-0-2", "spafit-8-16-II", "data-0-2-biases"]
     assert len(set(names)) == len(names)
-    chosen = strategies[3]
+    chosen = strategies[4]
     assert [(stratum.name, stratum.biases) for stratum in chosen.strata] == [
         ("group 1", ()), ("group 2", ("value", "output")), ("group 3", ("output",)),
     ]  # fmt: skip

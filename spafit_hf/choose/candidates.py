@@ -74,7 +74,8 @@ def proposed(
     found = [
         ("the paper's best, scaled", Strategy.from_name(REFERENCE).with_lora(**lora)),
         ("N1 from the probes, N2 from the scores of the layers", replace(cut, name=f"{data}-{n2}")),
-        ("the same with only the biases that pay", replace(cut, strata=chosen, name=f"{data}-{n2}-biases")),
+        ("the paper's with the fewest parameters, scaled", Strategy.from_name("spafit-8-16-II").with_lora(**lora)),
+        ("the data's with only the biases that pay", replace(cut, strata=chosen, name=f"{data}-{n2}-biases")),
         ("biases alone beyond N1", replace(end, name=f"{data}-end")),
         *(("the paper's, scaled", each) for each in reversed(paper)),
     ]

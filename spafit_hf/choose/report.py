@@ -78,8 +78,8 @@ def _page(found: Mapping[str, Any], strategy: Strategy) -> str:
         "same rows with the same three seeds, at the rate "
         f"{rate_text(asked['options']['learning_rate'])}; the better half by loss goes on. Of those of the last rung "
         "within one standard error of the best the one with the fewest parameters goes to the final, in which "
-        f"{REFERENCE} is in any case. The random cut is a control: it goes through the rungs and is never chosen. In "
-        f"the table: mean loss, and in brackets {figure_name(found['figure'])} in points.",
+        f"{REFERENCE} is in any case; the random cut is a control. These two go through all rungs and are not chosen. "
+        f"In the table: mean loss, and in brackets {figure_name(found['figure'])} in points.",
         _stages(found),
         _tried(found),
         *_final(found),
@@ -229,5 +229,5 @@ def _draw(found: Mapping[str, Any], strategy: Strategy, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         seen |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.suptitle(f"{found['title']}, cut by {found['recommended']}", fontsize=10)
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     figure.savefig(path, metadata={"Software": None})

@@ -148,7 +148,7 @@ class Search:
 
         Args:
             candidates: that take part.
-            barred: names of those that are never left out and never chosen, as the control.
+            barred: names of those that are never left out and never chosen: the control, the reference.
             rows, epochs: to train on at most.
             seconds: that rungs and final may take together.
 
@@ -160,20 +160,21 @@ class Search:
         for name, trial in trials.items():
             trial.set_user_attr("candidate", name)
             trial.set_user_attr("barred", name in barred)
-        alive = list(candidates)
+        alive, last = list(candidates), dict[str, float]()
         for step, share in enumerate(rung_shares(len(candidates))):
             if step:
                 alive = [each for each in alive if not trials[each.name].should_prune()]
             found = self._stage(f"rung {step + 1}", alive, rows, epochs, share * seconds)
+            last |= {each.name: mean_loss(found[each.name]) for each in alive}
             for each in alive:
-                trials[each.name].report(mean_loss(found[each.name]), step)
+                trials[each.name].report(last[each.name], step)
         for name, trial in trials.items():
-            study.tell(trial, mean_loss(self.scores["rung 1"][name]))
-        able = [each for each in alive if each.name not in barred and math.isfinite(mean_loss(found[each.name]))]
+            study.tell(trial, last[name])
+        able = [each for each in alive if each.name not in barred and math.isfinite(last[each.name])]
         if not able:
             error = next(one.error for runs in found.values() for one in runs if one.error)
             raise SpafitError(f"no candidate could be trained: {error}")
-        best = min(able, key=lambda each: mean_loss(found[each.name]))
+        best = min(able, key=lambda each: last[each.name])
         gaps = [lost(found[each.name], found[best.name]) for each in able]
         near = [each for each, (gap, error) in zip(able, gaps, strict=True) if gap <= error]
         return min(near, key=lambda each: (each.parameters, each.step_flops))

@@ -32,7 +32,7 @@ from spafit_hf.choose.search import SEEDS, Clock, Search, Stage, Trainings
 from spafit_hf.choose.sensitivity import HEAD_EPOCHS, choose_n2, kappa_shares, measure, paying_roles
 from spafit_hf.choose.verdict import decide
 from spafit_hf.planner import build_model, plan
-from spafit_hf.reproduce.cell import levels_kept
+from spafit_hf.reproduce.cell import key_versions, levels_kept
 from spafit_hf.reproduce.results import STATES, as_line, write_whole
 from spafit_hf.reproduce.work import base_of_grid, fingerprint
 from spafit_hf.run import BaseArguments, DataArguments, RunData, hold_out, load_data, prepare
@@ -80,6 +80,7 @@ def suggest(
         "data": {"title": final.title, "fingerprint": fingerprint(final)},
         "limits": {"parameters": budget.parameters, "memory": budget.memory},
         "options": asdict(options),
+        "versions": key_versions(),
     }
     begun = _begun(output, asked)
     if begun is None:
@@ -103,13 +104,15 @@ def suggest(
     if not begun["stages"]:  # another time would have been enough for others
         begun["tried"] = [each.name for each in clock.affordable(within(every, budget), rows["rungs"], seconds)]
     candidates = {each.name: each for each in every if each.name in begun["tried"]}
-    barred = {CONTROL, *(each.name for each in candidates.values() if each.over(budget))}
-    pick = search.halve(list(candidates.values()), barred, rows["rungs"], epochs, seconds)
-    reference, comparison = candidates[REFERENCE], None
-    if pick != reference:
+    # The reference is in the final in any case; more parameters learn faster on few rows, so a rung would favour it.
+    barred = {CONTROL, REFERENCE, *(each.name for each in candidates.values() if each.over(budget))}
+    pick = reference = candidates[REFERENCE]
+    comparison = None
+    if not candidates.keys() <= barred:
+        pick = search.halve(list(candidates.values()), barred, rows["rungs"], epochs, seconds)
         search.final([pick, reference], rows["train"], epochs, seconds - clock.measured)
         comparison = search.compare(pick.name, REFERENCE, final.main_figure)
-    recommended, verdict = decide(pick, reference, comparison, REFERENCE in barred)
+    recommended, verdict = decide(pick, reference, comparison, bool(reference.over(budget)))
     default = DataArguments()
     flags = {name: value for name, value in vars(arguments).items() if value != getattr(default, name)}
     found = {

@@ -27,14 +27,11 @@ def decide(
     Args:
         pick: what the search has left.
         reference: spafit-4-9-II.
-        comparison: of the two, positive where the pick is better; None where they are the same.
+        comparison: of the two, positive where the pick is better; None where no other cut is within the budget.
         barred: whether the reference is over the budget.
     """
     if comparison is None:
-        return reference.name, (
-            f"The search came back to {reference.name}: of the candidates within a standard error of the best it "
-            "trains the fewest parameters."
-        )
+        return reference.name, f"No cut but {reference.name} is within the budget."
     found = difference_of(comparison)
     by = f"{pick.name} less {reference.name}: {interval(found)} points (in brackets the 95 % interval)"
     parts = f"{pick.parameters:,} parameters, {share(pick.parameters, reference.parameters)} of {reference.name}'s"
