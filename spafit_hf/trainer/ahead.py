@@ -26,28 +26,37 @@ from torch.utils.data import IterableDataset
 FILE = "rng_state_ahead_{}.pth"
 """In a checkpoint, by the number of the process; there only where batches draw."""
 
-State = dict[str, Any]
+State = tuple[Any, Any, torch.Tensor]
+"""Of the generators of Python, NumPy and torch on the CPU."""
 
 
 def random_state() -> State:
-    """The state of Python's, NumPy's and torch's generators on the CPU, in types that `torch.load` takes for safe."""
-    state: Any = np.random.get_state()
-    name, keys, *others = state
-    numpy = [name, torch.from_numpy(keys.astype(np.int64)), *others]
-    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
+    """The state of now."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
 def set_random_state(state: State) -> None:
     """Put a state back."""
-    name, keys, *others = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *others))
-    torch.set_rng_state(state["torch"])
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
 
 
 def _equal(one: State, other: State) -> bool:
-    same = torch.equal(one["torch"], other["torch"]) and torch.equal(one["numpy"][1], other["numpy"][1])
-    return same and one["numpy"][2:] == other["numpy"][2:] and one["python"] == other["python"]
+    same = torch.equal(one[2], other[2]) and one[0] == other[0]
+    return same and all(np.array_equal(mine, theirs) for mine, theirs in zip(one[1], other[1], strict=True))
+
+
+def _save(state: State, file: Path) -> None:
+    """Write a state in types that `torch.load` takes for safe."""
+    name, keys, *others = state[1]
+    torch.save({"python": state[0], "numpy": [name, keys.tolist(), *others], "torch": state[2]}, file)
+
+
+def _load(file: Path) -> State:
+    found = torch.load(file, weights_only=True)
+    name, keys, *others = found["numpy"]
+    return found["python"], (name, np.array(keys, dtype=np.uint32), *others), found["torch"]
 
 
 class FetchedAhead:
@@ -96,7 +105,7 @@ class FetchedAhead:
     def save(self, folder: str, process: int) -> None:
         """Write the state before the batch that waits into a checkpoint, if that batch drew anything."""
         if self._before is not None:
-            torch.save(self._before, Path(folder) / FILE.format(process))
+            _save(self._before, Path(folder) / FILE.format(process))
 
     @contextmanager
     def resuming(self, folder: str, process: int, loader: Any) -> Iterator[bool]:
@@ -105,7 +114,7 @@ class FetchedAhead:
         if not (file.is_file() and isinstance(getattr(loader, "collate_fn", None), _Noting)):
             yield False
             return
-        self._first, self._then = torch.load(file, weights_only=True), random_state()
+        self._first, self._then = _load(file), random_state()
         loader.base_dataloader.generator = torch.Generator()  # or an iterator would draw a seed from the state
         try:
             yield True
