@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spafit_hf.choose.candidates import CONTROL, REFERENCE, Candidate
-from spafit_hf.choose.report import write_outputs
+from spafit_hf.choose.report import summary, write_outputs
 from spafit_hf.choose.suggest import BEGUN_FILE
 from spafit_hf.choose.verdict import decide
 from spafit_hf.cli import main
+from spafit_hf.names import EmbeddedError, embedded_base
 from spafit_hf.strategy import Strategy
 
 pytest.importorskip("optuna")
@@ -162,7 +166,7 @@ def comparison(mean: float) -> dict[str, Any]:
         (-0.015, 90, False, REFERENCE, "behind by more than one standard error, so"),
         (-0.015, 90, True, "pick", "behind by more than one standard error, and spafit-4-9-II is over the budget"),
         (0.0, 110, True, "pick", "No difference can be shown, and spafit-4-9-II is over the budget"),
-        (None, 100, False, REFERENCE, "came back to"),
+        (None, 100, False, REFERENCE, "No cut but"),
     ],
 )
 def test_the_verdict(mean: float | None, parameters: int, barred: bool, chosen: str, words: str) -> None:
@@ -179,3 +183,24 @@ def test_the_losses_decide_where_every_prediction_is_the_same(loss: float, chose
     name, reason = decide(pick, reference, {**comparison(0.0), "constant": True, "loss": loss}, False)
     assert name == chosen
     assert f"too few: every run of the final calls every row the same. pick loses {loss:+.4f} more" in reason
+
+
+CHOOSING = Path(__file__).parents[1] / "docs" / "choosing"
+
+
+def test_the_page_is_what_its_run_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(CHOOSING / "suggest.json", tmp_path)
+    write_outputs(tmp_path)
+    for name in ("report.md", "strategy.yaml"):
+        assert (tmp_path / name).read_bytes() == (CHOOSING / name).read_bytes()
+    page = CHOOSING.with_suffix(".md").read_text()
+    kept = json.loads((tmp_path / "suggest.json").read_text())
+    assert textwrap.indent(summary(kept), "    ") in page
+    try:
+        embedded_base()
+    except EmbeddedError as error:
+        pytest.skip(str(error))
+    command = re.search(r"    spafit (plan embedded .*)\n", page)[1]  # type: ignore[index]
+    assert main(command.split()) == 0
+    printed = capsys.readouterr().out.split("activations and step")[0]
+    assert textwrap.indent(printed, "    ").rstrip() in page
