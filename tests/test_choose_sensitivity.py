@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.architecture import Layer, find_architecture
 from spafit_hf.choose.sensitivity import choose_n2, kappa_shares, measure, paying_roles, shares
-from spafit_hf.strategy import LORA_ROLES, ROLES
+from spafit_hf.strategy import EVERY_ROLE, LORA_ROLES, ROLES
 
 ONE = 1
 """The layer that matters."""
@@ -36,7 +36,7 @@ class OneLayer(nn.Module):
 def test_only_the_layer_that_matters_has_a_gradient() -> None:
     model = OneLayer().requires_grad_(False)
     layers = [
-        Layer(f"layers.{at}", {role: (f"layers.{at}.{role}",) if role in LORA_ROLES else () for role in ROLES})
+        Layer(f"layers.{at}", {role: (f"layers.{at}.{role}",) if role in LORA_ROLES else () for role in EVERY_ROLE})
         for at in range(3)
     ]
     batches = [{"x": torch.randn(4, 2), "labels": torch.randn(4)} for _ in range(3)]

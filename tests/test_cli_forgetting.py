@@ -114,7 +114,7 @@ def test_the_page_is_written_from_the_files_and_says_what_they_do() -> None:
     trained = {"full": "full", "BitFit": "bitfit", "LoRA-II": "lora-II", "SPAFIT": "spafit-4-9-II"}
     results = {name: json.loads((DOCS / "forgetting" / f"{run}.json").read_text()) for name, run in trained.items()}
     scores = ", ".join(f"{name} {found['metrics']['validation']['accuracy']:.3f}" for name, found in results.items())
-    page = (DOCS / "forgetting_part.md").read_text()
+    page = (DOCS / "choosing.md").read_text()
     printed = page.partition("<!-- forgetting: begin -->\n")[2].partition("<!-- forgetting: end -->")[0]
     assert printed == f"Accuracy on SST-2: {scores}.\n\n{forgetting_page(report)}\n"
     full, bitfit, *adapters = report.rows

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,21 +76,22 @@ def read_states(
     return np.concatenate(parts, axis=1), np.concatenate(labels)
 
 
-def out_of_fold(states: np.ndarray, labels: np.ndarray, regression: bool, seed: int) -> np.ndarray:
+def out_of_fold(states: np.ndarray, labels: np.ndarray, regression: bool, seed: int, linear: Any = None) -> np.ndarray:
     """A linear probe's prediction for every row, made by a fit that has not seen it.
 
     Args:
-        states: [rows, features] of one layer.
+        states: [rows, features]; each is scaled by the rows that are fitted.
         labels: values, or class ids of which each has two rows or more.
-        regression: ridge regression; else logistic.
+        regression: whether they are values.
         seed: of the folds, the same for every layer.
+        linear: scikit-learn's estimator; None for ridge or logistic regression with `PENALTY`.
     """
+    linear = linear or (Ridge(PENALTY) if regression else LogisticRegression(C=1 / PENALTY, max_iter=1000))
     kind = KFold if regression else StratifiedKFold
     found = np.zeros(len(labels), dtype=np.float64 if regression else np.int64)
     fewest = len(labels) if regression else int(np.unique(labels, return_counts=True)[1].min())
     folds = kind(max(2, min(FOLDS, fewest)), shuffle=True, random_state=seed)
     for train, held in folds.split(states, labels):
-        linear = Ridge(PENALTY) if regression else LogisticRegression(C=1 / PENALTY, max_iter=1000)
         found[held] = make_pipeline(StandardScaler(), linear).fit(states[train], labels[train]).predict(states[held])
     return found
 

@@ -15,7 +15,7 @@ from spafit_hf.choose.sensitivity import shares
 from spafit_hf.choose.verdict import difference_of
 from spafit_hf.reproduce.pictures import COLORS, new_figure
 from spafit_hf.reproduce.text import interval, points, rate_text
-from spafit_hf.strategy import ROLES, Strategy
+from spafit_hf.strategy import EVERY_ROLE, Strategy
 from spafit_hf.words import ROLE_WORDS, duration, figure_name, layers_text, listing, plain, size, table
 
 RESULT_FILE = "suggest.json"
@@ -168,7 +168,7 @@ def _final(found: Mapping[str, Any]) -> list[str]:
 def _layers(found: Mapping[str, Any]) -> str:
     probes, sensitivity = found["probes"], found["sensitivity"]
     relative = shares(sensitivity["relative"])
-    held = [role for role in ROLES if any(role in layer for layer in sensitivity["biases"])]
+    held = [role for role in EVERY_ROLE if any(role in layer for layer in sensitivity["biases"])]
     total = sum(sum(layer.values()) for layer in sensitivity["biases"]) or 1.0
     kappa = found["kappa"]
     header = ["states after", f"probe, {figure_name(found['figure'])}", "relative gradient, share"]

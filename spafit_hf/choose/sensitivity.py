@@ -22,7 +22,7 @@ from torch import nn
 from spafit_hf.architecture import Layer, takes_delta
 from spafit_hf.architecture.kinds import in_out, is_linear
 from spafit_hf.shortcuts.probe import evaluating
-from spafit_hf.strategy import LORA_ROLES, ROLES
+from spafit_hf.strategy import EVERY_ROLE, LORA_ROLES
 from spafit_hf.words import SpafitError
 
 HEAD_EPOCHS = 5
@@ -60,7 +60,7 @@ def measure(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Mapping
     matrices = [[modules[name].weight for name in layer.names(LORA_ROLES)] for layer in layers]
     deltas: dict[str, torch.Tensor] = {}
     hooks = []
-    for name in (name for layer in layers for name in layer.names(ROLES) if takes_delta(modules[name])):
+    for name in (name for layer in layers for name in layer.names(EVERY_ROLE) if takes_delta(modules[name])):
         module = modules[name]
         size = in_out(module)[1] if is_linear(module) else module.bias.numel()
         deltas[name] = delta = torch.zeros(size, device=module.weight.device, requires_grad=True)
@@ -87,9 +87,9 @@ def measure(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Mapping
     by_name = {name: next(means) for name in deltas}
     biases = tuple(
         {
-            role: sum(by_name[name] for name in layer.modules[role] if name in by_name)
-            for role in ROLES
-            if any(name in by_name for name in layer.modules[role])
+            role: sum(by_name[name] for name in layer.names((role,)) if name in by_name)
+            for role in EVERY_ROLE
+            if any(name in by_name for name in layer.names((role,)))
         }
         for layer in layers
     )
@@ -127,9 +127,9 @@ def choose_n2(scores: Sequence[float], n1: int) -> int:
 
 def paying_roles(biases: Sequence[Mapping[str, float]], n1: int) -> tuple[str, ...]:
     """The fewest roles that hold `PAYING` of the squared gradient beyond N1, in reading order."""
-    totals = {role: sum(layer.get(role, 0.0) for layer in biases[n1 + 1 :]) for role in ROLES}
+    totals = {role: sum(layer.get(role, 0.0) for layer in biases[n1 + 1 :]) for role in EVERY_ROLE}
     chosen: set[str] = set()
     for role in sorted(totals, key=lambda role: -totals[role]):
         if sum(totals[each] for each in chosen) < PAYING * sum(totals.values()):
             chosen.add(role)
-    return tuple(role for role in ROLES if role in chosen)
+    return tuple(role for role in EVERY_ROLE if role in chosen)

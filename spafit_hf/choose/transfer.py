@@ -16,19 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedTokenizerBase
 
 from spafit_hf.card.forgetting import Transfer
+from spafit_hf.choose.probe import FOLDS, out_of_fold
 from spafit_hf.choose.reader import Reader, batches
 from spafit_hf.data import LABEL
 from spafit_hf.reproduce.statistics import resampled, row_error
 from spafit_hf.run import RunData
 from spafit_hf.words import SpafitError
 
-FOLDS = 5
 PENALTIES = tuple(10.0**power for power in range(6))
 """Of ridge: one that suits a text's states is too small for a pair's, which are twice as many."""
 
@@ -78,17 +75,8 @@ def predictions(
     """What the folds predict for each row, from a model's states: [rows], class ids or values."""
     first, *others = (features(reader, tokenizer, rows, device) for rows in probe.columns)
     x = np.concatenate([first * others[0], abs(first - others[0])], axis=1) if others else first
-    return out_of_fold(x, probe.labels, probe.regression, seed)
-
-
-def out_of_fold(x: np.ndarray, labels: np.ndarray, regression: bool, seed: int) -> np.ndarray:
-    """A linear probe's prediction for every row of features [rows, width], by a fit that has not seen it."""
-    found = np.zeros(len(labels), dtype=np.float64 if regression else np.int64)
-    folds = (KFold if regression else StratifiedKFold)(FOLDS, shuffle=True, random_state=seed)
-    for train, held in folds.split(x, labels):
-        linear = RidgeCV(PENALTIES) if regression else LogisticRegression(C=0.1, max_iter=1000)
-        found[held] = make_pipeline(StandardScaler(), linear).fit(x[train], labels[train]).predict(x[held])
-    return found
+    linear = RidgeCV(PENALTIES) if probe.regression else LogisticRegression(C=0.1, max_iter=1000)
+    return out_of_fold(x, probe.labels, probe.regression, seed, linear)
 
 
 def transfer(probe: Probe, before: np.ndarray, after: np.ndarray, seed: int) -> Transfer:
