@@ -840,8 +840,16 @@ def test_describing_gives_what_finding_gives() -> None:
     [
         ({"layers": "block"}, "the model has no module 'block'"),
         ({"roles": BY_HAND | {"querry": "mix.ask"}}, "unknown role 'querry'; allowed are query"),
-        ({"roles": BY_HAND | {"query": "mix.tell"}}, r"no module for the role 'query' \(looked for mix.tell\)"),
-        ({"roles": {"query": "mix.ask"}}, r"no module for the role 'key' \(looked for nothing\)"),
+        (
+            {"roles": BY_HAND | {"query": "mix.tell"}},
+            r"no layer in blocks has a module for the role 'query' \(looked for mix.tell\)",
+        ),
+        (
+            {"roles": BY_HAND | {"key": []}},
+            r"no layer in blocks has .* role 'key' \(looked for nothing\)",
+        ),
+        ({"roles": {"attention_norm": "first"}}, "it must name a matrix for at least one of query, key"),
+        ({"roles": {"layers": {}}}, "roles is {}; it must name"),
         ({"head": ["decider"]}, "head: the model has no module 'decider'"),
         ({"outer_norms": ["norm"]}, "outer_norms: the model has no module 'norm'"),
     ],

@@ -18,7 +18,7 @@
     └── classifier                         head
 
 They are found by structure and by the names that matrices go by; what cannot be found is an error that says how to
-describe the model by hand (`describe_architecture`). Nothing here changes a model; models on the meta device will do.
+describe the model by hand (`register_architecture`). Nothing here changes a model; models on the meta device will do.
 
     Stack                                                            depth
     ├── layers in one list (BERT)                                    its length
@@ -40,11 +40,12 @@ How a role is meant where a layer is not BERT's:
 * left out on purpose: the norms of single heads (q_norm, k_norm in Qwen3 and Gemma 3); see `Layer.others`.
 """
 
+from spafit_hf.architecture.described import DescriptionLike, register_architecture
 from spafit_hf.architecture.find import describe_architecture, find_architecture
 from spafit_hf.architecture.kinds import in_out, is_linear, is_norm, takes_delta
 from spafit_hf.architecture.parts import Architecture, Layer, Stack
 
 __all__ = [
-    "Architecture", "Layer", "Stack", "describe_architecture", "find_architecture",
-    "in_out", "is_linear", "is_norm", "takes_delta",
+    "Architecture", "DescriptionLike", "Layer", "Stack", "describe_architecture", "find_architecture",
+    "in_out", "is_linear", "is_norm", "register_architecture", "takes_delta",
 ]  # fmt: skip

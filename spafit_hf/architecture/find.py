@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.architecture.described import description_of
 from spafit_hf.architecture.kinds import is_linear, is_norm
 from spafit_hf.architecture.known import NEW_POOLER, PRETRAINED_OUTSIDE
 from spafit_hf.architecture.new import new_biases, new_parameters, outside_pretrained, owners, told_apart
 from spafit_hf.architecture.parts import Architecture, Stack
-from spafit_hf.architecture.stacks import join, make_stack
+from spafit_hf.architecture.stacks import Roles, join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
-from spafit_hf.strategy import EVERY_ROLE
+from spafit_hf.strategy import EVERY_ROLE, LORA_ROLES
 
 # Heads of models whose class is its own base (T5ForQuestionAnswering), where children cannot tell head from body.
 _HEAD_NAMES = ("projector", "pre_classifier", "classifier", "classification_head", "qa_outputs", "score")
@@ -43,6 +44,8 @@ def find_architecture(model: nn.Module, *, layers: bool = True) -> Architecture:
         raise ValueError(
             "the model is wrapped by PEFT already; pass the plain model (model.unload() of a PeftModel gives it back)."
         )
+    if (described := description_of(model_type)) is not None:
+        return describe_architecture(model, **described)
     try:
         stacks = stacks_by_structure(model, model_type)
     except ValueError:
@@ -56,7 +59,7 @@ def describe_architecture(
     model: nn.Module,
     *,
     layers: str | Mapping[str, str],
-    roles: Mapping[str, str | Iterable[str]],
+    roles: Mapping[str, Any],
     head: Iterable[str] | None = None,
     pooler: Iterable[str] | None = None,
     outer_norms: Iterable[str] | None = None,
@@ -77,22 +80,22 @@ def describe_architecture(
     Args:
         model: the model, on any device.
         layers: name of the list of layers, or several as {"encoder": name, "decoder": name}.
-        roles: role of `EVERY_ROLE` -> name or names relative to a layer. Norms and mixers may be left out.
+        roles: role of `EVERY_ROLE` -> name or names relative to a layer; those that a layer lacks are left out. Of
+            several stacks either one such mapping for all, or one for each by the stack's name.
         head, pooler, outer_norms: names in the model; None: found as for any other model.
 
     Raises:
         ValueError: for an unknown role, a name that is not in the model, or a role no module plays.
     """
     names = {name for name, _ in model.named_modules()}
-    for role in roles:
-        if role not in EVERY_ROLE:
-            raise ValueError(f"roles: unknown role {role!r}; allowed are {', '.join(EVERY_ROLE)}.")
-    layout = {role: (paths,) if isinstance(paths, str) else tuple(paths) for role, paths in roles.items()}
+    paths = {"layers": layers} if isinstance(layers, str) else layers
+    each_own = bool(roles) and set(roles) <= set(paths)
     stacks = []
-    for stack_name, path in ({"layers": layers} if isinstance(layers, str) else layers).items():
+    for stack_name, path in paths.items():
         if path not in names:
             raise ValueError(f"layers: the model has no module {path!r}; see model.named_modules() for the names.")
-        stacks.append(make_stack(model, stack_name, path, layout, model_type_of(model)))
+        own: Any = roles.get(stack_name, {}) if each_own else roles
+        stacks.append(make_stack(model, stack_name, path, _layout(own), model_type_of(model)))
     parts = {"head": head, "pooler": pooler, "outer_norms": outer_norms}
     given: dict[str, Any] = {part: tuple(value) for part, value in parts.items() if value is not None}
     for part, part_names in given.items():
@@ -100,6 +103,16 @@ def describe_architecture(
             if name not in names:
                 raise ValueError(f"{part}: the model has no module {name!r}; see model.named_modules() for the names.")
     return replace(_complete(model, tuple(stacks)), **given)
+
+
+def _layout(roles: Any) -> Roles:
+    """Role -> names, of what was written by hand."""
+    if not isinstance(roles, Mapping) or not set(roles) & set(LORA_ROLES):
+        raise ValueError(f"roles is {roles!r:.80}; it must name a matrix for at least one of {', '.join(LORA_ROLES)}.")
+    for role in roles:
+        if role not in EVERY_ROLE:
+            raise ValueError(f"roles: unknown role {role!r}; allowed are {', '.join(EVERY_ROLE)}.")
+    return {role: (paths,) if isinstance(paths, str) else tuple(paths) for role, paths in roles.items()}
 
 
 def model_type_of(model: nn.Module) -> str:

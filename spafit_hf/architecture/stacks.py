@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import yaml
 from torch import nn
 
 from spafit_hf.architecture.kinds import has_weight, is_linear, is_norm
 from spafit_hf.architecture.parts import Layer, Stack
-from spafit_hf.strategy import EVERY_ROLE, LORA_ROLES, ROLES
+from spafit_hf.strategy import EVERY_ROLE, ROLES
 
 Roles = dict[str, tuple[str, ...]]
 
@@ -42,13 +43,13 @@ def make_stack(model: nn.Module, name: str, path: str, roles: Roles, model_type:
     layers = []
     for key, block in model.get_submodule(path).named_children():
         layer = make_layer({"": f"{path}.{key}"}, block, {role: roles.get(role, ()) for role in EVERY_ROLE})
-        for role in LORA_ROLES:
-            if not layer.modules.get(role) and (role in ROLES or role in roles):
-                raise ValueError(
-                    f"model type {model_type!r}: {layer.path} has no module for the role {role!r} "
-                    f"(looked for {', '.join(roles.get(role, ())) or 'nothing'}). {by_hand(block)}"
-                )
         layers.append(layer)
+    for role, looked_for in roles.items():
+        if not any(layer.names((role,)) for layer in layers):
+            raise ValueError(
+                f"model type {model_type!r}: no layer in {path} has a module for the role {role!r} "
+                f"(looked for {', '.join(looked_for) or 'nothing'}). {by_hand(model_type, path, block, roles)}"
+            )
     return Stack(name, path, tuple(layers))
 
 
@@ -64,14 +65,22 @@ def no_layer_twice(model: nn.Module, path: str, model_type: str) -> None:
         )
 
 
-def by_hand(block: nn.Module) -> str:
+def by_hand(model_type: str, path: str, block: nn.Module, roles: Roles) -> str:
+    """How to describe a model: the start of a file, with what was found in one of its layers."""
+    names = {name for name, _ in block.named_modules()}
+    found = {role: [name for name in roles.get(role, ()) if name in names] for role in ROLES}
+    start = {
+        "model_type": model_type,
+        "layers": path or "name.of.the.list",
+        "roles": {role: each[0] if len(each) == 1 else each or "?" for role, each in found.items()},
+        "head": ["classifier"],
+    }
     linear = [name for name, module in block.named_modules() if is_linear(module) or is_norm(module)]
-    inside = f" (a layer holds {', '.join(linear[:16])})" if linear else ""
+    inside = f"a layer holds {', '.join(linear[:16])}; " if linear else ""
     return (
-        "Describe the model by hand: architecture = "
-        "spafit_hf.architecture.describe_architecture(model, layers='name.of.the.list', "
-        f"roles={{'query': 'name.in.a.layer', ...}}, head=['classifier']), with a name for each of {', '.join(ROLES)}"
-        f"{inside}, and pass it on: plan(model, strategy, architecture=architecture)."
+        "Describe the model by hand: in a YAML file that starts as "
+        f"{yaml.safe_dump(start, default_flow_style=True, sort_keys=False, width=10_000).strip()} "
+        f"({inside}roles that it lacks are left out), and give it: --architecture FILE, or architecture=FILE."
     )
 
 

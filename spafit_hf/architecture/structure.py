@@ -104,7 +104,7 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
         known = [run for run in runs if _is_known(run)]
         found = sorted(known, key=lambda run: sum(_size(block.module) for block in run[1]))[-1:]
     if not found:
-        raise ValueError(f"model type {model_type!r}: {_why_none(model, outer)}")
+        raise ValueError(f"model type {model_type!r}: {_why_none(model, model_type, outer)}")
     unnamed = "encoder" if model_type in ENCODERS else "layers"
     names = [next((word for word in ("encoder", "decoder") if word in path.split(".")), unnamed) for path, _ in found]
     if len(found) > 1 and (len(set(names)) < len(names) or "layers" in names):
@@ -112,7 +112,7 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
     return tuple(_stack(model, name, run, model_type) for name, run in zip(names, found, strict=True))
 
 
-def _why_none(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> str:
+def _why_none(model: nn.Module, model_type: str, lists: Mapping[str, nn.ModuleList]) -> str:
     """Why no list of blocks is a stack, and what to do."""
     path, blocks = max(lists.items(), key=lambda item: _size(item[1]), default=("", nn.ModuleList([model])))
     where = f"the largest list of modules is {path!r} with {len(blocks)} of {type(blocks[0]).__name__}"
@@ -122,9 +122,10 @@ def _why_none(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> str:
             "LoRA and biases train on nn.Linear and on norms over the last dimension, and its layers have "
             f"{listed(sorted(kinds))} in their place ({where}); take linear-probe or full."
         )
+    how = by_hand(model_type, path, blocks[0], _block({}, blocks[0], False).roles)
     return (
         f"no list of layers with attention or feed-forward was found; {where + '. ' if path else ''}"
-        f"{by_hand(blocks[0])} Or take linear-probe or full, for which layers need not be known."
+        f"{how} Or take linear-probe or full, for which layers need not be known."
     )
 
 

@@ -32,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="?",
         help="name such as spafit-4-9-II, or a YAML or JSON file; without it all methods of the paper are compared",
     )
+    parser.add_argument("--architecture", metavar="FILE", help="where a model's parts are that are not found (YAML)")
     parser.add_argument("--num-labels", type=int, metavar="N", help="outputs of a classification head (1: regression)")
     parser.add_argument("--n1", type=int, metavar="N", help="last layer of group 1 in the model's own depth, from 0")
     parser.add_argument("--n2", type=int, metavar="N", help="last layer of group 2 in the model's own depth")
@@ -47,7 +48,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> None:
     """Print the plan."""
     # Imported here so that `spafit --help` does not wait for torch.
+    from spafit_hf.architecture import register_architecture
     from spafit_hf.planner import comparison_table, plan_each
+
+    if args.architecture:
+        register_architecture(args.architecture)
 
     compares = args.strategy is None and args.n1 is None and args.n2 is None
     names = METHODS if compares else [args.strategy or "spafit-4-9-II"]

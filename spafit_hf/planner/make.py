@@ -10,7 +10,16 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from spafit_hf.architecture import Architecture, Layer, Stack, find_architecture, in_out, takes_delta
+from spafit_hf.architecture import (
+    Architecture,
+    DescriptionLike,
+    Layer,
+    Stack,
+    find_architecture,
+    in_out,
+    register_architecture,
+    takes_delta,
+)
 from spafit_hf.architecture.new import namesakes
 from spafit_hf.architecture.structure import stays_frozen
 from spafit_hf.planner import text
@@ -54,7 +63,7 @@ def plan(
     strategy: StrategyLike,
     num_labels: int | None = None,
     *,
-    architecture: Architecture | None = None,
+    architecture: Architecture | DescriptionLike | None = None,
 ) -> Plan:
     """What `strategy` trains in `model`, and what that costs.
 
@@ -68,13 +77,17 @@ def plan(
             sequences). None: the head the config names if it is one that people fine-tune (classification, question
             answering, language modeling), else sequence classification with the config's own number of labels, else,
             for a model type without it, no head.
-        architecture: where the parts of the model are, when they cannot be found (`describe_architecture`).
+        architecture: where the parts of the model are, when they cannot be found: what `register_architecture` takes,
+            which is then known to whatever looks at such a model, or for this plan alone an `Architecture`.
 
     Raises:
         ValueError: when model or strategy cannot be read, they do not fit, the model's parts cannot be found, or
             nothing would train (linear probing of a model without a task head).
     """
     strategy = Strategy.coerce(strategy)
+    if architecture is not None and not isinstance(architecture, Architecture):
+        register_architecture(architecture)
+        architecture = None
     built = build_model(model, num_labels)
     return _checked(_plan(built, strategy, architecture or _architecture(built, strategy)))[0]
 

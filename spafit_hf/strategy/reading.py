@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from spafit_hf.words import listed
+
+SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def field_names(cls: type) -> tuple[str, ...]:
@@ -67,6 +71,27 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{where}: not valid YAML ({reason}).") from error
+
+
+def read_file(path: str | os.PathLike[str], what: str) -> Any:
+    """The values of a .yaml, .yml or .json file.
+
+    Args:
+        path: the file.
+        what: what it holds, for messages: "strategy", "architecture".
+
+    Raises:
+        ValueError: when the file is missing, of another kind, or not to be parsed.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{file}: the {what} is read from a file that ends in .yaml, .yml or .json.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"{file}: the {what} cannot be read ({reason}); check the path.") from error
+    return parse_json(text, str(file)) if file.suffix.lower() == ".json" else parse_yaml(text, str(file))
 
 
 def is_int(value: Any) -> bool:

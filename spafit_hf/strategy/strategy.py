@@ -15,11 +15,10 @@ from typing import Any, TypeAlias
 import yaml
 
 from spafit_hf.strategy.methods import SPAFIT_NAME, bounds_fields, method_fields
-from spafit_hf.strategy.reading import field_names, is_int, parse_json, parse_yaml, refuse_unknown_keys
+from spafit_hf.strategy.reading import SUFFIXES, field_names, is_int, parse_json, read_file, refuse_unknown_keys
 from spafit_hf.strategy.stratum import LORA_SETTINGS, LoraSettings, Stratum, absolute_range, range_text, span
 from spafit_hf.words import layers_text
 
-SUFFIXES = (".yaml", ".yml", ".json")
 MAX_STRATA = 1000
 
 StrategyLike: TypeAlias = "Strategy | Mapping[str, Any] | str | os.PathLike[str]"
@@ -207,19 +206,11 @@ class Strategy:
         Raises:
             ValueError: when the file is missing, of another kind, not to be parsed, or holds a wrong strategy.
         """
-        file = Path(path)
-        if file.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{file}: a strategy is read from a file that ends in .yaml, .yml or .json.")
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ValueError(f"{file}: the strategy cannot be read ({reason}); check the path.") from error
-        data = parse_json(text, str(file)) if file.suffix.lower() == ".json" else parse_yaml(text, str(file))
+        data = read_file(path, "strategy")
         try:
             return cls.from_dict(data, **lora)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def with_lora(self, **settings: Any) -> Strategy:
         """The same strategy with some fields of `LoraSettings` replaced in every stratum that has LoRA.

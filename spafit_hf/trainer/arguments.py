@@ -17,7 +17,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from spafit_hf.shortcuts.cache import DTYPES
 from spafit_hf.strategy import INIT_LORA_WEIGHTS, LORA_SETTINGS, Strategy, StrategyLike
-from spafit_hf.strategy.strategy import SUFFIXES
+from spafit_hf.strategy.reading import SUFFIXES
 from spafit_hf.words import listed
 
 DEFAULT_STRATEGY = "spafit-4-9-II"
@@ -49,6 +49,11 @@ class StrataArguments:
         DEFAULT_STRATEGY,
         "What trains where: spafit-N1-N2-I, spafit-N1-N2-II, full, bitfit, lora-I, lora-II, series-adapter, "
         "parallel-adapter, linear-probe, or the path of a .yaml or .json file with strata.",
+    )
+    architecture: str = option(
+        "",
+        "A .yaml or .json file that says where layers, sub-layers and head of the model are, for models in which they "
+        "are not found (docs/by_hand.md).",
     )
     n1: int = option(
         NOT_SET,

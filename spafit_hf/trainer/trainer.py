@@ -33,7 +33,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from spafit_hf.adapter import AdapterError, save_adapter, start_from
-from spafit_hf.architecture import find_architecture
+from spafit_hf.architecture import DescriptionLike, find_architecture, register_architecture
 from spafit_hf.planner import Plan
 from spafit_hf.planner.notes import NATIVE_NOTE
 from spafit_hf.strategy import Strategy, StrategyLike
@@ -102,6 +102,7 @@ class StrataTrainer(Trainer):
         args: TrainingArguments | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         strategy: StrategyLike | None = None,
+        architecture: DescriptionLike | None = None,
         **others: Any,
     ) -> None:
         """Trainer's, with the model wrapped first. Where that fails, a model that was given plain is plain again."""
@@ -125,6 +126,8 @@ class StrataTrainer(Trainer):
         package, level = logging.getLogger("spafit_hf"), args.get_process_log_level()
         if args.log_level != "passive" or level < package.getEffectiveLevel():
             package.setLevel(level)
+        if described := architecture or getattr(args, "architecture", ""):
+            register_architecture(described)
         self._settle_strategy(strategy, model)
         with ExitStack() as self._undo:
             if model is not None:
@@ -580,8 +583,9 @@ def _with_strategy(theirs: type[Trainer]) -> Any:
     def __init__(self: StrataTrainer, *given: Any, **named: Any) -> None:
         StrataTrainer.__init__(**known.bind_partial(self, *given).arguments, **named)
 
-    last = inspect.signature(StrataTrainer.__init__).parameters["strategy"]
-    vars(__init__)["__signature__"] = known.replace(parameters=[*known.parameters.values(), last])
+    own = inspect.signature(StrataTrainer.__init__).parameters
+    last = [own["strategy"], own["architecture"]]
+    vars(__init__)["__signature__"] = known.replace(parameters=[*known.parameters.values(), *last])
     return __init__
 
 
@@ -594,6 +598,8 @@ class SpafitTrainer(HubPushMixin, StrataTrainer):
     Args:
         strategy: name, dict, YAML or JSON file, or `Strategy`. It takes the place of the strategy in `args`. By
             default that of `SpafitTrainingArguments`, and spafit-4-9-II with plain `TrainingArguments`.
+        architecture: where the parts of the model are, for models in which they are not found: a mapping, or a YAML or
+            JSON file (`register_architecture`). It takes the place of that in `args`.
         others: those of `transformers.Trainer`, in its order: model, args, data_collator, train_dataset, eval_dataset,
             processing_class, model_init, compute_loss_func, compute_metrics, callbacks, optimizers,
             optimizer_cls_and_kwargs, preprocess_logits_for_metrics.

@@ -15,6 +15,7 @@ from peft import PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
+from spafit_hf.architecture import Architecture, DescriptionLike
 from spafit_hf.names import task_of_class
 from spafit_hf.planner import plan
 from spafit_hf.strategy import Strategy
@@ -61,7 +62,12 @@ def _adds_within(model: nn.Module, head: tuple[str, ...]) -> bool:
 
 
 def get_spafit_model(
-    model: nn.Module, strategy: str | dict[str, Any] | Strategy, adapter_name: str = "default", **lora_kwargs: Any
+    model: nn.Module,
+    strategy: str | dict[str, Any] | Strategy,
+    adapter_name: str = "default",
+    *,
+    architecture: Architecture | DescriptionLike | None = None,
+    **lora_kwargs: Any,
 ) -> PeftModel:
     """Wrap a transformers model for training in strata.
 
@@ -72,6 +78,7 @@ def get_spafit_model(
         model: a plain transformers model of any task. It is modified in place, as by `peft.get_peft_model`.
         strategy: a method's name ("spafit-4-9-II", "bitfit", ...), a dict, a YAML or JSON file, or a `Strategy`.
         adapter_name: the adapter's name on this base.
+        architecture: where the parts of a model are that cannot be found, as in `plan`.
         **lora_kwargs: further fields of `peft.LoraConfig`, such as `init_lora_weights` or `task_type`. LoRA settings
             (`r`, `lora_alpha`, `lora_dropout`, `use_rslora`, `use_dora`) replace those of the strategy's strata.
 
@@ -87,7 +94,7 @@ def get_spafit_model(
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
     chosen = Strategy.coerce(strategy).with_lora(**settings)
-    the_plan = plan(model, chosen)
+    the_plan = plan(model, chosen, architecture=architecture)
     check_entrance(model, the_plan)
     task_type = task_type_of(model)
     if task_type in HEAD_TASKS and (not chosen.head or _adds_within(model, the_plan.head)):
