@@ -709,3 +709,20 @@ def test_to_dict_is_json(name: str) -> None:
     assert data["step"]["flops"] == each.flops(4, 32).total
     assert Strategy.from_dict(data["strategy"]) == each.strategy
     assert sum(group["trainable_parameters"] for group in data["groups"]) == each.trainable_parameters
+
+
+def test_a_frozen_encoder_and_a_decoder_in_strata() -> None:
+    strategy = Strategy(
+        (
+            Stratum((0, 1), biases=("output",), stack="decoder"),
+            Stratum((2, -1), lora=("query", "value"), r=2, stack="decoder"),
+        )
+    )
+    found = plan(small("t5"), strategy)
+    assert found.lora
+    assert all(".decoder." in f".{name}" for name in (*found.lora, *found.biases))
+    depth = len(found.architecture.stacks[0].layers)
+    assert found.prefix_layers == {"encoder": depth, "decoder": 0}
+    assert [group.what for group in found.groups if group.stack == "encoder"] == ["frozen"]
+    with pytest.raises(ValueError, match="stack 'decodr', and .* has encoder, decoder; name one of these"):
+        plan(small("t5"), Strategy((Stratum((0, 1), biases=ROLES, stack="decodr"),)))

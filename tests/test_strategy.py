@@ -469,3 +469,21 @@ def test_the_attention_stands_for_a_mixer_where_there_is_one() -> None:
 def test_no_torch_is_needed() -> None:
     code = "import sys; import spafit_hf.strategy; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_stacks_may_be_named_apart() -> None:
+    encoder = Stratum((0, 1), biases=ROLES, stack="encoder")
+    decoder = Stratum((0, 2), lora=("query",), r=2, stack="decoder")
+    both = Stratum((3, -1), lora=("value",), r=2)
+    strategy = Strategy((encoder, decoder, both))
+    assert strategy.of_stack("encoder").strata == (encoder, both)
+    assert [layers for _, layers in strategy.of_stack("decoder").resolve(5)] == [(0, 1, 2), (3, 4)]
+    assert Strategy.from_dict(strategy.to_dict()) == strategy
+    assert "stack" not in both.to_dict()
+    assert str(strategy).startswith("custom: encoder 0-1 every bias | decoder 0-2 LoRA q")
+    assert Strategy((both,)).of_stack("decoder") is not None
+    assert Strategy((encoder,), head=False).of_stack("decoder").strata == ()
+    with pytest.raises(ValueError, match=r"\(layers 0-2 of the decoder\) and .*\(layers 2-end\) overlap"):
+        Strategy((decoder, Stratum((2, -1), biases=("output",))))
+    with pytest.raises(ValueError, match="stack is 3; it must be a string"):
+        Stratum((0, 1), stack=3)

@@ -174,7 +174,7 @@ def glue_data(task: str, *, revision: str | None = None, max_length: int | None 
 def layers_of(strategy: Strategy, depth: int, stack: str = "layers") -> tuple[Layers, ...]:
     """What a strategy means on a depth, frozen layers included, as far as it can be said without the model itself."""
     bands: dict[int, Layers] = {}
-    for number, (stratum, layers) in enumerate(strategy.resolve(depth), start=1):
+    for number, (stratum, layers) in enumerate(strategy.of_stack(stack).resolve(depth), start=1):
         for layer in layers:
             bands[layer] = Layers(
                 name=stratum.name or f"stratum {number}",

@@ -183,7 +183,7 @@ def prefix_length(plan: PlanFacts, index: int) -> int:
 
 def _frozen_layers(plan: PlanFacts, stack: Stack) -> int:
     """Leading layers in which nothing trains, neither by the strategy nor because it is new."""
-    layers = stack.layers[: plan.strategy.prefix_length(stack.depth or len(stack.layers))]
+    layers = stack.layers[: plan.strategy.of_stack(stack.name).prefix_length(stack.depth or len(stack.layers))]
     trains = (index for index, layer in enumerate(layers) if any(n.startswith(layer.prefixes) for n in plan.head))
     return next(trains, len(layers))
 

@@ -113,5 +113,8 @@ class PlanFacts:
     def scaling(self) -> tuple[str, ...]:
         """What N1 and N2, or layers written for another depth, became here; () where nothing scaled."""
         stacks = self.architecture.stacks
-        lines = ((stack.name, self.strategy.scaling(len(stack.layers))) for stack in stacks if not stack.depth)
+        own = (
+            (stack.name, len(stack.layers), self.strategy.of_stack(stack.name)) for stack in stacks if not stack.depth
+        )
+        lines = ((name, strategy.scaling(depth)) for name, depth, strategy in own)
         return tuple(f"{name}: {line}" if len(stacks) > 1 else line for name, line in lines if line)

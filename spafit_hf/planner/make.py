@@ -160,6 +160,7 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
 
 def _resolved(strategy: Strategy, stack: Stack, model_type: str) -> list[tuple[Stratum, tuple[int, ...]]]:
     """The layers of each stratum. Layers that are used again and again are all in one, or in none."""
+    strategy = strategy.of_stack(stack.name)
     if stack.depth is None:
         return list(strategy.resolve(len(stack.layers)))
     resolved = [(stratum, layers) for stratum, layers in strategy.resolve(stack.depth) if layers]
@@ -206,6 +207,12 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
         parts = {"stack": "", "layers": (), **others}
         groups.append(Group(name, what=what, trainable_parameters=_values(own), **parts))
 
+    stacks = [stack.name for stack in architecture.stacks]
+    if unknown := sorted({stratum.stack for stratum in strategy.strata} - {"", *stacks}):
+        raise ValueError(
+            f"{strategy.name} has a stratum for the stack {unknown[0]!r}, and {base.model_class} has "
+            f"{listed(stacks)}; name one of these, or leave `stack` out for each of them."
+        )
     for stack in architecture.stacks:
         for stratum, name, layers in _strata_of(strategy, stack, base.model_type):
             where: dict[str, Any] = {"stack": stack.name, "layers": layers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -92,10 +93,15 @@ class Strategy:
             for index, stratum in enumerate(self.strata):
                 if not stratum.is_share:
                     absolute_range(stratum, self.depth, self._label(index))
+        for stack in {stratum.stack for stratum in self.strata}:
+            self._check_overlaps(stack)
+
+    def _check_overlaps(self, stack: str) -> None:
         # Comparable on their own: shares with shares, layers with layers; both when the depth is known.
         spans = [
             (stratum.is_share or self.depth is not None, *span(stratum, self.depth), self._label(index))
             for index, stratum in enumerate(self.strata)
+            if stratum.stack in ("", stack)
         ]
         spans.sort(key=lambda span: span[:3])
         for (unit, _, stop, label), (next_unit, next_start, _, next_label) in itertools.pairwise(spans):
@@ -107,7 +113,8 @@ class Strategy:
 
     def _label(self, index: int) -> str:
         stratum = self.strata[index]
-        return f"{stratum.name or f'stratum {index + 1}'} (layers {range_text(stratum)})"
+        where = f" of the {stratum.stack}" if stratum.stack else ""
+        return f"{stratum.name or f'stratum {index + 1}'} (layers {range_text(stratum)}{where})"
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
@@ -266,10 +273,18 @@ class Strategy:
         """One line: the name, and what trains in which layers."""
         if self.full:
             return f"{self.name}: every weight"
-        parts = [f"{range_text(stratum)} {stratum.what()}" for stratum in self.strata]
+        parts = [f"{each.stack}{' ' * bool(each.stack)}{range_text(each)} {each.what()}" for each in self.strata]
         parts += ["biases outside the layers"] * self.outer_biases + ["head"] * self.head
         depth = f" of {self.depth} layers" if self.depth is not None else ""
         return f"{self.name}{depth}: {' | '.join(parts)}"
+
+    def of_stack(self, stack: str) -> Strategy:
+        """The strategy as it is for one stack of a model: without the strata of others."""
+        if all(stratum.stack in ("", stack) for stratum in self.strata):
+            return self
+        own = copy.copy(self)  # unchecked: what trains nothing in one stack trains in another
+        object.__setattr__(own, "strata", tuple(each for each in self.strata if each.stack in ("", stack)))
+        return own
 
     # -- putting it on a depth ----------------------------------------------------------------------------------------
 

@@ -89,6 +89,8 @@ class Stratum(LoraSettings):
     """How its LoRA starts, one of `INIT_LORA_WEIGHTS`; "": as the rest of the run, Kaiming uniform by default."""
     name: str = ""
     """What tables call it; "" is replaced by its position."""
+    stack: str = ""
+    """The stack of layers that it is in, as the plan calls it ("encoder", "decoder"); "": each stack of the model."""
 
     def __post_init__(self) -> None:
         who = f"stratum {self.name!r}" if self.name else "stratum"
@@ -100,8 +102,9 @@ class Stratum(LoraSettings):
         object.__setattr__(self, "biases", ROLES if set(ROLES) <= set(biases) else biases)
         if self.bottleneck is not None and not isinstance(self.bottleneck, BottleneckSettings):
             object.__setattr__(self, "bottleneck", BottleneckSettings.from_dict(self.bottleneck))
-        if not isinstance(self.name, str):
-            raise ValueError(f"{who}: name is {self.name!r}; it must be a string.")
+        for field in ("name", "stack"):
+            if not isinstance(getattr(self, field), str):
+                raise ValueError(f"{who}: {field} is {getattr(self, field)!r}; it must be a string.")
         if not is_int(self.r) or self.r < 1:
             raise ValueError(f"{who}: r is {self.r!r}; the rank of LoRA must be an integer of at least 1, as in r=64.")
         if not is_number(self.lora_alpha) or not 0 < self.lora_alpha < float("inf"):
@@ -172,7 +175,7 @@ class Stratum(LoraSettings):
         fields = {name: getattr(self, name) for name in _KEYS}
         data = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
         # Files of strata without these are as they were before there were any.
-        data |= {"init_lora_weights": self.init_lora_weights} if self.init_lora_weights else {}
+        data |= {key: getattr(self, key) for key in ("init_lora_weights", "stack") if getattr(self, key)}
         return data | ({"bottleneck": self.bottleneck.to_dict()} if self.bottleneck else {})
 
     @classmethod
@@ -182,7 +185,7 @@ class Stratum(LoraSettings):
         Raises:
             ValueError: for a missing `layers` or a key that is not a field.
         """
-        refuse_unknown_keys(data, (*_KEYS, "init_lora_weights", "bottleneck"), "stratum")
+        refuse_unknown_keys(data, (*_KEYS, "init_lora_weights", "stack", "bottleneck"), "stratum")
         if "layers" not in data:
             raise ValueError(
                 f"stratum {dict(data)!r} has no 'layers'; add for example layers: [0, 4] or layers: [0.0, 0.5]."
