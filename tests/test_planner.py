@@ -722,7 +722,7 @@ def test_a_frozen_encoder_and_a_decoder_in_strata() -> None:
     assert found.lora
     assert all(".decoder." in f".{name}" for name in (*found.lora, *found.biases))
     depth = len(found.architecture.stacks[0].layers)
-    assert found.prefix_layers == {"encoder": depth, "decoder": 0}
+    assert found.prefix_lengths == {"encoder": depth, "decoder": 0}
     assert [group.what for group in found.groups if group.stack == "encoder"] == ["frozen"]
-    with pytest.raises(ValueError, match="stack 'decodr', and .* has encoder, decoder; name one of these"):
+    with pytest.raises(ValueError, match=r"stack 'decodr', and .* has encoder, decoder; name one of these"):
         plan(small("t5"), Strategy((Stratum((0, 1), biases=ROLES, stack="decodr"),)))

@@ -112,9 +112,6 @@ class PlanFacts:
     @property
     def scaling(self) -> tuple[str, ...]:
         """What N1 and N2, or layers written for another depth, became here; () where nothing scaled."""
-        stacks = self.architecture.stacks
-        own = (
-            (stack.name, len(stack.layers), self.strategy.of_stack(stack.name)) for stack in stacks if not stack.depth
-        )
-        lines = ((name, strategy.scaling(depth)) for name, depth, strategy in own)
+        stacks, of_stack = self.architecture.stacks, self.strategy.of_stack
+        lines = ((each.name, of_stack(each.name).scaling(len(each.layers))) for each in stacks if not each.depth)
         return tuple(f"{name}: {line}" if len(stacks) > 1 else line for name, line in lines if line)
