@@ -598,7 +598,7 @@ def base_folder(tmp_path: Path) -> Path:
 
 
 def test_a_base_by_name(base_folder: Path, folders: dict[str, Path], tmp_path: Path, caplog: Any) -> None:
-    loaded = load_base(base_folder, device="cpu")
+    loaded = load_base(base_folder, None, None, "cpu", None)
     assert loaded.untrained == {"classifier.weight", "classifier.bias"}
     made = SpafitPredictor(base_folder, device="cpu")
     for name, folder in folders.items():

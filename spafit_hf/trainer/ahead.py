@@ -67,9 +67,11 @@ class FetchedAhead:
         self._around: list[State] | None = None
         self._first: State | None = None
         self._then: State | None = None
+        self._begins = False
 
     def watch(self, loader: Any) -> None:
-        """Look at the batches of a loader."""
+        """Look at the batches of a loader in the epoch that begins."""
+        self._begins = True
         if (
             not isinstance(loader, DataLoaderShard)
             or loader.num_workers
@@ -90,6 +92,8 @@ class FetchedAhead:
             yield
         finally:
             around, self._around = self._around, None
+            if self._begins:  # from its start to the first batch the iterator drew a seed for itself
+                around, self._begins = around[1:], False
             drew = len(around) > 1 and not _equal(*around[-2:])
             self._before = around[-2] if drew else None
 
