@@ -108,7 +108,10 @@ def _command(found: Mapping[str, Any]) -> list[str]:
     options = found["asked"]["options"]
     names = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "bf16")
     flags = {**found["flags"], "strategy": folder / STRATEGY_FILE}
-    flags |= {name: options[name] for name in names if options[name]} | {"output_dir": folder / "adapter"}
+    flags |= {name: options[name] for name in names if options[name]}
+    if options["bf16"] and found["machine"]["device"] == "cpu":
+        flags["use_cpu"] = True  # or Trainer looks for a GPU
+    flags["output_dir"] = folder / "adapter"
     # A flag and its value stay on one line.
     words = [f"--{name} {shlex.quote(str(value))}".replace(" ", "\0") for name, value in flags.items()]
     lines = textwrap.wrap(" ".join(["spafit train", *words]), 100, break_long_words=False, break_on_hyphens=False)
