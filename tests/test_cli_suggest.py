@@ -196,6 +196,10 @@ def test_the_page_is_what_its_run_left(tmp_path: Path, capsys: pytest.CaptureFix
     page = CHOOSING.with_suffix(".md").read_text()
     kept = json.loads((tmp_path / "suggest.json").read_text())
     assert textwrap.indent(summary(kept), "    ") in page
+    trained = json.loads((CHOOSING / "train.json").read_text())
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in trained["metrics"]["validation"].items())
+    assert f"  validation: {figures}\n" in page
+    assert f"trained {trained['trained_parameters']:,} of {trained['total_parameters']:,} parameters" in page
     try:
         embedded_base()
     except EmbeddedError as error:
