@@ -71,6 +71,7 @@ def test_the_quick_starts_figures_are_in_a_file() -> None:
     rows = re.findall(r"^\| \**([\w-]+)\** \| .* (\.\d{3}) \|$", page, re.MULTILINE)
     assert rows == [(strategy, f"{metrics['accuracy']:.3f}"[1:]) for strategy, metrics in held_out]
     assert "({}, {})".format(*(f"{metrics['loss']:.3f}"[1:] for _, metrics in held_out[4:6])) in page
+    assert len(runs) == len(held_out) + len(METHODS)
     for run in runs[len(held_out) :]:
         figures = f"{run['metrics']['accuracy']:.3f} +{run['trained_parameters']:,} +{run['file_bytes']:,} "
         assert re.search(rf"^{run['strategy']} +{figures}", README, re.MULTILINE)
