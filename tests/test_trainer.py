@@ -75,12 +75,12 @@ def trained_names(model: nn.Module) -> set[str]:
 @pytest.mark.parametrize(
     ("ours", "theirs"), [(SpafitTrainer, Trainer), (SpafitSeq2SeqTrainer, Seq2SeqTrainer)], ids=["plain", "seq2seq"]
 )
-def test_signature_is_transformers_with_strategy_at_the_end(ours: type, theirs: type) -> None:
+def test_signature_is_transformers_with_ours_at_the_end(ours: type, theirs: type) -> None:
     mine = list(inspect.signature(ours.__init__).parameters.values())
     others = list(inspect.signature(theirs.__init__).parameters.values())
-    assert [p.name for p in mine] == [*[p.name for p in others], "strategy"]
-    assert [p.default for p in mine[:-1]] == [p.default for p in others]
-    assert mine[-1].kind is inspect.Parameter.KEYWORD_ONLY
+    assert [p.name for p in mine] == [*[p.name for p in others], "strategy", "architecture"]
+    assert [p.default for p in mine[:-2]] == [p.default for p in others]
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in mine[-2:])
     assert issubclass(ours, theirs)
 
 
