@@ -83,14 +83,14 @@ class Stratum(LoraSettings):
     """Roles whose weight matrix gets LoRA; any of `EVERY_ROLE` but the norms."""
     biases: tuple[str, ...] = ()
     """Roles whose bias gets a trained delta; any of `EVERY_ROLE`."""
-    bottleneck: BottleneckSettings | None = None
-    """Bottleneck adapters in each of its layers; a mapping with their `kind` ("series", "parallel") does as well."""
-    init_lora_weights: str = ""
-    """How its LoRA starts, one of `INIT_LORA_WEIGHTS`; "": as the rest of the run, Kaiming uniform by default."""
     name: str = ""
     """What tables call it; "" is replaced by its position."""
     stack: str = ""
     """The stack of layers that it is in, as the plan calls it ("encoder", "decoder"); "": each stack of the model."""
+    bottleneck: BottleneckSettings | None = None
+    """Bottleneck adapters in each of its layers; a mapping with their `kind` ("series", "parallel") does as well."""
+    init_lora_weights: str = ""
+    """How its LoRA starts, one of `INIT_LORA_WEIGHTS`; "": as the rest of the run, Kaiming uniform by default."""
 
     def __post_init__(self) -> None:
         who = f"stratum {self.name!r}" if self.name else "stratum"
