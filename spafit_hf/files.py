@@ -6,6 +6,7 @@ What a file costs is known before it is read: a JSON text of so many commas, col
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -177,6 +178,22 @@ class Fields:
 
 
 FULL = ("No space left on device", "PytorchStreamWriter failed writing")
+
+
+def digest(*paths: Path, named: bool = False) -> str:
+    """SHA-256 of files one after the other, read a block at a time: 64 hexadecimal digits.
+
+    Args:
+        paths: the files.
+        named: whether their names count too, each before its file.
+    """
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.name.encode() if named else b"")
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                found.update(block)
+    return found.hexdigest()
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -14,7 +14,8 @@ import os
 import re
 from pathlib import Path
 
-from spafit_hf.pypi import MPNET_ID, EmbeddedError, cached_mpnet, digest, mpnet_base
+from spafit_hf.files import digest
+from spafit_hf.pypi import MPNET_ID, EmbeddedError, cached_mpnet, mpnet_base
 
 __version__ = "0.1.0"
 

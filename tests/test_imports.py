@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "spafit_hf"
 #: Leftmost first: a module may import only from those before it (and from its own folder). Card and Hub stand early:
 #: they know facts and files, and no tensors.
 FLOW = (
-    "pypi",
-    "names",
     "words",
     "files",
+    "pypi",
+    "names",
     "strategy",
     "data",
     "card",

@@ -11,7 +11,6 @@ A `forgetting.json` in a folder is about the weights whose digest it holds: the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_hf.card.facts import CardError
-from spafit_hf.files import Bounds, Fields, read_json, size_of
+from spafit_hf.files import Bounds, Fields, digest, read_json, size_of
 from spafit_hf.names import CONFIG_FILE, WEIGHTS_FILE
 from spafit_hf.words import figure, figure_name, layers_text, plain, table
 
@@ -142,12 +141,8 @@ def weights_digest(folder: Path) -> str:
     """SHA-256 of the weights in the folder of an adapter or a model; "" where they are no safetensors."""
     adapter = (folder / CONFIG_FILE).is_file()
     paths = [folder / WEIGHTS_FILE] if adapter else sorted(folder.glob("model*.safetensors"))
-    digest, there = hashlib.sha256(), [path for path in paths if size_of(path, CardError) is not None]
-    for path in there:
-        with path.open("rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
-    return digest.hexdigest() if there else ""
+    there = [path for path in paths if size_of(path, CardError) is not None]
+    return digest(*there) if there else ""
 
 
 def forgetting_section(folder: Path) -> str:
@@ -155,8 +150,8 @@ def forgetting_section(folder: Path) -> str:
     path = folder / FORGETTING_FILE
     if size_of(path, CardError) is None:
         return ""
-    report, digest = Forgetting.read(path), weights_digest(folder)
-    rows = tuple(row for row in report.rows if row.weights == digest != "")
+    report, weights = Forgetting.read(path), weights_digest(folder)
+    rows = tuple(row for row in report.rows if row.weights == weights != "")
     if not rows:
         logger.warning("%s is about other weights than those in its folder and is left out; measure again.", path)
         return ""

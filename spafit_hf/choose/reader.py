@@ -49,10 +49,8 @@ class Reader:
             for layer in self.layers:
                 stack.enter_context(layer.register_forward_hook(lambda _module, _args, output: found.append(output)))
             found.append(self.body(**batch)[0])
-        states, tokens = (
-            [output[0] if isinstance(output, tuple) else output for output in found],
-            batch["attention_mask"],
-        )
+        states = [output[0] if isinstance(output, tuple) else output for output in found]
+        tokens = batch["attention_mask"]
         if len(states) != len(self.layers) + 1 or any(each.shape[:2] != tokens.shape for each in states):
             raise SpafitError(f"{type(self.body).__name__} does not give a state for each token in each layer.")
         kept = [each[tokens.bool()] for each in states]

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from spafit_hf.data.holdout import carve_validation
 from spafit_hf.data.labels import LABEL
 from spafit_hf.data.table import DataError
-from spafit_hf.pypi import EmbeddedError, cache_folder, digest, download, scratch_in_cache
+from spafit_hf.files import digest
+from spafit_hf.pypi import EmbeddedError, cache_folder, download, scratch_in_cache
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -20,6 +20,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig
 
 from spafit_hf.data import LABEL
+from spafit_hf.files import digest
 from spafit_hf.names import is_remote, resolve_base
 from spafit_hf.reproduce.cell import Job, key_versions
 from spafit_hf.reproduce.grid import Cell, Grid
@@ -143,10 +144,10 @@ def _no_metrics(prediction: Any) -> dict[str, float]:
 
 def fingerprint(data: RunData) -> str:
     """A hash of the rows of every split, in their order."""
-    digest = hashlib.sha256()
+    rows = hashlib.sha256()
     for name, split in data.text.splits.items():
-        digest.update(json.dumps([name, split.to_dict()]).encode())
-    return digest.hexdigest()[:20]
+        rows.update(json.dumps([name, split.to_dict()]).encode())
+    return rows.hexdigest()[:20]
 
 
 def base_of_grid(base: str) -> tuple[dict[str, str], BaseArguments]:
@@ -162,12 +163,6 @@ def base_of_grid(base: str) -> tuple[dict[str, str], BaseArguments]:
         except OSError as error:
             raise ValueError(f"the base {base!r} cannot be read: {error}") from error
         return {"name": base, "digest": commit}, BaseArguments(base, commit)
-    digest = hashlib.sha256()
-    for path in sorted(Path(place).iterdir()):
-        if path.suffix in BASE_FILES and path.is_file():
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(2**24):
-                    digest.update(block)
+    files = [path for path in sorted(Path(place).iterdir()) if path.suffix in BASE_FILES and path.is_file()]
     name = base if place != base else Path(base).resolve().name
-    return {"name": name, "digest": digest.hexdigest()[:20]}, BaseArguments(base)
+    return {"name": name, "digest": digest(*files, named=True)[:20]}, BaseArguments(base)
