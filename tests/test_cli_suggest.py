@@ -16,7 +16,8 @@ from spafit_hf.choose.report import summary, write_outputs
 from spafit_hf.choose.suggest import BEGUN_FILE
 from spafit_hf.choose.verdict import decide
 from spafit_hf.cli import main
-from spafit_hf.names import EmbeddedError, embedded_base
+from spafit_hf.names import embedded_base
+from spafit_hf.pypi import EmbeddedError
 from spafit_hf.strategy import Strategy
 
 pytest.importorskip("optuna")
