@@ -1,6 +1,8 @@
-"""Functions of the standard library and the first lines of their docstrings: text to learn to summarize.
+"""Functions that are installed and the first lines of their docstrings: text to learn to summarize.
 
-    python -m benchmarks.docstrings out --train-rows 4000     writes out/train.jsonl and out/validation.jsonl
+    python -m benchmarks.docstrings out --train-rows 8000     writes out/train.jsonl and out/validation.jsonl
+
+The packages of constraints.txt and Python's standard library; with `--standard-library` the latter alone.
 
 A row has the words of a function's name, arguments and body in `text`, without its docstring, and in `summary` the
 docstring's first line. Whole packages are held out: no package has rows in both files.
@@ -28,7 +30,10 @@ def functions(source: str) -> Iterator[tuple[str, str]]:
     """The words of each function with a docstring in a module's source, and the docstring's first line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of others' escapes
-        tree = ast.parse(source)
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:  # a template, or written for a Python of another version
+            return
     for node in ast.walk(tree):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (text := ast.get_docstring(node)) is None:
             continue
@@ -45,13 +50,14 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def rows_of(folder: Path) -> dict[str, list[dict[str, str]]]:
+def rows_of(folders: list[Path]) -> dict[str, list[dict[str, str]]]:
     """Rows of each split, in an order that is the same for the same files."""
     found: dict[str, dict[str, dict[str, str]]] = {"train": {}, "validation": {}}
     seen: set[str] = set()
-    for path in sorted(folder.rglob("*.py")):
-        package = path.relative_to(folder).parts[0]
-        if {"site-packages", "test", "tests", "idle_test"} & {*path.parts}:
+    for folder, path in ((folder, path) for folder in folders for path in sorted(folder.rglob("*.py"))):
+        inside = path.relative_to(folder).parts
+        package = inside[0]
+        if {"site-packages", "test", "tests", "idle_test"} & {*inside}:
             continue
         split = "validation" if int(digest(package), 16) % HELD_OUT == 0 else "train"
         for text, summary in functions(path.read_text(encoding="utf-8")):
@@ -65,11 +71,13 @@ def main(argv: list[str] | None = None) -> None:
     """Write the two files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.docstrings", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--train-rows", type=int, default=4000)
+    parser.add_argument("--train-rows", type=int, default=8000)
     parser.add_argument("--validation-rows", type=int, default=200)
+    parser.add_argument("--standard-library", action="store_true", help="without what is installed beside it")
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(Path(sysconfig.get_path("stdlib")))
+    names = ("stdlib",) if args.standard_library else ("stdlib", "purelib")
+    rows = rows_of([Path(sysconfig.get_path(name)) for name in names])
     for split, wanted in (("train", args.train_rows), ("validation", args.validation_rows)):
         file = args.folder / f"{split}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows[split][:wanted]), encoding="utf-8")

@@ -35,8 +35,12 @@ def test_no_package_is_on_both_sides_and_no_line_twice(tmp_path: Path) -> None:
         (tmp_path / f"p{number}").mkdir()
         own = SOURCE.replace("a file", f"file {number}").replace("readFile", f"read{number}")
         (tmp_path / f"p{number}" / "a.py").write_text(own + own.replace(f"read{number}", "again"))
-    found = rows_of(tmp_path)
+    found = rows_of([tmp_path])
     held = {number for number in range(40) if int(digest(f"p{number}"), 16) % HELD_OUT == 0}
     lines = {split: {int(row["summary"].split()[-1][:-1]) for row in rows} for split, rows in found.items()}
     assert lines == {"validation": held, "train": set(range(40)) - held}
     assert sum(map(len, found.values())) == 40
+
+
+def test_what_this_python_cannot_read_is_left_out() -> None:
+    assert list(functions("def f[T](a): ...\n!")) == []
