@@ -54,7 +54,7 @@ def rows_of(folders: list[Path]) -> dict[str, list[dict[str, str]]]:
     """Rows of each split, in an order that is the same for the same files."""
     found: dict[str, dict[str, dict[str, str]]] = {"train": {}, "validation": {}}
     seen: set[str] = set()
-    for folder, path in ((folder, path) for folder in folders for path in sorted(folder.rglob("*.py"))):
+    for folder, path in ((each, path) for each in folders for path in sorted(each.rglob("*.py"))):
         inside = path.relative_to(folder).parts
         package = inside[0]
         if {"site-packages", "test", "tests", "idle_test"} & {*inside}:

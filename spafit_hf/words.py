@@ -9,6 +9,8 @@ ROLE_WORDS = {
     "query": "query", "key": "key", "value": "value",
     "attention_output": "attention output", "attention_norm": "attention norm",
     "intermediate": "feed-forward in", "output": "feed-forward out", "output_norm": "feed-forward norm",
+    "cross_query": "cross query", "cross_key": "cross key", "cross_value": "cross value",
+    "cross_attention_output": "cross attention output", "cross_attention_norm": "cross attention norm",
     "mixer_in": "mixer in", "mixer_out": "mixer out",
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from transformers import (
 
 from benchmarks.architectures import tiny
 from spafit_hf.architecture import Architecture, describe_architecture, find_architecture, is_linear, is_norm
-from spafit_hf.strategy import NORM_ROLES, ROLES
+from spafit_hf.strategy import CROSS_ROLES, EVERY_ROLE, NORM_ROLES, ROLES
 
 COMMON: dict[str, Any] = {
     "hidden_size": 32,
@@ -128,7 +128,7 @@ IDS = [f"{model_type}-{auto.__name__.removeprefix('AutoModel') or 'Model'}" for 
 def names_in(architecture: Architecture) -> list[str]:
     """Every name an architecture holds."""
     layers = [layer for stack in architecture.stacks for layer in stack.layers]
-    in_layers = [name for layer in layers for name in (*layer.names(ROLES), *layer.others, layer.path)]
+    in_layers = [name for layer in layers for name in (*layer.names(EVERY_ROLE), *layer.others, layer.path)]
     outside = [*architecture.outer_norms, *architecture.pooler, *architecture.projections, *architecture.head]
     return [*in_layers, *outside, *([architecture.embeddings] if architecture.embeddings else [])]
 
@@ -148,17 +148,17 @@ def test_every_linear_layer_and_norm_is_accounted_for(model_type: str, auto: Any
     # Each layer: every matrix and norm plays a role, but those left out on purpose.
     for stack in architecture.stacks:
         for layer in stack.layers:
-            assert set(layer.modules) == set(ROLES)
+            assert {*ROLES} <= {*layer.modules} <= {*ROLES, *CROSS_ROLES}
             assert all(layer.modules[role] for role in ROLES if role not in NORM_ROLES)
             inside = {
                 name
                 for name, module in modules.items()
                 if name.startswith(f"{layer.path}.") and (is_linear(module) or is_norm(module))
             }
-            assert set(layer.names(ROLES)) | set(layer.others) == inside
+            assert set(layer.names(EVERY_ROLE)) | set(layer.others) == inside
             assert {name.rpartition(".")[2] for name in layer.others} == set(LEFT_OUT.get(model_type, ()))
-            for role in ROLES:
-                assert all(is_norm(modules[name]) == (role in NORM_ROLES) for name in layer.modules[role])
+            for role, played in layer.modules.items():
+                assert all(is_norm(modules[name]) == (role in NORM_ROLES) for name in played)
     # Outside: every bias of a matrix or norm belongs to one part, or to the pretrained head of a language model.
     parts = (architecture.outer_norms, architecture.pooler, architecture.projections, architecture.head)
     taken = [name for part in parts for name in part]
@@ -182,10 +182,10 @@ def test_structure_finds_what_the_table_says(model_type: str, auto: Any) -> None
         assert found.name == name
         assert found.path.endswith(path)
         for layer in found.layers:
-            expected = {role: [f"{layer.path}.{each}" for each in roles[role]] for role in ROLES}
+            expected = {role: [f"{layer.path}.{each}" for each in own] for role, own in roles.items()}
             present = {role: tuple(each for each in full if each in names) for role, full in expected.items()}
             assert {role: tuple(sorted(each)) for role, each in layer.modules.items()} == {
-                role: tuple(sorted(each)) for role, each in present.items()
+                role: tuple(sorted(each)) for role, each in present.items() if each or role in ROLES
             }
 
 
@@ -290,8 +290,10 @@ def test_two_stacks() -> None:
         assert [(stack.name, len(stack.layers)) for stack in architecture.stacks] == [("encoder", 2), ("decoder", 3)]
         encoder, decoder = (stack.layers[0] for stack in architecture.stacks)
         assert len(encoder.modules["query"]) == 1
-        assert len(decoder.modules["query"]) == 2  # self and cross attention
-        assert len(decoder.modules["attention_norm"]) == 2
+        for role, across in zip(ROLES[:5], CROSS_ROLES, strict=True):
+            assert across not in encoder.modules
+            (here,), (there,) = decoder.modules[role], decoder.modules[across]
+            assert here != there
     (only,) = find_architecture(meta(AutoModelForCausalLM, config_of("bart"))).stacks
     assert (only.name, only.path) == ("decoder", "model.decoder.layers")
 
@@ -307,12 +309,13 @@ def test_cross_attention_of_a_decoder() -> None:
         find_architecture(meta(AutoModelForCausalLM, config_of("gpt2", add_cross_attention=True))).stacks[0].layers[0]
     )
     assert layer.others == ()
-    assert layer.modules["key"] == ("transformer.h.0.attn.c_attn", "transformer.h.0.crossattention.c_attn")
-    assert layer.modules["query"] == ("transformer.h.0.attn.c_attn", "transformer.h.0.crossattention.q_attn")
+    assert layer.modules["key"] == layer.modules["query"] == ("transformer.h.0.attn.c_attn",)
+    assert layer.modules["cross_key"] == ("transformer.h.0.crossattention.c_attn",)
+    assert layer.modules["cross_query"] == ("transformer.h.0.crossattention.q_attn",)
     bert = config_of("bert", is_decoder=True, add_cross_attention=True)
     layer = find_architecture(meta(AutoModelForCausalLM, bert)).stacks[0].layers[0]
     assert layer.others == ()
-    assert len(layer.modules["attention_norm"]) == 2
+    assert layer.modules["cross_attention_norm"] == ("bert.encoder.layer.0.crossattention.output.LayerNorm",)
 
 
 def test_norms_that_are_not_there() -> None:
@@ -829,7 +832,7 @@ def test_describing_by_hand() -> None:
 
 def test_describing_gives_what_finding_gives() -> None:
     model = meta(AutoModelForSequenceClassification, config_of("bert"))
-    roles = {role: names for role, names in LAYOUTS["bert"][0][2].items()}
+    roles = {role: names for role, names in LAYOUTS["bert"][0][2].items() if role in ROLES}
     assert describe_architecture(model, layers={"encoder": "bert.encoder.layer"}, roles=roles) == find_architecture(
         model
     )

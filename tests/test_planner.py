@@ -711,6 +711,19 @@ def test_to_dict_is_json(name: str) -> None:
     assert sum(group["trainable_parameters"] for group in data["groups"]) == each.trainable_parameters
 
 
+def test_self_and_cross_attention_apart() -> None:
+    apart = Stratum((0, -1), lora=("query", "cross_value"), biases=("cross_attention_norm",), r=2, stack="decoder")
+    each = plan(small("bart"), Strategy((apart,)))
+    assert {name.rpartition("layers.")[2][2:] for name in each.lora} == {"self_attn.q_proj", "encoder_attn.v_proj"}
+    assert {name.rpartition(".")[2] for name in each.biases} == {"encoder_attn_layer_norm"}
+    both = plan(small("bart"), Strategy((Stratum((0, -1), lora=("query",), r=2, stack="decoder"),)))
+    assert {name.rpartition("layers.")[2][2:] for name in both.lora} == {"self_attn.q_proj", "encoder_attn.q_proj"}
+    drawn = each.layer_table().splitlines()
+    assert "       attention  | cross att.  | feed-forw." in drawn
+    assert any(line.startswith("    0  L . . . .  | . . L . b  | . . .  stratum 1") for line in drawn)
+    assert any(line.endswith("the same of the cross attention") for line in drawn)
+
+
 def test_a_frozen_encoder_and_a_decoder_in_strata() -> None:
     strategy = Strategy(
         (

@@ -444,13 +444,14 @@ def test_layers_text() -> None:
 
 def test_roles() -> None:
     assert len(ROLES) == 8
-    assert set(EVERY_ROLE) - set(LORA_ROLES) == {"attention_norm", "output_norm"}
-    assert (*ROLES, "mixer_in", "mixer_out") == EVERY_ROLE
+    assert set(EVERY_ROLE) - set(LORA_ROLES) == {"attention_norm", "cross_attention_norm", "output_norm"}
+    assert {*ROLES, *(f"cross_{role}" for role in ROLES[:5]), "mixer_in", "mixer_out"} == {*EVERY_ROLE}
+    assert list(EVERY_ROLE).index("attention_norm") < list(EVERY_ROLE).index("cross_query")
 
 
 def test_the_attention_stands_for_a_mixer_where_there_is_one() -> None:
     kinds = {name: Strategy.from_name(name).strata[-1] for name in ("lora-I", "lora-II", "bitfit", "spafit-4-9-II")}
-    mixers = {name: stratum.lora_roles[len(stratum.lora) :] for name, stratum in kinds.items()}
+    mixers = {name: tuple(r for r in stratum.lora_roles if "mixer" in r) for name, stratum in kinds.items()}
     assert mixers == {
         "lora-I": ("mixer_in",),
         "lora-II": ("mixer_in", "mixer_out"),
@@ -460,10 +461,24 @@ def test_the_attention_stands_for_a_mixer_where_there_is_one() -> None:
     assert kinds["bitfit"].bias_roles == EVERY_ROLE
     assert kinds["spafit-4-9-II"].bias_roles == ("intermediate", "output", "output_norm")
     # By name alone where only a part of the attention is named; and nothing of it is in what is written.
-    assert Stratum((0, 1), lora=("query", "value")).lora_roles == ("query", "value")
+    assert not any("mixer" in role for role in Stratum((0, 1), lora=("query", "value")).lora_roles)
     assert Stratum((0, 1), lora=("mixer_out",), biases=("mixer_in",)).to_dict()["lora"] == ["mixer_out"]
     assert Stratum((0, 1), biases=EVERY_ROLE) == Stratum((0, 1), biases=ROLES)
     assert not any("mixer" in str(stratum.to_dict()) for stratum in kinds.values())
+
+
+def test_both_attentions_unless_one_is_named_apart() -> None:
+    both = Stratum((0, 1), lora=("query", "attention_output"), biases=("value", "output"))
+    assert both.lora_roles == ("query", "attention_output", "cross_query", "cross_attention_output")
+    assert both.bias_roles == ("value", "cross_value", "output")
+    assert both.to_dict()["lora"] == ["query", "attention_output"]
+    apart = Stratum((0, 1), lora=("cross_value", "query"), biases=("cross_attention_norm",))
+    assert apart.lora_roles == ("query", "cross_value")
+    assert apart.bias_roles == ("cross_attention_norm",)
+    assert "q,cross_value" in apart.what()
+    assert Stratum.from_dict(apart.to_dict()) == apart
+    with pytest.raises(ValueError, match="'cross_attention_norm' is a norm"):
+        Stratum((0, 1), lora=("cross_attention_norm",))
 
 
 def test_no_torch_is_needed() -> None:

@@ -33,7 +33,8 @@ How a role is meant where a layer is not BERT's:
 * experts that are one tensor for all (Mixtral): no "intermediate" and "output", since there are no matrices; a layer
   has the roles that it has. Experts and routers stay frozen, and the plan names them;
 * gated feed-forward: "intermediate" is gate and up;
-* a decoder with cross attention: the attention roles are self and cross attention;
+* a decoder's layer that attends to itself and to an encoder: the second attention's are "cross_query" to
+  "cross_attention_norm"; in a layer with that one alone (Mllama) they are "query" and so on;
 * one matrix for query, key and value (GPT-2, ModernBERT, Phi-3): it stands under each of the three;
 * norms, before or after the sub-layer: "attention_norm" are those of the attention, "output_norm" those of the
   feed-forward; where both share one norm (Phi) it is "attention_norm";

@@ -2,6 +2,7 @@
 
 a list of blocks that mix tokens and feed them forward                       a Stack
 ├── a name with attention in it (self_attn.q_proj, attention.output.dense)   query, key, value, attention_output
+├── that of a second attention (encoder_attn.q_proj, crossattention.self.key)  cross_query, cross_key, ...
 ├── matrices beside a convolution or bare weights, and no query among them   mixer_in, mixer_out
 ├── any other matrix, by its name, else by its shape                         intermediate, output
 └── a norm, by the matrices beside it, else by its name, else by its place   attention_norm, output_norm
@@ -23,7 +24,7 @@ from spafit_hf.architecture.kinds import has_weight, in_out, is_linear, is_norm
 from spafit_hf.architecture.known import ENCODERS, READ_PAST
 from spafit_hf.architecture.parts import Stack
 from spafit_hf.architecture.stacks import Roles, by_hand, join, make_layer, no_layer_twice
-from spafit_hf.strategy import MIXER_ROLES, NORM_ROLES, ROLES
+from spafit_hf.strategy import CROSS_ROLES, MIXER_ROLES, NORM_ROLES, ROLES
 from spafit_hf.words import listed
 
 _ATTENTION = re.compile(r"att(n|ention)s?|(?<![a-z])att(?![a-z])", re.IGNORECASE)
@@ -47,6 +48,7 @@ _ATTENTION_OUTPUT = re.compile(
     r"(attn_|attention_|linear_|to_)?(o|out|output|dense|proj|projection|wo)(_(b_)?(proj|lin|linear|layer))?|c_proj"
     r"|post_proj"
 )
+_CROSS = re.compile(r"cross|enc(oder)?_?(dec(oder)?_?)?att", re.IGNORECASE)
 _INTERMEDIATE = re.compile(r"(^|[._])inter(mediate)?(_[a-z]+)?\.dense$")
 _OUTPUT = re.compile(r"(^|[._])output(_[a-z]+)?\.dense$")
 # Networks that choose a token's experts, or what it attends to; and Mamba's dt_proj, whose tensors are read past it.
@@ -250,7 +252,27 @@ def _roles_of(block: nn.Module, fused: bool) -> Roles:
         roles["intermediate"], roles["output"] = _feed_forward_by_shape(sizes, width)
     if fused:
         roles["mixer_out"] = []
-    return {role: tuple(names) for role, names in (roles | _norm_roles(block, roles)).items()}
+    return _attentions_apart({role: tuple(names) for role, names in (roles | _norm_roles(block, roles)).items()})
+
+
+def _attentions_apart(roles: Roles) -> Roles:
+    """The roles with those of a cross attention apart, where a block attends to itself too."""
+    projections = [name for role in _PROJECTIONS for name in roles[role]]
+    across = [name for name in projections if _CROSS.search(name)]
+    itself = [name for name in projections if name not in across]
+    if not across or not itself:
+        return roles
+
+    def is_across(name: str) -> bool:
+        home = f"{name.rpartition('.')[0]}."
+        beside = home != "." and any(each.startswith(home) for each in across)
+        return _CROSS.search(name) is not None or (beside and not any(each.startswith(home) for each in itself))
+
+    apart = dict(roles)
+    for role, cross in zip(ROLES[:5], CROSS_ROLES, strict=True):
+        apart[role] = tuple(name for name in roles[role] if not is_across(name))
+        apart[cross] = tuple(name for name in roles[role] if is_across(name))
+    return apart
 
 
 def _width(block: nn.Module, linear: Mapping[str, nn.Module], roles: Mapping[str, list[str]]) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spafit_hf.card.facts import CardFacts, Layers
-from spafit_hf.strategy import EVERY_ROLE, MIXER_ROLES, ROLES
-from spafit_hf.strategy.drawing import COLUMNS, FEED_FORWARD, MEANINGS, MIXER_COLUMNS, draw, mark
+from spafit_hf.strategy import CROSS_ROLES, EVERY_ROLE, ROLES
+from spafit_hf.strategy.drawing import FEED_FORWARD, MEANINGS, columns, draw, mark, roles_to_draw
 from spafit_hf.words import ROLE_WORDS, listing, plain, spans
 
 
@@ -15,21 +15,19 @@ def drawing(facts: CardFacts) -> str:
     if not any(band.lora or band.biases or band.bottlenecks for band in facts.layers):
         return ""
     stacks = list(dict.fromkeys(band.stack for band in facts.layers))
-    mixers = any(role in MIXER_ROLES for band in facts.layers for role in (*band.lora, *band.biases))
-    roles = EVERY_ROLE if mixers else ROLES
+    roles = roles_to_draw(role for band in facts.layers for role in (*band.lora, *band.biases, *band.bottlenecks))
     blocks = []
     for stack in stacks:
         title = [_in_block(stack)] if len(stacks) > 1 else []
         head = [" head  trains whole"] if facts.head and stack == stacks[-1] else []
-        blocks.append("\n".join([*title, *draw(_rows([b for b in facts.layers if b.stack == stack], roles)), *head]))
-    used = {letter for band in facts.layers for letter in _marks(band, roles)}
+        rows = _rows([band for band in facts.layers if band.stack == stack], roles)
+        blocks.append("\n".join([*title, *draw(rows, roles), *head]))
+    used = {letter for band in facts.layers for letter in _marks(band, roles).values()}
     legend = listing([f"`{letter}` {word}" for letter, word in MEANINGS.items() if letter in used])
-    return "\n".join(
-        ["```text", "\n\n".join(blocks), "```", "", f"{legend}. Columns: {COLUMNS}{MIXER_COLUMNS * mixers}."]
-    )
+    return "\n".join(["```text", "\n\n".join(blocks), "```", "", f"{legend}. Columns: {columns(roles)}."])
 
 
-def _rows(bands: Sequence[Layers], roles: Sequence[str]) -> list[tuple[int, str, str]]:
+def _rows(bands: Sequence[Layers], roles: Sequence[str]) -> list[tuple[int, dict[str, str], str]]:
     named = sorted((layer, band) for band in bands for layer in band.layers)
     befores = [None, *(band for _, band in named)]
     return [
@@ -43,8 +41,8 @@ def _in_block(words: str) -> str:
     return " ".join(words.replace("`", "'").split())
 
 
-def _marks(band: Layers, roles: Sequence[str]) -> str:
-    return "".join(mark(role in band.lora, role in band.biases, role in band.bottlenecks) for role in roles)
+def _marks(band: Layers, roles: Sequence[str]) -> dict[str, str]:
+    return {role: mark(role in band.lora, role in band.biases, role in band.bottlenecks) for role in roles}
 
 
 def in_words(facts: CardFacts) -> str:
@@ -71,7 +69,7 @@ def _clause(band: Layers) -> str:
         rank = f" of rank {band.r}" if band.r else ""
         parts.append(f"LoRA{rank} on {listing(_words(band.lora))}")
     if band.biases:
-        every = dict.fromkeys((frozenset(ROLES), frozenset(EVERY_ROLE)), "every bias")
+        every = dict.fromkeys(map(frozenset, (ROLES, (*ROLES, *CROSS_ROLES), EVERY_ROLE)), "every bias")
         named = {**every, frozenset(FEED_FORWARD): "the biases of the feed-forward"}
         parts.append(named.get(frozenset(band.biases), f"the bias of {listing(_words(band.biases))}"))
     if band.bottlenecks:

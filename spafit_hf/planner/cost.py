@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.facts import PlanFacts
-from spafit_hf.strategy import LORA_ROLES, Bottleneck
+from spafit_hf.strategy import CROSS_ROLES, LORA_ROLES, ROLES, Bottleneck
 
 BATCH, SEQ = 16, 128
 """Examples and tokens per example for which `str(plan)` states memory and FLOPs (batch 16 is the paper's)."""
@@ -24,9 +23,6 @@ class Flops:
     weight_gradient: int
 
     total = property(lambda self: self.forward + self.activation_gradient + self.weight_gradient, doc="All three.")
-
-
-_CROSS = re.compile(r"cross|encoder_attn|EncDec", re.IGNORECASE)
 
 
 class Cost:
@@ -78,10 +74,7 @@ class Cost:
 
     def attention(self, layer: Layer, cross: bool, memory_grad: bool) -> None:
         """Self or cross attention; `memory_grad` says whether the encoder's states need a gradient."""
-        query, key, value, output = (
-            [name for name in layer.modules[role] if bool(_CROSS.search(name.removeprefix(layer.path))) == cross]
-            for role in ("query", "key", "value", "attention_output")
-        )
+        query, key, value, output = (layer.names((role,)) for role in (CROSS_ROLES if cross else ROLES)[:4])
         if not (query or key or value):
             return
         out: dict[str, bool] = {}
@@ -150,7 +143,7 @@ def layer_costs(plan: PlanFacts, seq: int, *, full: bool) -> Iterator[Cost]:
                 cost.attention(layer, cross, memory_grad)
             cost.mixer(layer)
             width = _width(plan, layer)
-            cost.norms(layer.modules["attention_norm"], width)
+            cost.norms(layer.names(("attention_norm", "cross_attention_norm")), width)
             cost.feed_forward(layer)
             cost.norms(layer.modules["output_norm"], width)
             grad = cost.grad

@@ -293,7 +293,7 @@ def _bottlenecks(layer: Layer, stratum: Stratum, head: tuple[str, ...]) -> dict[
             f"{layer.path} has no {listed(missing)}, where {settings.kind} bottlenecks go; take the layer out of the "
             "stratum, or LoRA or biases in their place."
         )
-    names = layer.names(settings.roles)
+    names = layer.names((*settings.roles, *["cross_attention_output"] * (not parallel)))
     if parallel and len(names) > 1:
         raise ValueError(
             f"the feed-forward of {layer.path} has {len(names)} parts, and a parallel bottleneck stands "

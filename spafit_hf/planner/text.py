@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
-from spafit_hf.strategy import EVERY_ROLE, MIXER_ROLES, ROLES, layers_text
-from spafit_hf.strategy.drawing import ABSENT, BOTTLENECK, COLUMNS, MEANINGS, MIXED, MIXER_COLUMNS, WHOLE, draw, mark
+from spafit_hf.strategy import layers_text
+from spafit_hf.strategy.drawing import ABSENT, BOTTLENECK, MEANINGS, MIXED, WHOLE, columns, draw, mark, roles_to_draw
 
 
 def plan_table(plan: CostedPlan, batch: int = BATCH, seq: int = SEQ) -> str:
@@ -41,21 +41,21 @@ def layer_table(plan: CostedPlan) -> str:
     """A drawing of the strata: see `Plan.layer_table`."""
     lines = []
     layers = [layer for stack in plan.architecture.stacks for layer in stack.layers]
-    roles = EVERY_ROLE if any(layer.names(MIXER_ROLES) for layer in layers) else ROLES
+    roles = roles_to_draw(role for layer in layers for role, names in layer.modules.items() if names)
     for stack in plan.architecture.stacks:
         title = f"{plan.strategy.name}, {len(stack.layers)} {_layers_of(stack, plan)}"
         starts = {group.layers[0]: group for group in plan.groups if group.stack == stack.name and group.layers}
         beside = {index: f"{group.name}: {group.what}" for index, group in starts.items()}
         rows = (
-            (index, "".join(_mark(plan, layer, role) for role in roles), beside.get(index, ""))
+            (index, {role: _mark(plan, layer, role) for role in roles}, beside.get(index, ""))
             for index, layer in enumerate(stack.layers)
         )
-        lines += [title, *draw(rows)]
+        lines += [title, *draw(rows, roles)]
     outside = [f"{group.name}: {group.what}" for group in plan.groups if not group.stack]
     rare = () if plan.bottlenecks else (BOTTLENECK, MIXED)
     legend = [
         "   ".join(f"{each} {word}" for each, word in MEANINGS.items() if each not in rare),
-        COLUMNS + MIXER_COLUMNS * (roles != ROLES),
+        columns(roles),
     ]
     return "\n".join([*lines, *outside, *legend])
 

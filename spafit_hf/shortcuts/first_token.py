@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from spafit_hf.architecture import find_architecture
 from spafit_hf.shortcuts.probe import ROWS, both_ways, difference, evaluating, tensors_of, tolerance
 from spafit_hf.shortcuts.rows import select
-from spafit_hf.strategy import ROLES
+from spafit_hf.strategy import EVERY_ROLE, ROLES
 from spafit_hf.tuner.plain import plain_view
 
 
@@ -68,7 +68,7 @@ class FirstToken:
         """Name of the last layer."""
         # A fused projection asks and answers at once: then it stays as it is, and narrowing begins after it.
         self.queries = tuple(name for name in last.names(("query",)) if name not in shared)
-        self.candidates = tuple(name for name in last.names(ROLES) if name not in (*self.queries, *shared))
+        self.candidates = tuple(name for name in last.names(EVERY_ROLE) if name not in (*self.queries, *shared))
         self.following: tuple[str, ...] = ()
         """Parts that run after attention; `follow` finds out which do."""
         self.passes = 0

@@ -14,6 +14,7 @@ from spafit_hf.strategy.bottleneck import Bottleneck, BottleneckSettings
 from spafit_hf.strategy.methods import ADAPTER_METHODS, METHODS, PAPER_DEPTH
 from spafit_hf.strategy.strategy import Strategy, StrategyLike
 from spafit_hf.strategy.stratum import (
+    CROSS_ROLES,
     EVERY_ROLE,
     INIT_LORA_WEIGHTS,
     LORA_ROLES,
@@ -27,7 +28,7 @@ from spafit_hf.strategy.stratum import (
 from spafit_hf.words import layers_text
 
 __all__ = [
-    "ADAPTER_METHODS", "EVERY_ROLE", "INIT_LORA_WEIGHTS", "LORA_ROLES", "LORA_SETTINGS", "METHODS", "MIXER_ROLES",
-    "NORM_ROLES", "PAPER_DEPTH", "ROLES", "Bottleneck", "BottleneckSettings", "LoraSettings", "Strategy",
-    "StrategyLike", "Stratum", "layers_text",
+    "ADAPTER_METHODS", "CROSS_ROLES", "EVERY_ROLE", "INIT_LORA_WEIGHTS", "LORA_ROLES", "LORA_SETTINGS", "METHODS",
+    "MIXER_ROLES", "NORM_ROLES", "PAPER_DEPTH", "ROLES", "Bottleneck", "BottleneckSettings", "LoraSettings",
+    "Strategy", "StrategyLike", "Stratum", "layers_text",
 ]  # fmt: skip

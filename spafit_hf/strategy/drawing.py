@@ -11,9 +11,9 @@ Plans, cards and the Space draw with this alphabet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from spafit_hf.strategy.stratum import EVERY_ROLE, ROLES
+from spafit_hf.strategy.stratum import CROSS_ROLES, MIXER_ROLES, ROLES
 
 FROZEN, BIAS, LORA, BOTH, WHOLE, ABSENT = ".", "b", "L", "+", "W", " "
 BOTTLENECK, MIXED = "A", "*"
@@ -23,9 +23,14 @@ MEANINGS = {
 }  # fmt: skip
 
 ATTENTION, FEED_FORWARD = ROLES[:5], ROLES[5:]
-LETTERS = dict(zip(EVERY_ROLE, "qkvonionio", strict=True))
 COLUMNS = "q query, k key, v value, o output and n norm of the attention; i in, o out and n norm of the feed-forward"
-MIXER_COLUMNS = "; i in and o out of the mixer"
+_PARTS = (  # over the columns, their roles and letters, and what the legend adds for those that few models have
+    ("attention", ATTENTION, "qkvon", ""),
+    ("cross att.", CROSS_ROLES, "qkvon", "; the same of the cross attention"),
+    ("feed-forw.", FEED_FORWARD, "ion", ""),
+    ("mixer", MIXER_ROLES, "io", "; i in and o out of the mixer"),
+)
+LETTERS = {role: letter for _, roles, letters, _ in _PARTS for role, letter in zip(roles, letters, strict=True)}
 
 
 def mark(lora: bool, bias: bool, bottleneck: bool = False) -> str:
@@ -35,21 +40,26 @@ def mark(lora: bool, bias: bool, bottleneck: bool = False) -> str:
     return BOTH if lora and bias else LORA if lora else BIAS if bias else FROZEN
 
 
-def draw(rows: Iterable[tuple[int, str, str]]) -> list[str]:
-    """The drawing of one stack: each layer's number, its marks in the order of `ROLES`, and what stands beside it.
-
-    With marks for each of `EVERY_ROLE` there is a column for mixers.
-    """
-    drawn = [(str(layer), marks, beside) for layer, marks, beside in rows]
-    columns = max((len(marks) for _, marks, _ in drawn), default=len(ROLES))
-    over = f"{'':5}  attention  | feed-forw." + "  | mixer" * (columns > len(ROLES))
-    return [over, *(_line(*row) for row in [("layer", "".join(LETTERS.values())[:columns], ""), *drawn])]
+def roles_to_draw(there: Iterable[str]) -> tuple[str, ...]:
+    """The roles that have a column where these are there: those of BERT, and all of what few models have."""
+    known = {*ROLES, *there}
+    return tuple(role for _, roles, _, _ in _PARTS if known.intersection(roles) for role in roles)
 
 
-def _line(name: str, marks: str, beside: str) -> str:
-    parts = (
-        " ".join(part)
-        for part in (marks[: len(ATTENTION)], marks[len(ATTENTION) : len(ROLES)], marks[len(ROLES) :])
-        if part
-    )
-    return f"{name:>5}  {'  | '.join(parts)}  {beside}".rstrip()
+def columns(roles: Iterable[str]) -> str:
+    """What the columns of these roles are."""
+    drawn = {*roles}
+    return COLUMNS + "".join(more for _, each, _, more in _PARTS if drawn.issuperset(each))
+
+
+def draw(rows: Iterable[tuple[int, Mapping[str, str], str]], roles: Sequence[str] = ROLES) -> list[str]:
+    """The drawing of one stack: each layer's number, the mark of each of `roles`, and what stands beside it."""
+    parts = [(over, each) for over, each, _, _ in _PARTS if {*roles}.issuperset(each)]
+    titles = "  | ".join(f"{over:{2 * len(each) - 1}}" for over, each in parts)
+
+    def line(name: str, marks: Mapping[str, str], beside: str) -> str:
+        drawn = "  | ".join(" ".join(marks[role] for role in each) for _, each in parts)
+        return f"{name:>5}  {drawn}  {beside}".rstrip()
+
+    body = [line(str(layer), marks, beside) for layer, marks, beside in rows]
+    return [f"{'':5}  {titles}".rstrip(), line("layer", LETTERS, ""), *body]

@@ -24,12 +24,15 @@ INIT_LORA_WEIGHTS = ("default", "gaussian", "orthogonal")
 MIXER_ROLES = ("mixer_in", "mixer_out")
 """The projections into and out of what mixes tokens where a layer has no attention: Mamba's in_proj and out_proj."""
 
-EVERY_ROLE = (*ROLES, *MIXER_ROLES)
-NORM_ROLES = ("attention_norm", "output_norm")
+CROSS_ROLES = tuple(f"cross_{role}" for role in ROLES[:5])
+"""The sub-layers of a decoder's attention to its encoder, where a layer has both attentions."""
+
+EVERY_ROLE = (*ROLES[:5], *CROSS_ROLES, *ROLES[5:], *MIXER_ROLES)
+NORM_ROLES = ("attention_norm", "cross_attention_norm", "output_norm")
 LORA_ROLES = tuple(role for role in EVERY_ROLE if role not in NORM_ROLES)
 
 _SHORT = {role: role for role in EVERY_ROLE} | {"query": "q", "key": "k", "value": "v", "attention_output": "o"}
-
+_ACROSS = dict(zip(ROLES[:5], CROSS_ROLES, strict=True))
 
 # What a role of a mixer stands in the place of.
 _STANDS_FOR = {"mixer_in": ROLES[:3], "mixer_out": ROLES[:4]}
@@ -69,6 +72,8 @@ class Stratum(LoraSettings):
     What speaks of the whole attention speaks of what stands in its place, too, in layers that have a mixer: LoRA on
     query, key and value is on `mixer_in`, with attention_output on `mixer_out` as well, and all of `ROLES` in `biases`
     are every bias. So the named methods mean in a Mamba layer what they mean in BERT's; other strata name the mixers.
+    And roles of the attention are those of both attentions where a layer has two, unless the stratum names one of
+    `CROSS_ROLES`: then self and cross attention each have what is named.
 
     Raises:
         ValueError: for a range that is empty or mixed up, an unknown role, LoRA on a norm, or LoRA settings that PEFT
@@ -146,12 +151,12 @@ class Stratum(LoraSettings):
     def lora_roles(self) -> tuple[str, ...]:
         """Roles with LoRA, those of a mixer that the attention's stand for among them."""
         whole = [role for role, stands in _STANDS_FOR.items() if set(stands) <= set(self.lora)]
-        return tuple(role for role in EVERY_ROLE if role in self.lora or role in whole)
+        return _in_both((*self.lora, *whole))
 
     @property
     def bias_roles(self) -> tuple[str, ...]:
         """Roles with a delta: each of `EVERY_ROLE` for every bias."""
-        return EVERY_ROLE if self.biases == ROLES else self.biases
+        return EVERY_ROLE if self.biases == ROLES else _in_both(self.biases)
 
     def what(self) -> str:
         """What trains in it, in a few words: "frozen", "every bias", "LoRA q,k,v r=64 alpha=128 + biases output"."""
@@ -191,6 +196,12 @@ class Stratum(LoraSettings):
                 f"stratum {dict(data)!r} has no 'layers'; add for example layers: [0, 4] or layers: [0.0, 0.5]."
             )
         return cls(**data)
+
+
+def _in_both(roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Roles in reading order; those of an attention in both, unless the other is named apart."""
+    across = () if set(roles) & set(CROSS_ROLES) else [_ACROSS[role] for role in roles if role in _ACROSS]
+    return tuple(role for role in EVERY_ROLE if role in roles or role in across)
 
 
 _KEYS = ("layers", "lora", "biases", *LORA_SETTINGS, "name")
