@@ -2,7 +2,8 @@
 
     python -m benchmarks.docstrings out --train-rows 8000     writes out/train.jsonl and out/validation.jsonl
 
-The packages of constraints.txt and Python's standard library; with `--standard-library` the latter alone.
+The packages of constraints.txt and Python's standard library; with `--standard-library` the latter alone. It prints
+what two ways score that learn nothing: a copy of the first words, and one line for all.
 
 A row has the words of a function's name, arguments and body in `text`, without its docstring, and in `summary` the
 docstring's first line. Whole packages are held out: no package has rows in both files.
@@ -20,8 +21,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from spafit_hf.data.rouge import mean_rouge, rouge
+
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 WORDS_OF_BODY, WORDS_OF_LINE = range(12, 400), range(4, 15)
+WORDS_COPIED, LINES_TRIED = 8, 1000
 HELD_OUT = 8
 """One package in so many is for validation."""
 
@@ -67,6 +71,15 @@ def rows_of(folders: list[Path]) -> dict[str, list[dict[str, str]]]:
     return {split: [rows[key] for key in sorted(rows)] for split, rows in found.items()}
 
 
+def baselines(train: list[dict[str, str]], validation: list[dict[str, str]]) -> dict[str, dict[str, float]]:
+    """ROUGE of the first `WORDS_COPIED` words, and of the line of `LINES_TRIED` that scores highest on these rows."""
+    wanted = [row["summary"] for row in validation]
+    copied = mean_rouge([" ".join(row["text"].split()[:WORDS_COPIED]) for row in validation], wanted)
+    lines = [row["summary"] for row in train[:LINES_TRIED]]
+    best = max(lines, key=lambda line: sum(rouge(line, each)["rougeL"] for each in wanted), default="")
+    return {"the first words": copied, repr(best): mean_rouge([best] * len(wanted), wanted)}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write the two files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.docstrings", description=__doc__)
@@ -82,6 +95,8 @@ def main(argv: list[str] | None = None) -> None:
         file = args.folder / f"{split}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows[split][:wanted]), encoding="utf-8")
         print(f"{file}: {min(wanted, len(rows[split])):,} of {len(rows[split]):,} rows")
+    for name, scores in baselines(rows["train"], rows["validation"][: args.validation_rows]).items():
+        print(f"{name}: " + ", ".join(f"{figure} {score:.3f}" for figure, score in scores.items()))
 
 
 if __name__ == "__main__":

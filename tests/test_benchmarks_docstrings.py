@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.docstrings import HELD_OUT, digest, functions, rows_of
+import pytest
+
+from benchmarks.docstrings import HELD_OUT, baselines, digest, functions, rows_of
 
 SOURCE = '''
 def readFile(self, path, encoding):
@@ -44,3 +46,10 @@ def test_no_package_is_on_both_sides_and_no_line_twice(tmp_path: Path) -> None:
 
 def test_what_this_python_cannot_read_is_left_out() -> None:
     assert list(functions("def f[T](a): ...\n!")) == []
+
+
+def test_what_learns_nothing_is_scored() -> None:
+    rows = [{"text": "read file path", "summary": "Read the file."}, {"text": "x", "summary": "Nothing of it."}]
+    scores = baselines(rows[:1], rows)
+    assert scores["'Read the file.'"]["rougeL"] == pytest.approx(0.5)  # the first row's own, and none of the second's
+    assert scores["the first words"]["rougeL"] == pytest.approx((2 * 2 / 6) / 2)
