@@ -11,7 +11,7 @@ ROLE_WORDS = {
     "intermediate": "feed-forward in", "output": "feed-forward out", "output_norm": "feed-forward norm",
     "cross_query": "cross query", "cross_key": "cross key", "cross_value": "cross value",
     "cross_attention_output": "cross attention output", "cross_attention_norm": "cross attention norm",
-    "mixer_in": "mixer in", "mixer_out": "mixer out",
+    "mixer_in": "mixer in", "mixer_out": "mixer out", "experts": "experts",
 }  # fmt: skip
 
 FIGURE_WORDS = {

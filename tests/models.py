@@ -220,6 +220,17 @@ def tiny_generator(name: str, *, seed: int = 0, **config: Any) -> Any:
     return _make(family.generator, family.config(**config), seed)
 
 
+#: Mixtures of experts that are one tensor for all; the last one's is transposed, and has biases.
+MIXTURES = ("Mixtral", "Qwen3Moe", "GptOss")
+
+
+def mixture(name: str, num_labels: int = 2, *, seed: int = 0, **config: Any) -> Any:
+    """A classifier whose feed-forward is a mixture of four experts, in eval mode; `inputs("llama")` are for it."""
+    sizes = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 24}
+    make = _llama_like(getattr(hf, f"{name}Config"), head_dim=8, intermediate_size=24, **sizes)
+    return _make(getattr(hf, f"{name}ForSequenceClassification"), make(num_labels=num_labels, **config), seed)
+
+
 def _make(cls: type[hf.PreTrainedModel], config: hf.PretrainedConfig, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -13,9 +13,10 @@ import torch
 import yaml
 from models import tiny
 from test_architecture import BY_HAND, Unusual
+from torch import nn
 
 from spafit_hf import get_spafit_model, plan
-from spafit_hf.architecture import find_architecture, register_architecture
+from spafit_hf.architecture import Architecture, find_architecture, register_architecture
 from spafit_hf.architecture.described import forget_architecture
 from spafit_hf.cli import main
 
@@ -72,6 +73,36 @@ def test_what_a_layer_lacks_is_left_out_and_noted() -> None:
     found = plan(Unusual(), "spafit-4-9-II", architecture={**FILE, "roles": roles})
     assert "4 of the 4 layers in blocks have no intermediate, output." in found.notes
     assert all(".mix." in name for name in found.lora)
+
+
+class Several(nn.Module):
+    """Matrices of several networks in one tensor, which no name says are experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = nn.Parameter(torch.randn(3, 16, 8))
+
+
+def test_experts_are_found_by_their_name_or_told() -> None:
+    model = Unusual()
+    for block in model.blocks:
+        block.add_module("several", Several())
+        block.add_module("experts", Several())
+    tables = {"found": BY_HAND, "told": {**BY_HAND, "experts": "several.bank"}}
+    layers = [find_architecture_with(model, roles).stacks[0].layers[1] for roles in tables.values()]
+    assert [layer.experts for layer in layers] == [("blocks.1.experts.bank",), ("blocks.1.several.bank",)]
+    strategy = {"strata": [{"layers": [1, 1], "lora": ["experts"], "r": 2}], "head": False}
+    assert plan(model, strategy).tensors == {
+        "base_model.model.blocks.1.several.lora_A.weight": (6, 8),
+        "base_model.model.blocks.1.several.lora_B.weight": (16, 6),
+    }
+    with pytest.raises(ValueError, match=r"no layer in blocks .* the role 'experts' \(looked for wide\)"):
+        find_architecture_with(model, {**BY_HAND, "experts": "wide"})
+
+
+def find_architecture_with(model: nn.Module, roles: dict[str, Any]) -> Architecture:
+    register_architecture({**FILE, "roles": roles})
+    return find_architecture(model)
 
 
 def test_stacks_may_have_tables_of_their_own() -> None:

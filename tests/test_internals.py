@@ -57,6 +57,12 @@ PARAMETERS = {
     "peft.tuners.lora.LoraLayer.supports_lora_conversion": "self adapter_name",
     "peft.tuners.lora.LoraLayer.merge": "self safe_merge adapter_names",
     "peft.tuners.lora.LoraLayer.unmerge": "self",
+    "peft.tuners.lora.LoraModel.inject_adapter": (
+        "self model adapter_name autocast_adapter_dtype low_cpu_mem_usage state_dict"
+    ),
+    "peft.tuners.lora.ParamWrapper.merge": "self safe_merge adapter_names",
+    "peft.tuners.lora.ParamWrapper.unmerge": "self",
+    "peft.tuners.lora.ParamWrapper._remove_parametrizations": "self",
     "peft.tuners.lora.LoraLayer._check_forward_args": "self x *args **kwargs",
     "peft.tuners.lora.LoraModel._replace_module": "self parent child_name new_module child",
     "peft.tuners.lora.model._adapter_names_pre_forward_hook": "target args kwargs adapter_names",

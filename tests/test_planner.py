@@ -408,11 +408,54 @@ def test_no_matrix_is_left_out_in_silence(name: str) -> None:
             assert any(note.startswith("frozen weights") and place in note for note in each.notes), module
 
 
-def test_experts_without_matrices_of_their_own_are_noted() -> None:
-    note = (
-        "in the layers that are no matrix of their own (experts, kernels): mlp.gate.weight, mlp.experts.gate_up_proj"
-    )
-    assert any(note in each for each in plan(composed("qwen2_moe"), "bitfit").notes)
+def test_experts_train_where_a_stratum_names_them_and_else_a_note_says_so() -> None:
+    notes = plan(composed("qwen2_moe"), "bitfit").notes
+    assert "frozen weights in the layers that are no matrix of their own (routers, kernels): mlp.gate.weight." in notes
+    names = "mlp.experts.gate_up_proj, mlp.experts.down_proj"
+    idle = f"experts train where a stratum names them (lora: [experts]), here in none: {names}."
+    assert idle in notes
+
+    upper = Stratum((0.5, 1.0), ("query", "experts"), name="upper", r=2, lora_alpha=4)
+    each = plan(composed("qwen2_moe"), Strategy((upper,)))
+    layers = each.architecture.stacks[0].layers
+    assert layers[0].experts == tuple(f"model.layers.0.{name}" for name in names.split(", "))
+    assert tuple(each.experts) == layers[1].experts == each.groups[1].experts
+    assert {(one.r, one.lora_alpha) for one in each.experts.values()} == {(2, 4)}
+    # 4 experts, 32 to 16 and back, gate and up in one: 2 * 4 * ((32 + 2 * 16) + (16 + 32)), and a query's 2 * 64.
+    assert [group.trainable_parameters for group in each.groups[:2]] == [0, 2 * 4 * 112 + 2 * 64]
+    assert each.tensors["base_model.model.model.layers.1.mlp.experts.base_layer.lora_B.weight"] == (32, 8)
+    assert each.tensors["base_model.model.model.layers.1.mlp.experts.lora_A.weight"] == (8, 16)
+    assert idle not in each.notes
+    assert "figures of memory and step leave out experts, convolutions and scans." in each.notes
+    assert each.layer_table().splitlines()[2:5] == [
+        "layer  q k v o n  | i o n  | e",
+        "    0  . . . . .  | . . .  | .  frozen: frozen",
+        "    1  L . . . .  | . . .  | L  upper: LoRA q,experts r=2 alpha=4",
+    ]
+    assert each.to_dict()["groups"][1]["experts"] == list(each.experts)
+    assert not any("experts" in group for group in plan(composed("qwen2_moe"), "bitfit").to_dict()["groups"])
+
+
+def test_experts_that_are_not_there_and_what_cannot_stand_beside_them() -> None:
+    only = Strategy((Stratum((0.0, 1.0), ("experts",), r=2),), "only")
+    with pytest.raises(ValueError, match=r"only puts LoRA on experts, and the layers of BertFor.* none of these"):
+        plan(tiny("bert"), only)
+    both = Strategy((Stratum((0.0, 1.0), ("query", "experts"), r=2, name="all"),))
+    assert "all has no experts in 4 layers." in plan(tiny("bert"), both).notes
+
+    upper = Stratum((0.5, 1.0), ("experts",), r=2)
+    for lower, what in (
+        (
+            Stratum((0.0, 0.5), ("query",), use_dora=True),
+            "DoRA on model.layers.0.self_attn.q_proj, .*take use_dora out",
+        ),
+        (
+            Stratum((0.0, 0.5), biases=("attention_output",)),
+            "a module without a bias, model.layers.0.self_attn.o_proj",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"two has LoRA on experts and .*{what}"):
+            plan(composed("qwen2_moe"), Strategy((lower, upper), "two"))
 
 
 def test_an_attention_that_reads_the_weights_past_their_modules_is_noted() -> None:
@@ -452,7 +495,9 @@ def test_routers_and_experts_stay_frozen_and_are_named() -> None:
     assert any("mlp.gate.router_mlp.fc1" in note and "mlp.gate.down_proj" in note for note in each.notes)
     each = planned("GptOssForCausalLM", Strategy.from_name("lora-II", r=2))
     assert "4 of the 4 layers in model.layers have no intermediate, output." in each.notes
-    assert any("mlp.router.weight" in note and "mlp.experts.gate_up_proj_bias" in note for note in each.notes)
+    assert any(note.startswith("frozen weights") and "mlp.router.weight" in note for note in each.notes)
+    names = "mlp.experts.gate_up_proj_bias, mlp.experts.down_proj_bias"
+    assert f"biases of experts, which the router chooses with them, stay frozen: {names}." in each.notes
     assert {name.rpartition(".")[2] for name in each.lora} == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 

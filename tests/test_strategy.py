@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -479,6 +480,21 @@ def test_both_attentions_unless_one_is_named_apart() -> None:
     assert Stratum.from_dict(apart.to_dict()) == apart
     with pytest.raises(ValueError, match="'cross_attention_norm' is a norm"):
         Stratum((0, 1), lora=("cross_attention_norm",))
+
+
+def test_experts_are_named_by_a_stratum_and_by_no_method() -> None:
+    assert not any(stratum.trains_experts for name in METHODS for stratum in Strategy.from_name(name).strata)
+    named = Stratum((0, 1), lora=("experts", "query"), r=4)
+    assert named.trains_experts
+    assert named.lora == ("query", "experts")
+    assert "experts" not in named.lora_roles  # which are those of modules
+    assert named.what() == "LoRA q,experts r=4 alpha=128"
+    assert Stratum.from_dict(named.to_dict()) == named
+    for others in ({"lora_dropout": 0.1}, {"use_dora": True}, {"init_lora_weights": "orthogonal"}):
+        with pytest.raises(ValueError, match="LoRA on experts has no dropout, no DoRA and no orthogonal start"):
+            replace(named, **others)
+    with pytest.raises(ValueError, match="biases: unknown role 'experts'"):
+        Stratum((0, 1), biases=("experts",))
 
 
 def test_no_torch_is_needed() -> None:

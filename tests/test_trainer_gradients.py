@@ -15,7 +15,7 @@ from scripts.runs import spafit_trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spafit_hf import SpafitTrainer, get_spafit_model, plan
+from spafit_hf import SpafitTrainer, Strategy, Stratum, get_spafit_model, plan
 from spafit_hf.trainer.gradients import GradientWatch, may_pass_over, owner_of
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 2], [9, 8, 7, 6, 5, 2]])
@@ -34,7 +34,7 @@ def wavlm() -> hf.WavLMForSequenceClassification:
     return hf.WavLMForSequenceClassification(hf.WavLMConfig(**small, **sizes, **positions, layerdrop=0.0))
 
 
-def watched(model: nn.Module, strategy: str = "lora-II", **given: Any) -> tuple[nn.Module, GradientWatch]:
+def watched(model: nn.Module, strategy: Any = "lora-II", **given: Any) -> tuple[nn.Module, GradientWatch]:
     the_plan = plan(model, strategy)
     wrapped = get_spafit_model(model, strategy, r=2).train()
     return wrapped, GradientWatch(wrapped, the_plan, **given)
@@ -132,6 +132,23 @@ def test_an_expert_without_a_token_is_not_dead() -> None:
     watch.report()
     assert may_pass_over(model)
     assert not may_pass_over(models.tiny("bert"))
+
+
+def test_experts_that_are_one_tensor_are_watched_as_their_stratum() -> None:
+    strategy = Strategy((Stratum((0.0, 0.5), ("query",)), Stratum((0.5, 1.0), ("experts",), name="upper")))
+    model, watch = watched(models.mixture("Mixtral"), strategy)
+    assert not may_pass_over(model)
+    for name, parameter in watch.tensors.items():
+        parameter.grad = None if "experts" in name else torch.zeros_like(parameter)
+    watch.look()
+    with pytest.raises(
+        ValueError, match=r"upper would not train: .* its 8 tensors .*, model.layers.\*.mlp.experts \("
+    ):
+        watch.report()
+    token = {"input_ids": torch.tensor([[5]]), "labels": torch.tensor([1])}  # two of the four experts have none
+    model(**token).loss.backward()
+    assert watch.look()
+    watch.report()
 
 
 def test_layers_that_are_dropped_by_chance_are_waited_for() -> None:

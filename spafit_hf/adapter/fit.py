@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError, BaseFacts, endings, facts_of_plain
+from spafit_hf.adapter.folder import (
+    BOTTLENECK_PARTS,
+    KEY_PREFIX,
+    AdapterError,
+    BaseFacts,
+    TensorName,
+    endings,
+    facts_of_plain,
+)
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture import find_architecture, in_out, is_linear, takes_delta
+from spafit_hf.architecture.experts import lora_places
 from spafit_hf.names import is_remote
 from spafit_hf.tuner import labels_of
 
@@ -30,7 +39,7 @@ def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
     """Refuse an adapter whose tensors are not those that the modules of the base, a `plain_view`, ask for."""
     modules = dict(plain.named_modules())
     _check_complete(adapter, plain, modules)
-    _check_shapes(adapter, plain, modules)
+    _check_shapes(adapter, plain, modules, _expert_shapes(adapter, plain, modules))
     _check_bottlenecks(adapter, plain, modules)
     _check_heads(adapter, plain)
 
@@ -65,9 +74,35 @@ def _check_complete(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[st
             )
 
 
-def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str, nn.Module]) -> None:
+def _expert_shapes(
+    adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str, nn.Module]
+) -> dict[str, tuple[int, ...]]:
+    """Tensor names of the LoRA on experts -> shapes."""
+    try:
+        places = lora_places(adapter.experts, modules)
+    except LookupError as error:
+        raise AdapterError(
+            f"it has LoRA on {error.args[0]}, which is no tensor of experts in {type(plain).__name__}; it was trained "
+            "on another class of model."
+        ) from error
+    return {
+        str(TensorName(wrapper, part)): shape
+        for name, (wrapper, matrix) in places.items()
+        for part, shape in matrix.lora_shapes(adapter.experts[name].r).items()
+    }
+
+
+def _check_shapes(
+    adapter: VerifiedAdapter,
+    plain: nn.Module,
+    modules: dict[str, nn.Module],
+    of_experts: dict[str, tuple[int, ...]],
+) -> None:
     for key, name in adapter.tensors.items():
         if not name.module:
+            continue
+        if key in of_experts:
+            _check_shape(key, adapter.shapes[key], of_experts[key], plain)
             continue
         if name.module not in modules:
             raise AdapterError(
@@ -78,11 +113,15 @@ def _check_shapes(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[str,
             continue
         shape = adapter.shapes[key]
         expected = _expected_shape(modules[name.module], name.part, shape)
-        if shape != expected:
-            raise AdapterError(
-                f"{key} has shape {list(shape)}; {type(plain).__name__} asks for {list(expected)}. "
-                "The adapter was trained on a base of another size."
-            )
+        _check_shape(key, shape, expected, plain)
+
+
+def _check_shape(key: str, shape: tuple[int, ...], expected: tuple[int, ...], plain: nn.Module) -> None:
+    if shape != expected:
+        raise AdapterError(
+            f"{key} has shape {list(shape)}; {type(plain).__name__} asks for {list(expected)}. "
+            "The adapter was trained on a base of another size."
+        )
 
 
 def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ Tensor names are PEFT's: `base_model.model.<module>.<part>`. A trained bias is s
     mixed       the first where the module has a bias, the second where it has none         some have, norms too
     native      `<module>.lora_delta`      the delta itself; only this package reads it     always possible
 
+LoRA on experts is that of the wrappers that PEFT puts around their module (`spafit_hf.architecture.experts`).
 A bottleneck adapter is `<module>.lora_down` and `.lora_up`, each with weight and bias, in a native folder alone.
 """
 

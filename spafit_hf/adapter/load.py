@@ -21,6 +21,7 @@ from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError
 from spafit_hf.adapter.pair import is_half, load_seq2seq
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
+from spafit_hf.architecture.experts import expert_wrappers
 from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
 from spafit_hf.hub.pull import MAX_BYTES
 from spafit_hf.names import AUTO_CLASSES, published_base, resolve_base
@@ -68,6 +69,7 @@ def load_adapter(
     _check_name(model, adapter_name)
     view = plain_view(plain)
     adapter, stored = verify_and_read(folder, view)
+    _check_beside(model, adapter)
     tensors = native_tensors(adapter, view, stored)
     config = _config(adapter, view, is_trainable)
     is_training = isinstance(model, PeftModel) and model.training
@@ -264,6 +266,16 @@ def _check_name(model: nn.Module, adapter_name: str) -> None:
         )
 
 
+def _check_beside(model: nn.Module, adapter: VerifiedAdapter) -> None:
+    """Refuse LoRA on other experts than those of an adapter that is there: in PEFT their wrappers stand in another."""
+    for name, config in model.peft_config.items() if isinstance(model, PeftModel) and adapter.experts else ():
+        if config.target_parameters and set(config.target_parameters) != set(adapter.experts):
+            raise AdapterError(
+                f"it has LoRA on other experts than the adapter {name!r}, beside which it cannot stand: load it on a "
+                "base of its own."
+            )
+
+
 def _config(adapter: VerifiedAdapter, plain: nn.Module, is_trainable: bool) -> SpafitConfig:
     config = SpafitConfig(
         task_type=adapter.task_type,
@@ -274,7 +286,7 @@ def _config(adapter: VerifiedAdapter, plain: nn.Module, is_trainable: bool) -> S
     )
     config.init_lora_weights = None  # type: ignore[assignment]  # what it would draw is overwritten at once
     config.strategy = adapter.strategy
-    config.fill(adapter.lora, adapter.bias_modules, adapter.head, adapter.bottlenecks)
+    config.fill(adapter.lora, adapter.bias_modules, adapter.head, adapter.bottlenecks, adapter.experts)
     return config
 
 
@@ -299,13 +311,13 @@ def native_tensors(
     """Tensors as `verify_and_read` gives them, under this package's own names: deltas, whatever form they were stored
     in."""
     tensors = {}
-    biases = set(adapter.bias_modules)
+    biases, with_lora = set(adapter.bias_modules), {*adapter.lora, *expert_wrappers(adapter.experts)}
     for key, name in adapter.tensors.items():
         tensor = stored[key]
         if (
             not name.module
             or name.part in BOTTLENECK_PARTS
-            or (name.part.startswith("lora_") and name.module in adapter.lora and name.part != "lora_B.bias")
+            or (name.part.startswith("lora_") and name.module in with_lora and name.part != "lora_B.bias")
         ):
             tensors[key] = tensor
             continue

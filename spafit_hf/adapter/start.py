@@ -7,6 +7,7 @@ Training on a large task before a small one that is like it: STILTs (arXiv:1811.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -18,6 +19,8 @@ from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError,
 from spafit_hf.adapter.load import local_folder, native_tensors, parameter_places
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import verify_and_read
+from spafit_hf.architecture.experts import lora_places
+from spafit_hf.planner import LoraSettings
 from spafit_hf.tuner.plain import plain_view
 
 
@@ -54,7 +57,8 @@ def start_from(model: PeftModel, folder_or_repo: str | os.PathLike[str], *, toke
                 f"{folder_or_repo} changes {what} of {name.module if name else key}, which this adapter does not "
                 f"train; start from it with its own strategy{f', {own}' if own else ''}."
             )
-    _check_lora(source, plain)
+    wrapped = lora_places(source.experts, dict(view.named_modules()))
+    _check_lora(source, source.lora | {wrapper: source.experts[name] for name, (wrapper, _) in wrapped.items()}, plain)
     for module, settings in source.bottlenecks.items():
         config: Any = model.peft_config["default"]
         there = config.bottlenecks[module]
@@ -68,12 +72,13 @@ def start_from(model: PeftModel, folder_or_repo: str | os.PathLike[str], *, toke
             places[key].copy_(tensor)
 
 
-def _check_lora(source: VerifiedAdapter, plain: nn.Module) -> None:
+def _check_lora(source: VerifiedAdapter, settings: dict[str, LoraSettings], plain: nn.Module) -> None:
     """The same factors mean the same only with the same rank and scaling."""
-    for module, lora in source.lora.items():
+    for module, lora in settings.items():
         layer: Any = plain.get_submodule(module)
         own = (layer.r["default"], layer.scaling["default"], bool(layer.use_dora.get("default")))
-        if own != (lora.r, lora.scaling, lora.use_dora):
+        same_scaling = math.isclose(own[1], lora.scaling)  # a folder may hold the alpha that gives it, rounded
+        if not same_scaling or (own[0], own[2]) != (lora.r, lora.use_dora):
             dora = ("without", "with")
             raise AdapterError(
                 f"LoRA of {module} has rank {lora.r}, scaling {lora.scaling:g}, {dora[lora.use_dora]} DoRA in "

@@ -35,7 +35,7 @@ MODULE_NAME = re.compile(r"[\w.]+")
 READ_FIELDS = frozenset((
     "alpha_pattern", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights",
     "lora_alpha", "lora_bias", "lora_dropout", "modules_to_save", "peft_type", "peft_version", "r",
-    "rank_pattern", "revision", "target_modules", "task_type", "use_dora", "use_rslora",
+    "rank_pattern", "revision", "target_modules", "target_parameters", "task_type", "use_dora", "use_rslora",
     "bias_modules", "bottlenecks", "labels", "module_settings", "strategy",  # of SpafitConfig
 ))  # fmt: skip
 #: Fields that take modules out of `target_modules` again. Which are left, the file itself says.
@@ -115,6 +115,7 @@ def _check_types(config: dict[str, Any]) -> None:
         "alpha_pattern": pattern("alpha_pattern", number),
         "target_modules": config.get("target_modules") in (None, DUMMY_TARGET_MODULES)
         or names(config.get("target_modules")),
+        "target_parameters": names(config.get("target_parameters") or []),
         "modules_to_save": names(heads := config.get("modules_to_save") or []) and len(heads) <= MAX_HEADS,
         "init_lora_weights": config.get("init_lora_weights") in HARMLESS_INITS,
         "bias_modules": names(config.get("bias_modules") or []),

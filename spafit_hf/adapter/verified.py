@@ -39,6 +39,8 @@ class VerifiedAdapter:
     targets: frozenset[str] = frozenset()
     #: module -> the bottleneck adapter on it
     bottlenecks: dict[str, Bottleneck] = field(default_factory=dict)
+    #: parameter that holds the matrices of experts -> its LoRA
+    experts: dict[str, LoraSettings] = field(default_factory=dict)
 
     def head_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the head's tensors, by their names in the model."""

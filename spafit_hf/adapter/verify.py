@@ -40,6 +40,7 @@ from spafit_hf.adapter.untrusted import (
     read_sidecar,
 )
 from spafit_hf.adapter.verified import VerifiedAdapter
+from spafit_hf.architecture.experts import by_module, expert_wrappers, wrappers
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
 from spafit_hf.tuner.plain import plain_view
@@ -164,10 +165,13 @@ def _assemble(
     if set(a) != set(b):
         odd = sorted(set(a) ^ set(b))[0]
         raise AdapterError(f"{WEIGHTS_FILE}: {odd} has only one of LoRA A and LoRA B; the file is incomplete.")
+    settings_of = _settings_of(config)
+    experts = _experts(config, settings_of, a, b, shapes)
+    for wrapper in expert_wrappers(experts):
+        a.pop(wrapper, None), b.pop(wrapper, None)
     _check_announced(config, set(a))
     form = _form(config, parts)
     biases = {module for part in FORM_OF_PART for module in parts.get(part, {})}
-    settings_of = _settings_of(config)
     lora = {module: settings_of(module, shapes[a[module]], shapes[b[module]]) for module in sorted(a)}
     scaling = {module: settings.scaling for module, settings in lora.items()}
     dora = {module for module, settings in lora.items() if settings.use_dora}
@@ -196,7 +200,29 @@ def _assemble(
         bias_scaling=scaling if form in ADDED_FORMS else {},
         targets=frozenset() if sidecar is not None or narrowed else _targets(config),
         bottlenecks=bottlenecks,
+        experts=experts,
     )
+
+
+def _experts(
+    config: dict[str, Any],
+    settings_of: SettingsOf,
+    a: dict[str, str],
+    b: dict[str, str],
+    shapes: dict[str, tuple[int, ...]],
+) -> dict[str, LoraSettings]:
+    """The parameters with LoRA, for each of which the file holds the factors of one wrapper; no order is known yet."""
+    experts: dict[str, LoraSettings] = {}
+    for owner, names in by_module(dict.fromkeys(config.get("target_parameters") or ())).items():
+        for wrapper in wrappers(owner, len(names)):
+            if wrapper not in a:
+                raise AdapterError(
+                    f"{CONFIG_FILE} targets parameters of {owner or names[0]}, for which {WEIGHTS_FILE} holds no "
+                    "LoRA: it is cut, or parameters are not named in full."
+                )
+            of_both = shapes[a[wrapper]], shapes[b[wrapper]]
+            experts |= {name: settings_of(name, *of_both, several=True) for name in names}
+    return experts
 
 
 def _by_part(tensors: dict[str, TensorName]) -> dict[str, dict[str, str]]:
@@ -271,8 +297,11 @@ def _targets(config: dict[str, Any]) -> frozenset[str]:
     return frozenset(() if targets == DUMMY_TARGET_MODULES else targets)
 
 
-def _settings_of(config: dict[str, Any]) -> Callable[[str, tuple[int, ...], tuple[int, ...]], LoraSettings]:
-    """From a module and the shapes of its LoRA A and B to its settings."""
+SettingsOf = Callable[..., LoraSettings]
+
+
+def _settings_of(config: dict[str, Any]) -> SettingsOf:
+    """From a module and the shapes of its LoRA A and B to its settings; `several` experts have a rank each."""
 
     def own(field: str, default: Any) -> Callable[[str], Any]:
         items = list((config.get(field) or {}).items())
@@ -287,9 +316,9 @@ def _settings_of(config: dict[str, Any]) -> Callable[[str, tuple[int, ...], tupl
     rank, alpha = own("rank_pattern", config.get("r", 8)), own("alpha_pattern", config.get("lora_alpha", 8))
     others = own("module_settings", {})
 
-    def settings(module: str, a: tuple[int, ...], b: tuple[int, ...]) -> LoraSettings:
+    def settings(module: str, a: tuple[int, ...], b: tuple[int, ...], several: bool = False) -> LoraSettings:
         r, more = rank(module), others(module)
-        if len(a) != 2 or len(b) != 2 or a[0] != r or b[1] != r:
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or (a[0] % r if several else a[0] != r):
             raise AdapterError(f"{module}: LoRA A is {list(a)}, LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}.")
         return LoraSettings(
             r=r,

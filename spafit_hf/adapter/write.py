@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora.layer import LoraLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from peft.utils.transformers_weight_conversion import (
@@ -28,6 +29,7 @@ from transformers import PreTrainedModel
 
 from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, facts_of_plain
 from spafit_hf.adapter.verify import check_written
+from spafit_hf.architecture.experts import by_module, expert_wrappers, wrappers
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType, saving
@@ -81,7 +83,7 @@ def save_adapter(
         config = dataclasses.replace(config, init_lora_weights=True, eva_config=None)
     if any("init_lora_weights" in own for own in config.module_settings.values()):
         config = dataclasses.replace(config, module_settings=_without_start(config.module_settings))
-    lora_modules = _lora_modules(tensors)
+    lora_modules = _lora_modules(config, tensors)
     if form == "native":
         written, peft_config = "native", config
     elif obstacle:
@@ -143,8 +145,8 @@ def portable_obstacle(
         return "some strata use DoRA and others do not, which plain PEFT cannot mix"
     if config.bottlenecks:
         return "it has bottleneck adapters"
-    if config.target_parameters or config.trainable_token_indices:
-        return "it has parts (target_parameters, trainable_token_indices) beside LoRA, deltas and head"
+    if config.trainable_token_indices:
+        return "it has trainable_token_indices beside LoRA, deltas and head"
     misread = _misread(config, layers, base) if base is not None else None
     without_bias = [name for name, layer in layers.items() if layer.get_base_layer().bias is None]
     if not misread and without_bias and config.use_dora:
@@ -153,22 +155,26 @@ def portable_obstacle(
 
 
 def _misread(config: SpafitConfig, layers: dict[str, DeltaLayer], base: nn.Module) -> str | None:
-    """What plain PEFT, on reading, makes of a module's name that it takes for one of an earlier release's."""
+    """What plain PEFT, on reading, makes of a name that it takes for one of an earlier release's."""
     targets = {*layers, *(config.target_modules if isinstance(config.target_modules, (set, list)) else ())}
     if isinstance(base, PreTrainedModel) and isinstance(base._tied_weights_keys, dict):
         try:
             base.get_input_embeddings()
         except NotImplementedError:
             return f"PEFT asks {type(base).__name__} for its input embeddings, which it does not give"
-    for name in sorted(targets):
-        alone = LoraConfig(target_modules=[name])
-        keys = {f"base_model.model.{name}.lora_{part}.weight": torch.zeros(8, 8) for part in "AB"}
+    experts = by_module(config.target_parameters or ())
+    # Name, parameters with LoRA in it, and where their LoRA is.
+    places: list[tuple[str, list[str], list[str]]] = [(name, [], [name]) for name in sorted(targets)]
+    places += [(owner, names, list(wrappers(owner, len(names)))) for owner, names in experts.items()]
+    for name, parameters, wrapped in places:
+        alone = LoraConfig(target_modules=[] if parameters else [name], target_parameters=parameters)
+        keys = {str(TensorName(each, f"lora_{part}.weight")): torch.zeros(8, 8) for each in wrapped for part in "AB"}
         try:
             convert_peft_config_for_transformers(alone, base, None)
             found = convert_peft_adapter_state_dict_for_transformers(base, alone, dict(keys))
         except (ValueError, RuntimeError, LookupError) as error:
             return f"PEFT takes {name} for a module of an earlier release of transformers ({first_line(error)})"
-        if alone.target_parameters or found.keys() != keys.keys():
+        if set(alone.target_parameters or ()) != set(parameters) or found.keys() != keys.keys():
             return f"PEFT takes {name} for a module of an earlier release of transformers, and renames it"
     return None
 
@@ -199,31 +205,28 @@ def _config_of(model: PeftModel, adapter_name: str) -> SpafitConfig:
             f"init_lora_weights={config.init_lora_weights!r} has changed the base's weights; save it as PEFT does: "
             "PeftModel.save_pretrained(model, folder, path_initial_model_for_weight_conversion=...)."
         )
-    merged = sorted({name for _, layer in _named_delta_layers(model) for name in layer.merged_adapters})
+    merged = sorted({name for _, layer in _lora_layers(model) for name in layer.merged_adapters})
     if merged:
         raise AdapterError(f"{merged} are merged into the base; call model.unmerge_adapter() before saving.")
     return config
 
 
-def _named_delta_layers(model: PeftModel) -> list[tuple[str, DeltaLayer]]:
-    return [(name, each) for name, each in model.get_base_model().named_modules() if isinstance(each, DeltaLayer)]
+def _lora_layers(model: PeftModel) -> list[tuple[str, LoraLayer]]:
+    return [(name, each) for name, each in model.get_base_model().named_modules() if isinstance(each, LoraLayer)]
 
 
 def _delta_layers(model: PeftModel, adapter_name: str) -> dict[str, DeltaLayer]:
-    return {name: layer for name, layer in _named_delta_layers(model) if adapter_name in layer.lora_delta}
+    layers = [(name, layer) for name, layer in _lora_layers(model) if isinstance(layer, DeltaLayer)]
+    return {name: layer for name, layer in layers if adapter_name in layer.lora_delta}
 
 
 def _check_all_there(tensors: dict[str, torch.Tensor], model: PeftModel, adapter_name: str) -> None:
     # PEFT leaves out every tensor with the name of another adapter in its own: of one called "query", for instance.
     parts = {
         str(TensorName(name, part))
-        for name, layer in _named_delta_layers(model)
-        for part, there in (
-            ("lora_delta", adapter_name in layer.lora_delta),
-            ("lora_A.weight", adapter_name in layer.lora_A),
-            ("lora_up.weight", adapter_name in layer.bottlenecks),
-        )
-        if there
+        for name, layer in _lora_layers(model)
+        for part, held in (("lora_delta", "lora_delta"), ("lora_A.weight", "lora_A"), ("lora_up.weight", "lora_up"))
+        if adapter_name in getattr(layer, held, ())
     }
     missing = sorted(parts - set(tensors))
     if missing:
@@ -239,7 +242,8 @@ def _portable(
 ) -> tuple[str, LoraConfig, dict[str, torch.Tensor]]:
     """The adapter as a LORA one: its form, PEFT's configuration of it, its tensors."""
     names = {key: TensorName.parse(key) for key in tensors}
-    lora_modules = _lora_modules(tensors)
+    lora_modules = _lora_modules(config, tensors)
+    experts = sorted(config.target_parameters or ())
     deltas = {name.module: tensors[key] for key, name in names.items() if name and name.part == "lora_delta"}
     rest = {key: tensor for key, tensor in tensors.items() if not key.endswith(".lora_delta")}
     fields = {
@@ -247,10 +251,11 @@ def _portable(
         for field in dataclasses.fields(LoraConfig)
         if field.init and field.name not in ("peft_type", "runtime_config")
     }
-    fields["target_modules"] = lora_modules or DUMMY_TARGET_MODULES
+    fields["target_modules"] = lora_modules or ([] if experts else DUMMY_TARGET_MODULES)
+    fields["target_parameters"] = experts or None
     fields["layers_to_transform"] = fields["layers_pattern"] = None  # the modules are named one by one now
-    fields["rank_pattern"] = _pattern(config.rank_pattern, config.r, lora_modules)
-    fields["alpha_pattern"] = _alphas(config, fields["rank_pattern"], lora_modules)
+    fields["rank_pattern"] = _pattern(config.rank_pattern, config.r, [*lora_modules, *experts])
+    fields["alpha_pattern"] = _alphas(config, fields["rank_pattern"], [*lora_modules, *experts])
     if not deltas:
         return "absolute", LoraConfig(**fields), rest
     biases = {module: layers[module].get_base_layer().bias for module in deltas}
@@ -299,9 +304,10 @@ def _as_lora_bias(
     return LoraConfig(**fields), tensors
 
 
-def _lora_modules(tensors: dict[str, torch.Tensor]) -> list[str]:
+def _lora_modules(config: SpafitConfig, tensors: dict[str, torch.Tensor]) -> list[str]:
     names = (TensorName.parse(key) for key in tensors)
-    return sorted(name.module for name in names if name and name.part == "lora_A.weight")
+    with_lora = {name.module for name in names if name and name.part == "lora_A.weight"}
+    return sorted(with_lora - expert_wrappers(config.target_parameters or ()))
 
 
 def _pattern(pattern: dict[str, Any], default: Any, modules: list[str]) -> dict[str, Any]:

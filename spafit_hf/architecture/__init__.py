@@ -31,7 +31,8 @@ How a role is meant where a layer is not BERT's:
 * no attention (Mamba, RWKV, Qwen3-Next's linear attention): the projections into and out of what mixes the tokens are
   "mixer_in" and "mixer_out"; they stand beside a convolution or bare weights, and no query is among them;
 * experts that are one tensor for all (Mixtral): no "intermediate" and "output", since there are no matrices; a layer
-  has the roles that it has. Experts and routers stay frozen, and the plan names them;
+  has the roles that it has. The parameters are the role "experts", of which LoRA alone is known, and that by name:
+  no method trains it. Their biases and routers stay frozen, and the plan names them;
 * gated feed-forward: "intermediate" is gate and up;
 * a decoder's layer that attends to itself and to an encoder: the second attention's are "cross_query" to
   "cross_attention_norm"; in a layer with that one alone (Mllama) they are "query" and so on;

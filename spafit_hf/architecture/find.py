@@ -17,7 +17,7 @@ from spafit_hf.architecture.new import new_biases, new_parameters, outside_pretr
 from spafit_hf.architecture.parts import Architecture, Stack
 from spafit_hf.architecture.stacks import Roles, join, make_stack
 from spafit_hf.architecture.structure import stacks_by_structure
-from spafit_hf.strategy import EVERY_ROLE, LORA_ROLES
+from spafit_hf.strategy import EVERY_ROLE, EXPERT_ROLES, LORA_ROLES
 
 # Heads of models whose class is its own base (T5ForQuestionAnswering), where children cannot tell head from body.
 _HEAD_NAMES = ("projector", "pre_classifier", "classifier", "classification_head", "qa_outputs", "score")
@@ -80,7 +80,8 @@ def describe_architecture(
     Args:
         model: the model, on any device.
         layers: name of the list of layers, or several as {"encoder": name, "decoder": name}.
-        roles: role of `EVERY_ROLE` -> name or names relative to a layer; those that a layer lacks are left out. Of
+        roles: role of `EVERY_ROLE`, or "experts" -> name or names relative to a layer (of experts those of their
+            parameters, found by themselves where a name speaks of experts); those that a layer lacks are left out. Of
             several stacks either one such mapping for all, or one for each by the stack's name.
         head, pooler, outer_norms: names in the model; None: found as for any other model.
 
@@ -110,8 +111,8 @@ def _layout(roles: Any) -> Roles:
     if not isinstance(roles, Mapping) or not set(roles) & set(LORA_ROLES):
         raise ValueError(f"roles is {roles!r:.80}; it must name a matrix for at least one of {', '.join(LORA_ROLES)}.")
     for role in roles:
-        if role not in EVERY_ROLE:
-            raise ValueError(f"roles: unknown role {role!r}; allowed are {', '.join(EVERY_ROLE)}.")
+        if role not in (*EVERY_ROLE, *EXPERT_ROLES):
+            raise ValueError(f"roles: unknown role {role!r}; allowed are {', '.join((*EVERY_ROLE, *EXPERT_ROLES))}.")
     return {role: (paths,) if isinstance(paths, str) else tuple(paths) for role, paths in roles.items()}
 
 

@@ -21,6 +21,8 @@ class Layer:
     """Linear layers and norms that play no role and so never train: the norms of single heads in Qwen3, Gemma 3."""
     more: tuple[str, ...] = ()
     """Other modules that it is made of, where a model keeps its layers in lists side by side, as XLM does."""
+    experts: tuple[str, ...] = ()
+    """Full names of the parameters that hold a matrix for each expert: the role "experts"."""
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import yaml
 from torch import nn
 
+from spafit_hf.architecture.experts import expert_matrices, holds_experts
 from spafit_hf.architecture.kinds import has_weight, is_linear, is_norm
 from spafit_hf.architecture.parts import Layer, Stack
-from spafit_hf.strategy import EVERY_ROLE, ROLES
+from spafit_hf.strategy import EVERY_ROLE, EXPERT_ROLES, ROLES
 
 Roles = dict[str, tuple[str, ...]]
 
@@ -25,7 +26,7 @@ def make_layer(parts: Mapping[str, str], block: nn.Module, roles: Roles) -> Laye
     modules = {
         role: tuple(full(name) for name in names if name in inside and has_weight(inside[name]))
         for role, names in roles.items()
-        if names or role in ROLES
+        if role not in EXPERT_ROLES and (names or role in ROLES)
     }
     taken = {module for names in modules.values() for module in names}
     others = tuple(
@@ -33,19 +34,21 @@ def make_layer(parts: Mapping[str, str], block: nn.Module, roles: Roles) -> Laye
         for name, module in inside.items()
         if (is_linear(module) or is_norm(module)) and full(name) not in taken
     )
+    matrices = {f"{name}.{key}": name for name, module in inside.items() for key in expert_matrices(module)}
+    named = roles.get("experts") or [key for key, name in matrices.items() if holds_experts(name, inside[name])]
     path, *more = parts.values()
-    return Layer(path, modules, others, tuple(more))
+    return Layer(path, modules, others, tuple(more), tuple(full(name) for name in named if name in matrices))
 
 
 def make_stack(model: nn.Module, name: str, path: str, roles: Roles, model_type: str) -> Stack:
     """The stack at `path`, with one table of roles for all of its layers."""
     no_layer_twice(model, path, model_type)
-    layers = []
+    layers, every = [], (*EVERY_ROLE, *EXPERT_ROLES)
     for key, block in model.get_submodule(path).named_children():
-        layer = make_layer({"": f"{path}.{key}"}, block, {role: roles.get(role, ()) for role in EVERY_ROLE})
+        layer = make_layer({"": f"{path}.{key}"}, block, {role: roles.get(role, ()) for role in every})
         layers.append(layer)
     for role, looked_for in roles.items():
-        if not any(layer.names((role,)) for layer in layers):
+        if not any(layer.experts if role in EXPERT_ROLES else layer.names((role,)) for layer in layers):
             raise ValueError(
                 f"model type {model_type!r}: no layer in {path} has a module for the role {role!r} "
                 f"(looked for {', '.join(looked_for) or 'nothing'}). {by_hand(model_type, path, block, roles)}"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from spafit_hf.architecture.experts import holds_experts
 from spafit_hf.architecture.kinds import has_weight, in_out, is_linear, is_norm
 from spafit_hf.architecture.known import ENCODERS, READ_PAST
 from spafit_hf.architecture.parts import Stack
@@ -216,11 +217,7 @@ def _block(parts: Mapping[str, str], module: nn.Module, fused: bool) -> _Block:
 
 def has_experts(block: nn.Module) -> bool:
     """Whether a block holds experts that are no matrices of their own: one tensor for all of them."""
-    return any(
-        "expert" in f"{name}.{type(module).__name__}".lower()
-        and any(each is not None and each.dim() == 3 for each in module._parameters.values())
-        for name, module in block.named_modules()
-    )
+    return any(holds_experts(name, module) for name, module in block.named_modules())
 
 
 def stays_frozen(name: str) -> bool:

@@ -71,7 +71,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Layers:
-    """What trains in some layers of one stack, by a stratum or not; roles as in `spafit_hf.strategy.EVERY_ROLE`."""
+    """What trains in some layers of one stack, by a stratum or not; roles as in `spafit_hf.strategy.Stratum`."""
 
     name: str
     stack: str

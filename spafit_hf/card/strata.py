@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spafit_hf.card.facts import CardFacts, Layers
-from spafit_hf.strategy import CROSS_ROLES, EVERY_ROLE, ROLES
+from spafit_hf.strategy import CROSS_ROLES, EVERY_ROLE, EXPERT_ROLES, ROLES
 from spafit_hf.strategy.drawing import FEED_FORWARD, MEANINGS, columns, draw, mark, roles_to_draw
 from spafit_hf.words import ROLE_WORDS, listing, plain, spans
 
@@ -81,4 +81,4 @@ def _clause(band: Layers) -> str:
 
 
 def _words(roles: Sequence[str]) -> list[str]:
-    return [ROLE_WORDS[role] for role in EVERY_ROLE if role in roles]
+    return [ROLE_WORDS[role] for role in (*EVERY_ROLE, *EXPERT_ROLES) if role in roles]

@@ -145,6 +145,7 @@ def layer_costs(plan: PlanFacts, seq: int, *, full: bool) -> Iterator[Cost]:
             width = _width(plan, layer)
             cost.norms(layer.names(("attention_norm", "cross_attention_norm")), width)
             cost.feed_forward(layer)
+            cost.grad |= any(name in plan.experts for name in layer.experts)
             cost.norms(layer.modules["output_norm"], width)
             grad = cost.grad
             # Layers that are used again and again cost as much each time.

@@ -30,11 +30,13 @@ class Group:
     trainable_parameters: int = 0
     stratum: Stratum | None = None
     bottleneck_modules: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
+    """Parameters of experts that get LoRA."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As a dict of JSON types, without the stratum (the strategy has it)."""
-        without = {"stratum"} if self.bottleneck_modules else {"stratum", "bottleneck_modules"}
-        values = {key: value for key, value in vars(self).items() if key not in without}
+        """As a dict of JSON types, without the stratum (the strategy has it) and what is rare and not there."""
+        rare = {"bottleneck_modules", "experts"}
+        values = {key: value for key, value in vars(self).items() if key != "stratum" and (value or key not in rare)}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
@@ -76,6 +78,8 @@ class PlanFacts:
     """Name -> (inputs, outputs) of each linear layer in the layers, and of a language model's output matrix."""
     output_embeddings: str | None
     """Name of a language model's output matrix."""
+    experts: dict[str, LoraSettings] = field(default_factory=dict)
+    """Name of a parameter with the matrices of experts -> its LoRA."""
     activation_tensors: int = 1
     """Tensors the activation function keeps for its backward pass: 4 for a GELU written out in Python (GPT-2, Phi)."""
     notes: tuple[str, ...] = ()

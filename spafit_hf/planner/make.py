@@ -20,6 +20,7 @@ from spafit_hf.architecture import (
     register_architecture,
     takes_delta,
 )
+from spafit_hf.architecture.experts import lora_places
 from spafit_hf.architecture.new import namesakes
 from spafit_hf.architecture.structure import stays_frozen
 from spafit_hf.planner import text
@@ -28,6 +29,7 @@ from spafit_hf.planner.facts import Group
 from spafit_hf.planner.notes import head_notes, notes
 from spafit_hf.planner.source import ModelLike, build_model
 from spafit_hf.strategy import (
+    EXPERT_ROLES,
     LORA_ROLES,
     METHODS,
     ROLES,
@@ -198,6 +200,7 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
     strategy, architecture = base.strategy, base.architecture
     tensors: dict[str, tuple[int, ...]] = {}
     lora: dict[str, LoraSettings] = {}
+    experts: dict[str, LoraSettings] = {}
     bottlenecks: dict[str, Bottleneck] = {}
     groups: list[Group] = []
     passed_over: list[str] = []
@@ -222,26 +225,31 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
             own: dict[str, LoraSettings] = {}
             biased: list[str] = []
             added: dict[str, Bottleneck] = {}
+            chosen: dict[str, LoraSettings] = {}
             for layer in (stack.layers[index] for index in layers):
                 own |= dict.fromkeys(_without(layer.names(stratum.lora_roles), base.head), stratum.lora_settings)
                 biased += _without(_bias_names(layer, stratum, modules), base.head)
                 added |= _bottlenecks(layer, stratum, base.head)
+                chosen |= dict.fromkeys(layer.experts if stratum.trains_experts else (), stratum.lora_settings)
             deltas = tuple(module for module in biased if takes_delta(modules[module]))
             passed_over += [module for module in biased if module not in deltas]
             trained = _lora_tensors(own, base.linear) | _bias_tensors(modules, deltas)
-            trained |= _bottleneck_tensors(added, base.linear)
+            trained |= _bottleneck_tensors(added, base.linear) | _expert_tensors(chosen, modules)
             where |= {"lora_modules": tuple(own), "bias_modules": deltas, "bottleneck_modules": tuple(added)}
+            where["experts"] = tuple(chosen)
             add(name, stratum.what(), trained, **where, stratum=stratum)
             lora |= own
+            experts |= chosen
             bottlenecks |= added
     asked = {role for group in groups if group.stratum and group.layers for role in group.stratum.lora}
-    if asked and not lora:
+    if asked and not lora and not experts:
         every = [layer for stack in architecture.stacks for layer in stack.layers]
         there = [role for role in LORA_ROLES if any(layer.names((role,)) for layer in every)]
+        there += EXPERT_ROLES if any(layer.experts for layer in every) else ()
         raise ValueError(
-            f"{strategy.name} puts LoRA on {listed(role for role in LORA_ROLES if role in asked)}, and the layers of "
-            f"{base.model_class} have none of these; they have {listed(there)}: name them in a stratum "
-            "(Stratum(layers=..., lora=...)), or take bitfit, linear-probe or full."
+            f"{strategy.name} puts LoRA on {listed(role for role in (*LORA_ROLES, *EXPERT_ROLES) if role in asked)}, "
+            f"and the layers of {base.model_class} have none of these; they have {listed(there)}: name them in a "
+            "stratum (Stratum(layers=..., lora=...)), or take bitfit, linear-probe or full."
         )
     if strategy.outer_biases:
         outside = (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
@@ -263,9 +271,26 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
             if names or name == "head":
                 add(name, what, _whole_tensors(modules, names))
     biases = tuple(module for group in groups for module in group.bias_modules)
-    parts: dict[str, Any] = {"lora": lora, "biases": biases, "bottlenecks": bottlenecks}
+    if experts:
+        without_bias = [name for name in biases if modules[name]._parameters.get("bias") is None]
+        _check_beside_experts(strategy, lora, without_bias)
+    parts: dict[str, Any] = {"lora": lora, "biases": biases, "bottlenecks": bottlenecks, "experts": experts}
     result = replace(base, groups=tuple(groups), tensors=tensors, **parts)
     return replace(result, notes=notes(result, modules, passed_over))
+
+
+def _check_beside_experts(strategy: Strategy, lora: dict[str, LoraSettings], without_bias: list[str]) -> None:
+    """Refuse beside LoRA on experts what plain PEFT reads into their wrappers, too."""
+    dora = [name for name, settings in lora.items() if settings.use_dora]
+    for names, what, instead in (
+        (dora, "DoRA on", "take use_dora out"),
+        (without_bias, "a delta on a module without a bias,", "leave its role out of biases"),
+    ):
+        if names:
+            raise ValueError(
+                f"{strategy.name} has LoRA on experts and {what} {names[0]}, which no adapter can have at once: plain "
+                f"PEFT would want the latter of the experts, too; {instead}, or take experts out of lora."
+            )
 
 
 def _without(names: Iterable[str], head: tuple[str, ...]) -> list[str]:
@@ -323,6 +348,14 @@ def _lora_tensors(lora: dict[str, LoraSettings], linear: dict[str, tuple[int, in
         if settings.use_dora:
             tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = (outputs,)
     return tensors
+
+
+def _expert_tensors(experts: dict[str, LoraSettings], modules: dict[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{PREFIX}{wrapper}.{part}": shape
+        for name, (wrapper, matrix) in lora_places(experts, modules).items()
+        for part, shape in matrix.lora_shapes(experts[name].r).items()
+    }
 
 
 def _bottleneck_tensors(

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from spafit_hf.architecture import Layer, is_linear, is_norm, takes_delta
+from spafit_hf.architecture.experts import lora_places
 from spafit_hf.architecture.new import new_parameters
 from spafit_hf.planner.facts import PlanFacts
 from spafit_hf.planner.text import some
@@ -44,8 +45,9 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
     lines += _lacking_notes(result)
     lines += _frozen_notes(result, modules)
     lines += _fused_notes(result)
-    sizes = result.linear
-    large = [name for name, each in result.lora.items() if each.r * sum(sizes[name]) >= math.prod(sizes[name])]
+    sizes = result.linear | {name: each[1:] for name, (_, each) in lora_places(result.experts, modules).items()}
+    every = result.lora | result.experts
+    large = [name for name, each in every.items() if each.r * sum(sizes[name]) >= math.prod(sizes[name])]
     if large:
         lines.append(
             f"LoRA has at least as many parameters as the matrix it adapts in {some(len(large), 'module')}; lower r."
@@ -115,7 +117,7 @@ def _lacking_notes(result: PlanFacts) -> list[str]:
                 f"{len(mixing)} {of} mix tokens in another way than attention. {parts}: LoRA on query, key and value "
                 "means mixer_in there, and with attention_output mixer_out too."
             )
-    if lines:
+    if lines or result.experts:
         lines.append("figures of memory and step leave out experts, convolutions and scans.")
     for stack in result.architecture.stacks:
         first = stack.layers[0]
@@ -123,9 +125,14 @@ def _lacking_notes(result: PlanFacts) -> list[str]:
             lines.append(f"{stack.path}: {stack.depth} layers run, with the weights of {len(stack.layers)}.")
         elif not first.more and first.path.rpartition(".")[0] != stack.path:
             lines.append(f"{stack.path}: the layers of its stages in a row; the figures count each on all tokens.")
+    stacks = {stack.name: stack.layers for stack in result.architecture.stacks}
     for group in result.groups:
-        if group.stratum is not None and group.layers and group.stratum.lora and not group.lora_modules:
-            where = f" of {group.stack}" if len(result.architecture.stacks) > 1 else ""
+        where = f" of {group.stack}" if len(result.architecture.stacks) > 1 else ""
+        if group.stratum is not None and group.stratum.trains_experts:
+            without = [index for index in group.layers if not stacks[group.stack][index].experts]
+            if without:
+                lines.append(f"{group.name}{where} has no experts in {some(len(without), 'layer')}.")
+        if group.stratum and group.layers and group.stratum.lora and not (group.lora_modules or group.experts):
             lines.append(f"{group.name}{where} has no {', '.join(group.stratum.lora)}, so no LoRA.")
     return lines
 
@@ -136,15 +143,20 @@ def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]
     layers = [layer for stack in architecture.stacks for layer in stack.layers]
     roleless: list[str] = []
     bare: list[str] = []
+    experts: list[str] = []
+    biases: list[str] = []
     for layer in layers:
         for name in layer.others:
             if is_linear(modules[name]) or takes_delta(modules[name]):
                 roleless.append(name.removeprefix(f"{layer.path}."))
         for name, module in (item for path in (layer.path, *layer.more) for item in modules[path].named_modules()):
             if not (is_linear(module) or is_norm(module) or isinstance(module, _OTHER_KINDS)):
-                bare += [
-                    f"{name}.{key}" for key, each in module._parameters.items() if each is not None and each.dim() > 1
-                ]
+                of_experts = any(each.startswith(f"{layer.path}.{name}.") for each in layer.experts)
+                for key, each in module._parameters.items():
+                    if each is not None and each.dim() > 1:
+                        its_own = f"{layer.path}.{name}.{key}" in layer.experts
+                        kind = experts if its_own else biases if of_experts and "bias" in key else bare
+                        kind.append(f"{name}.{key}")
     apart = [*(prefix[:-1] for layer in layers for prefix in layer.prefixes), *architecture.head, *architecture.new]
     apart += architecture.new_biases
     apart += filter(None, [architecture.embeddings])
@@ -155,10 +167,15 @@ def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]
     ]
     found = (
         ("without a role in the layers", roleless),
-        ("in the layers that are no matrix of their own (experts, kernels)", bare),
+        ("in the layers that are no matrix of their own (routers, kernels)", bare),
         ("outside the layers", outside),
     )
-    return [f"frozen weights {what}: {_places(dict.fromkeys(names))}." for what, names in found if names]
+    lines = [f"frozen weights {what}: {_places(dict.fromkeys(names))}." for what, names in found if names]
+    if experts and not result.experts:
+        lines.append(f"experts train where a stratum names them (lora: [experts]), here in none: {_places(experts)}.")
+    if biases:
+        lines.append(f"biases of experts, which the router chooses with them, stay frozen: {_places(biases)}.")
+    return lines
 
 
 def _is_read_past(name: str, modules: dict[str, nn.Module]) -> bool:

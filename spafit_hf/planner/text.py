@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
-from spafit_hf.strategy import layers_text
+from spafit_hf.strategy import EXPERT_ROLES, layers_text
 from spafit_hf.strategy.drawing import ABSENT, BOTTLENECK, MEANINGS, MIXED, WHOLE, columns, draw, mark, roles_to_draw
 
 
@@ -41,7 +41,8 @@ def layer_table(plan: CostedPlan) -> str:
     """A drawing of the strata: see `Plan.layer_table`."""
     lines = []
     layers = [layer for stack in plan.architecture.stacks for layer in stack.layers]
-    roles = roles_to_draw(role for layer in layers for role, names in layer.modules.items() if names)
+    there = [role for layer in layers for role, names in layer.modules.items() if names]
+    roles = roles_to_draw([*there, *(EXPERT_ROLES if plan.experts else ())])
     for stack in plan.architecture.stacks:
         title = f"{plan.strategy.name}, {len(stack.layers)} {_layers_of(stack, plan)}"
         starts = {group.layers[0]: group for group in plan.groups if group.stack == stack.name and group.layers}
@@ -61,12 +62,13 @@ def layer_table(plan: CostedPlan) -> str:
 
 
 def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
-    names = layer.names((role,))
+    names = layer.experts if role in EXPERT_ROLES else layer.names((role,))
     if not names:
         return ABSENT
     if plan.full:
         return WHOLE
-    return mark(*(any(name in part for name in names) for part in (plan.lora, plan.biases, plan.bottlenecks)))
+    lora = plan.lora | plan.experts
+    return mark(*(any(name in part for name in names) for part in (lora, plan.biases, plan.bottlenecks)))
 
 
 def comparison_table(plans: Sequence[CostedPlan], batch: int = BATCH, seq: int = SEQ) -> str:

@@ -166,6 +166,11 @@ def read_adapter(
     verified, stored = verify_and_read(folder, base)
     if verified.task_type not in (None, "SEQ_CLS"):
         raise AdapterError(f"the adapter's task is {verified.task_type}; a predictor serves text classification.")
+    if verified.experts:
+        raise AdapterError(
+            f"{source} has LoRA on experts, which see tokens and no rows, so it cannot share a batch with others. "
+            "Merge it into its base (spafit merge), or serve what load_adapter returns."
+        )
     missing = sorted(key for key in untrained if not key.startswith(tuple(f"{head}." for head in verified.head)))
     if missing:
         raise AdapterError(

@@ -16,6 +16,7 @@ from spafit_hf.strategy.strategy import Strategy, StrategyLike
 from spafit_hf.strategy.stratum import (
     CROSS_ROLES,
     EVERY_ROLE,
+    EXPERT_ROLES,
     INIT_LORA_WEIGHTS,
     LORA_ROLES,
     LORA_SETTINGS,
@@ -28,7 +29,7 @@ from spafit_hf.strategy.stratum import (
 from spafit_hf.words import layers_text
 
 __all__ = [
-    "ADAPTER_METHODS", "CROSS_ROLES", "EVERY_ROLE", "INIT_LORA_WEIGHTS", "LORA_ROLES", "LORA_SETTINGS", "METHODS",
-    "MIXER_ROLES", "NORM_ROLES", "PAPER_DEPTH", "ROLES", "Bottleneck", "BottleneckSettings", "LoraSettings",
-    "Strategy", "StrategyLike", "Stratum", "layers_text",
+    "ADAPTER_METHODS", "CROSS_ROLES", "EVERY_ROLE", "EXPERT_ROLES", "INIT_LORA_WEIGHTS", "LORA_ROLES",
+    "LORA_SETTINGS", "METHODS", "MIXER_ROLES", "NORM_ROLES", "PAPER_DEPTH", "ROLES", "Bottleneck",
+    "BottleneckSettings", "LoraSettings", "Strategy", "StrategyLike", "Stratum", "layers_text",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spafit_hf.strategy.stratum import CROSS_ROLES, MIXER_ROLES, ROLES
+from spafit_hf.strategy.stratum import CROSS_ROLES, EXPERT_ROLES, MIXER_ROLES, ROLES
 
 FROZEN, BIAS, LORA, BOTH, WHOLE, ABSENT = ".", "b", "L", "+", "W", " "
 BOTTLENECK, MIXED = "A", "*"
@@ -29,6 +29,7 @@ _PARTS = (  # over the columns, their roles and letters, and what the legend add
     ("cross att.", CROSS_ROLES, "qkvon", "; the same of the cross attention"),
     ("feed-forw.", FEED_FORWARD, "ion", ""),
     ("mixer", MIXER_ROLES, "io", "; i in and o out of the mixer"),
+    ("experts", EXPERT_ROLES, "e", "; e experts"),
 )
 LETTERS = {role: letter for _, roles, letters, _ in _PARTS for role, letter in zip(roles, letters, strict=True)}
 

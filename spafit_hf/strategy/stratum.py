@@ -27,11 +27,15 @@ MIXER_ROLES = ("mixer_in", "mixer_out")
 CROSS_ROLES = tuple(f"cross_{role}" for role in ROLES[:5])
 """The sub-layers of a decoder's attention to its encoder, where a layer has both attentions."""
 
+EXPERT_ROLES = ("experts",)
+"""Experts that are one tensor for all, which only a stratum that names them trains: no method, and LoRA alone."""
+
 EVERY_ROLE = (*ROLES[:5], *CROSS_ROLES, *ROLES[5:], *MIXER_ROLES)
 NORM_ROLES = ("attention_norm", "cross_attention_norm", "output_norm")
 LORA_ROLES = tuple(role for role in EVERY_ROLE if role not in NORM_ROLES)
 
-_SHORT = {role: role for role in EVERY_ROLE} | {"query": "q", "key": "k", "value": "v", "attention_output": "o"}
+_SHORT = {role: role for role in (*EVERY_ROLE, *EXPERT_ROLES)}
+_SHORT |= {"query": "q", "key": "k", "value": "v", "attention_output": "o"}
 _ACROSS = dict(zip(ROLES[:5], CROSS_ROLES, strict=True))
 
 # What a role of a mixer stands in the place of.
@@ -85,7 +89,7 @@ class Stratum(LoraSettings):
     Two numbers of which one is a float: shares of the depth from 0 to 1, the second exclusive: (0.0, 0.5) is the lower
     half."""
     lora: tuple[str, ...] = ()
-    """Roles whose weight matrix gets LoRA; any of `EVERY_ROLE` but the norms."""
+    """Roles whose weight matrix gets LoRA; any of `EVERY_ROLE` but the norms, and "experts"."""
     biases: tuple[str, ...] = ()
     """Roles whose bias gets a trained delta; any of `EVERY_ROLE`."""
     name: str = ""
@@ -102,7 +106,7 @@ class Stratum(LoraSettings):
         # A frozen dataclass sets its own fields this way; lists (from YAML) become tuples and roles get one order,
         # so that strata that mean the same compare equal.
         object.__setattr__(self, "layers", _checked_layers(self.layers, who))
-        object.__setattr__(self, "lora", _checked_roles(self.lora, LORA_ROLES, f"{who}: lora"))
+        object.__setattr__(self, "lora", _checked_roles(self.lora, (*LORA_ROLES, *EXPERT_ROLES), f"{who}: lora"))
         biases = _checked_roles(self.biases, EVERY_ROLE, f"{who}: biases")
         object.__setattr__(self, "biases", ROLES if set(ROLES) <= set(biases) else biases)
         if self.bottleneck is not None and not isinstance(self.bottleneck, BottleneckSettings):
@@ -132,6 +136,12 @@ class Stratum(LoraSettings):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{who}: {field} is {getattr(self, field)!r}; it must be true or false.")
 
+        if self.trains_experts and (self.lora_dropout or self.use_dora or self.init_lora_weights == "orthogonal"):
+            raise ValueError(
+                f"{who}: LoRA on experts has no dropout, no DoRA and no orthogonal start, since PEFT adds it to their "
+                "tensor and not to their output; take these out, or take experts out of lora."
+            )
+
     @property
     def lora_settings(self) -> LoraSettings:
         """The settings of its LoRA alone."""
@@ -148,8 +158,13 @@ class Stratum(LoraSettings):
         return bool(self.lora or self.biases or self.bottleneck)
 
     @property
+    def trains_experts(self) -> bool:
+        """Whether the experts in its layers have LoRA."""
+        return not set(EXPERT_ROLES).isdisjoint(self.lora)
+
+    @property
     def lora_roles(self) -> tuple[str, ...]:
-        """Roles with LoRA, those of a mixer that the attention's stand for among them."""
+        """Roles of modules with LoRA, those of a mixer that the attention's stand for among them."""
         whole = [role for role, stands in _STANDS_FOR.items() if set(stands) <= set(self.lora)]
         return _in_both((*self.lora, *whole))
 

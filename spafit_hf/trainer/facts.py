@@ -21,7 +21,7 @@ from spafit_hf.card import Base, CardFacts, Cost, Data, Layers, Score, Step, glu
 from spafit_hf.data.glue import TASKS
 from spafit_hf.names import is_remote
 from spafit_hf.planner import Plan
-from spafit_hf.strategy import EVERY_ROLE, Strategy
+from spafit_hf.strategy import EVERY_ROLE, EXPERT_ROLES, Strategy
 from spafit_hf.trainer.machine import hardware, versions
 from spafit_hf.tuner import SpafitConfig, task_type_of
 from spafit_hf.tuner.plain import base_of
@@ -137,6 +137,7 @@ def layers_of_plan(plan: Plan) -> tuple[Layers, ...]:
             tuple(role for role in EVERY_ROLE if any(modules & {*layer.modules.get(role, ())} for layer in layers))
             for modules in map(set, (group.lora_modules, group.bias_modules, group.bottleneck_modules))
         )
+        lora += EXPERT_ROLES if group.experts else ()
         found.append(
             Layers(
                 name=group.name,

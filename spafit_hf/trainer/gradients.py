@@ -25,6 +25,7 @@ from typing import Any
 
 from torch import nn
 
+from spafit_hf.architecture.experts import by_module
 from spafit_hf.planner import Plan
 from spafit_hf.trainer.optimizer import parameter_kind
 from spafit_hf.words import listing
@@ -54,7 +55,8 @@ class GradientWatch:
         self.strata = {
             module: (group.name, group.stack)
             for group in (plan.groups if plan is not None else ())
-            for module in (*group.lora_modules, *group.bias_modules, *group.bottleneck_modules)
+            for modules in (group.lora_modules, group.bias_modules, group.bottleneck_modules, by_module(group.experts))
+            for module in modules
         }
         # Which experts run is up to the router and the first tokens.
         self.tensors = {
@@ -156,10 +158,13 @@ class GradientWatch:
 
 
 def owner_of(name: str) -> str:
-    """The module that a trained tensor was put on: bert.pooler.dense of bert.pooler.dense.lora_A.default.weight."""
+    """The module that a trained tensor was put on: bert.pooler.dense of bert.pooler.dense.lora_A.default.weight.
+
+    That of experts, too, around which wrapper their LoRA may be.
+    """
     parts = name.split(".")
     own = (at for at, part in enumerate(parts) if part.startswith("lora_") or part == "modules_to_save")
-    return ".".join(parts[: next(own, len(parts) - 1)])
+    return re.sub(r"(\.base_layer)+$", "", ".".join(parts[: next(own, len(parts) - 1)]))
 
 
 def _parent(name: str) -> str:
@@ -174,11 +179,14 @@ def drops_layers(model: nn.Module) -> bool:
 
 
 def may_pass_over(model: nn.Module | None) -> bool:
-    """Whether a step may leave some of what trains without a gradient by chance: dropped layers, experts of a list."""
+    """Whether a step may leave some of what trains without a gradient by chance: dropped layers, experts of a list.
+
+    Those that are one tensor for all have one gradient for all, with zeros for whom no token chose.
+    """
     if model is None:
         return False
     return drops_layers(model) or any(p.requires_grad and _is_expert(name) for name, p in model.named_parameters())
 
 
 def _is_expert(name: str) -> bool:
-    return "experts" in name.split(".")
+    return re.search(r"(^|\.)experts\.(?!lora_|base_layer\.)", name) is not None

@@ -4,6 +4,7 @@ It is PEFT's `LoraConfig` with some fields more. Everything PEFT knows about LoR
 rsLoRA, initialization, dropout) keeps its name and its meaning; `bias_modules` says where a bias delta goes.
 
     strategy --(a model's plan)--> target_modules, rank_pattern, ...   LoRA
+                                   target_parameters                   LoRA on experts
                                    bias_modules                        deltas
                                    bottlenecks                         bottleneck adapters
                                    modules_to_save                     the task head
@@ -45,7 +46,9 @@ LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 #: Beginnings of the values of `init_lora_weights` for which PEFT moves a part of the base's weights into LoRA.
 REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
-_TARGETS = ("target_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
+_TARGETS = (
+    "target_modules", "target_parameters", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
 _PLANNED_FIELDS = (*_TARGETS, "bias_modules", "bottlenecks", "module_settings")
 
 
@@ -179,7 +182,7 @@ class SpafitConfig(LoraConfig):
             )
         config = cls(strategy=plan.strategy, **lora_kwargs)
         config.strategy = plan.strategy.to_dict()
-        config.fill(plan.lora, plan.biases, plan.head, plan.bottlenecks)
+        config.fill(plan.lora, plan.biases, plan.head, plan.bottlenecks, plan.experts)
         config.start_as_planned(plan)
         return config
 
@@ -187,7 +190,7 @@ class SpafitConfig(LoraConfig):
         """Write how LoRA starts in the strata that say so into this configuration, which `fill` has filled."""
         for group in plan.groups:
             start = group.stratum.init_lora_weights if group.stratum is not None else ""
-            for module in group.lora_modules if start else ():
+            for module in (*group.lora_modules, *group.experts) if start else ():
                 own = self.module_settings.setdefault(module, {})
                 own["init_lora_weights"] = True if start == "default" else start
 
@@ -197,20 +200,25 @@ class SpafitConfig(LoraConfig):
         biases: Iterable[str],
         head: Iterable[str],
         bottlenecks: Mapping[str, Bottleneck],
+        experts: Mapping[str, LoraSettings],
     ) -> None:
-        """Write modules, by full names, into this configuration: the commonest settings as its own, others apart."""
+        """Write modules, by full names, into this configuration: the commonest settings as its own, others apart.
+
+        Those of experts come first: PEFT puts no dropout and no DoRA on them, which others may have.
+        """
         self.bias_modules = sorted(biases)
         self.target_modules = set(lora)
+        self.target_parameters = sorted(experts) or None
         self.bottlenecks = {module: settings.to_dict() for module, settings in sorted(bottlenecks.items())}
-        if not lora and not self.bias_modules and not self.bottlenecks:
+        if not lora and not self.bias_modules and not self.bottlenecks and not experts:
             self.target_modules = DUMMY_TARGET_MODULES  # PEFT's word for an adapter of a head alone
         self.modules_to_save = list(dict.fromkeys([*(self.modules_to_save or []), *head])) or None
-        if not lora:
+        if not lora and not experts:
             return
-        common = Counter(lora.values()).most_common(1)[0][0]
+        common = Counter((experts or lora).values()).most_common(1)[0][0]
         for key, value in asdict(common).items():
             setattr(self, key, value)
-        for module, settings in lora.items():
+        for module, settings in (*lora.items(), *experts.items()):
             if settings.r != common.r:
                 self.rank_pattern[module] = settings.r
             if settings.lora_alpha != common.lora_alpha:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,12 +24,14 @@ from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.combine import combine_deltas
 from spafit_hf.tuner.config import SpafitConfig, rewrites_base
 from spafit_hf.tuner.entrance import check_entrance
+from spafit_hf.tuner.experts import STARTS, ParamWrapper, adopt_wrapper
 from spafit_hf.tuner.labels import apply_labels, check_heads_stack, labels_of
 from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, not_linear_message, wrap
 from spafit_hf.tuner.masters import make_masters
 from spafit_hf.tuner.mixed import BASE, mixed_batch
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.tuner.saving import save_as_adapter
+from spafit_hf.words import listed
 
 
 class SpafitModel(LoraModel):
@@ -46,6 +49,15 @@ class SpafitModel(LoraModel):
 
     # ---- from strategy to modules ----
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Wrap what the adapter's configuration names; arguments as in PEFT."""
+        with warnings.catch_warnings():
+            config = self.peft_config[adapter_name]
+            if config.strategy is not None or config.target_parameters:
+                # PEFT follows the ranks of experts, and says that it ignored them: it looks among modules alone.
+                warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+
     def _prepare_adapter_config(self, peft_config: SpafitConfig, model_config: dict[str, Any]) -> SpafitConfig:
         if peft_config.labels is None:
             peft_config.labels = self._base_labels
@@ -55,10 +67,15 @@ class SpafitModel(LoraModel):
             check_entrance(view, the_plan)
             planned = SpafitConfig.from_plan(the_plan)  # refuses full fine-tuning, which has no adapter
             peft_config.strategy = planned.strategy
-            peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head, the_plan.bottlenecks)
+            peft_config.fill(the_plan.lora, the_plan.biases, the_plan.head, the_plan.bottlenecks, the_plan.experts)
             peft_config.start_as_planned(the_plan)
         elif peft_config.target_modules is None and (peft_config.bias_modules is not None or peft_config.bottlenecks):
             peft_config.target_modules = set()  # deltas or bottlenecks alone
+        if peft_config.target_parameters and peft_config.init_lora_weights not in STARTS:
+            raise ValueError(
+                f"init_lora_weights={peft_config.init_lora_weights!r} is nothing for LoRA on experts, which has no "
+                "module to start from; allowed are True and 'gaussian'."
+            )
         configs = [peft_config, *self.peft_config.values()]
         rewriting = [str(each.init_lora_weights) for each in configs if rewrites_base(each)]
         if rewriting and any(each.bias_modules is not None for each in configs):
@@ -137,8 +154,8 @@ class SpafitModel(LoraModel):
         lora_config: SpafitConfig, adapter_name: str, target: nn.Module, **kwargs: Any
     ) -> nn.Module:
         layer = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
-        # A wrapped nn.Parameter (target_parameters) has no bias of its own and stays PEFT's.
-        return layer if kwargs.get("parameter_name") is not None else adopt(layer)
+        # A wrapped nn.Parameter (target_parameters) has no bias of its own.
+        return adopt(layer) if kwargs.get("parameter_name") is None else adopt_wrapper(layer)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -240,6 +257,11 @@ class SpafitModel(LoraModel):
                 f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. "
                 f"Loaded are: {', '.join(sorted(self.peft_config))}."
             )
+        if experts := [name for name, config in self.peft_config.items() if config.target_parameters]:
+            raise ValueError(
+                f"{listed(experts)} has LoRA on experts, which see tokens and no rows: no batch of this model can mix "
+                "adapters. Give each adapter a batch of its own (set_adapter), or a model without that one."
+            )
         check_heads_stack(
             {name: self._base_labels if name == BASE else self.peft_config[name].labels for name in names}
         )
@@ -255,7 +277,7 @@ class SpafitModel(LoraModel):
             ValueError: if it cannot succeed in every module. Then no module has been merged.
         """
         self._check_merge(adapter_names, safe_merge)
-        merged_before = {layer: list(layer.merged_adapters) for layer in self._delta_layers().values()}
+        merged_before = {layer: list(layer.merged_adapters) for layer in self._own_layers()}
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         except ValueError:
@@ -278,7 +300,7 @@ class SpafitModel(LoraModel):
         else:
             apply_labels(self.model, self._base_labels)
             # A base from which nothing is to remain must not keep what an earlier merge wrote into it.
-            for layer in self._delta_layers().values():
+            for layer in self._own_layers():
                 if layer.merged:
                     layer.unmerge()
             # PEFT would leave the head of the active adapter in the place of the base's.
@@ -291,6 +313,9 @@ class SpafitModel(LoraModel):
 
     def _delta_layers(self) -> dict[str, DeltaLayer]:
         return {key: module for key, module in self.model.named_modules() if isinstance(module, DeltaLayer)}
+
+    def _own_layers(self) -> list[DeltaLayer | ParamWrapper]:
+        return [module for module in self.model.modules() if isinstance(module, (DeltaLayer, ParamWrapper))]
 
     def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         # PEFT checks module by module while it merges, and would leave a half merged model behind.
