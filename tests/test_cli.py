@@ -111,7 +111,7 @@ def test_a_damaged_folder_is_one_sentence(
 def test_what_was_not_foreseen_is_one_sentence_too(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("spafit_hf.planner.plan_each", Mock(side_effect=error))
+    monkeypatch.setattr("spafit_hf.planner.plan_what_fits", Mock(side_effect=error))
     assert main(["plan", "x"]) == 2
     assert capsys.readouterr().err.startswith(f"spafit: {type(error).__name__}: ")
     monkeypatch.setenv("SPAFIT_TRACEBACK", "1")

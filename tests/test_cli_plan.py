@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, BertConfig
+from transformers import AlbertConfig, AutoConfig, BertConfig, FNetConfig, PretrainedConfig, ResNetConfig
 
 from spafit_hf.cli import main
 from spafit_hf.strategy import METHODS, Strategy, Stratum
@@ -67,6 +67,53 @@ def test_without_a_strategy_all_methods_are_compared(bert_large: Path, capsys: p
     assert [line.split()[0] for line in out.splitlines()[3:14]] == list(METHODS)
     assert "spafit-4-9-II     7,485,443    2.24 %" in out
     assert "31.52 M" in out
+
+
+STRATA = [name for name in METHODS if name.startswith("spafit-")]
+#: Model -> reason -> the methods that it refuses for it.
+REFUSALS: dict[str, tuple[PretrainedConfig, dict[str, list[str]]]] = {
+    "albert": (
+        AlbertConfig(num_hidden_layers=6, hidden_size=32, num_attention_heads=2, intermediate_size=64, vocab_size=50),
+        {"cuts 6 layers into strata, and model type 'albert' has no strata: it uses one set of weights": STRATA},
+    ),
+    "resnet": (
+        ResNetConfig(hidden_sizes=[8, 8], depths=[1, 1]),
+        {"model type 'resnet': LoRA and biases": [each for each in METHODS if each not in ("full", "linear-probe")]},
+    ),
+    "fnet": (
+        FNetConfig(num_hidden_layers=6, hidden_size=32, intermediate_size=64, vocab_size=50),
+        {
+            "puts LoRA on query, key, value, and": [name for name in METHODS if name.endswith("-I")],
+            "puts LoRA on query, key, value, attention_output, and": [
+                name for name in METHODS if name.endswith("-II")
+            ],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("model", REFUSALS)
+def test_what_a_model_refuses_is_said_once_for_each_reason(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, reasons = REFUSALS[model]
+    config.save_pretrained(tmp_path)
+    refused = [name for name in METHODS if any(name in names for names in reasons.values())]
+    fit = [name for name in METHODS if name not in refused]
+    assert spafit(tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3 : 3 + len(fit)]] == fit
+    whys = [line for line in lines if line.startswith("refused")]
+    for (reason, names), line in zip(reasons.items(), whys, strict=True):
+        assert line.startswith(f"refused: {', '.join(names)}: {reason}")
+    assert spafit(tmp_path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["strategy"]["name"] for each in found] == [*fit, *refused]
+    assert [each["strategy"]["name"] for each in found if "refused" in each] == refused
+    assert spafit(tmp_path, refused[0]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert " ".join(found[len(fit)]["refused"].split()) in printed.err
 
 
 def test_a_hub_id(monkeypatch: pytest.MonkeyPatch, bert_large: Path, capsys: pytest.CaptureFixture[str]) -> None:

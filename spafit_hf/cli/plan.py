@@ -49,19 +49,28 @@ def run(args: argparse.Namespace) -> None:
     """Print the plan."""
     # Imported here so that `spafit --help` does not wait for torch.
     from spafit_hf.architecture import register_architecture
-    from spafit_hf.planner import comparison_table, plan_each
+    from spafit_hf.planner import comparison_table, plan_each, plan_what_fits
 
     if args.architecture:
         register_architecture(args.architecture)
 
     compares = args.strategy is None and args.n1 is None and args.n2 is None
     names = METHODS if compares else [args.strategy or "spafit-4-9-II"]
-    plans = plan_each(args.model, [_strategy(name, args) for name in names], args.num_labels)
+    wanted = [_strategy(name, args) for name in names]
+    refused: tuple[tuple[Strategy, str], ...] = ()
+    if compares:
+        plans, refused = plan_what_fits(args.model, wanted, args.num_labels)
+    else:
+        plans = plan_each(args.model, wanted, args.num_labels)
     if args.json:
         facts = [each.to_dict(args.batch, args.seq) for each in plans]
+        facts += [{"strategy": strategy.to_dict(), "refused": reason} for strategy, reason in refused]
         print(json.dumps(facts if compares else facts[0], indent=2))
         return
-    parts = [comparison_table(plans, args.batch, args.seq) if compares else plans[0].table(args.batch, args.seq)]
+    if compares:
+        parts = [comparison_table(plans, args.batch, args.seq, refused=refused)]
+    else:
+        parts = [plans[0].table(args.batch, args.seq)]
     parts += [each.layer_table() for each in plans if args.layers]
     print("\n\n".join(parts))
 

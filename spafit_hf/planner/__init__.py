@@ -21,12 +21,12 @@ autograd kept with dropout off and the fused attention kernel, saved activations
 
 from spafit_hf.planner.cost import Flops
 from spafit_hf.planner.facts import Group
-from spafit_hf.planner.make import Plan, plan, plan_each
+from spafit_hf.planner.make import Plan, plan, plan_each, plan_what_fits
 from spafit_hf.planner.source import ModelLike, build_model
 from spafit_hf.planner.text import comparison_table
 from spafit_hf.strategy import LoraSettings
 
 __all__ = [
     "Flops", "Group", "LoraSettings", "ModelLike", "Plan",
-    "build_model", "comparison_table", "plan", "plan_each",
+    "build_model", "comparison_table", "plan", "plan_each", "plan_what_fits",
 ]  # fmt: skip

@@ -107,6 +107,28 @@ def plan_each(
     return _checked(*(_plan(built, strategy, architecture) for strategy in wanted))
 
 
+def plan_what_fits(
+    model: ModelLike, strategies: Iterable[StrategyLike] = METHODS, num_labels: int | None = None
+) -> tuple[tuple[Plan, ...], tuple[tuple[Strategy, str], ...]]:
+    """As `plan_each`, of the strategies that the model does not refuse; and each of the others, with the reason.
+
+    Raises:
+        ValueError: when model or strategy cannot be read, or nothing would train by any.
+    """
+    wanted = [Strategy.coerce(strategy) for strategy in strategies]
+    built = build_model(model, num_labels)
+    found = find_architecture(built, layers=False)
+    plans: list[Plan] = []
+    refused: list[tuple[Strategy, str]] = []
+    for strategy in wanted:
+        try:
+            # Where no layers were found, asking again for one that speaks of layers is the error that says why.
+            plans.append(_plan(built, strategy, found if found.stacks else _architecture(built, strategy)))
+        except ValueError as error:
+            refused.append((strategy, str(error).removeprefix(f"{strategy.name} ")))
+    return _checked(*plans), tuple(refused)
+
+
 def _architecture(model: nn.Module, *strategies: Strategy) -> Architecture:
     """The parts of a model; its layers need not be told where no strategy speaks of them."""
     return find_architecture(model, layers=any(each.strata or each.outer_biases for each in strategies))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from spafit_hf.architecture import Layer, Stack
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
-from spafit_hf.strategy import EXPERT_ROLES, layers_text
+from spafit_hf.strategy import EXPERT_ROLES, Strategy, layers_text
 from spafit_hf.strategy.drawing import ABSENT, BOTTLENECK, MEANINGS, MIXED, WHOLE, columns, draw, mark, roles_to_draw
 
 
@@ -71,8 +71,16 @@ def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
     return mark(*(any(name in part for name in names) for part in (lora, plan.biases, plan.bottlenecks)))
 
 
-def comparison_table(plans: Sequence[CostedPlan], batch: int = BATCH, seq: int = SEQ) -> str:
-    """Plans of one model side by side, a line for each."""
+def comparison_table(
+    plans: Sequence[CostedPlan], batch: int = BATCH, seq: int = SEQ, *, refused: Iterable[tuple[Strategy, str]] = ()
+) -> str:
+    """Plans of one model side by side, a line for each; then a line for each reason why others were refused.
+
+    Args:
+        plans: of one model.
+        batch, seq: examples of a step and tokens of each.
+        refused: strategies that the model refuses, each with the reason.
+    """
     first = plans[0]
     rows = [("method", "parameters", "share", "file", "optimizer", "activations", "step", "cached")]
     for each in plans:
@@ -98,6 +106,10 @@ def comparison_table(plans: Sequence[CostedPlan], batch: int = BATCH, seq: int =
         f"{each.strategy.name}: scaled from {line}" for each in plans for line in each.scaling if "group" in line
     ]
     lines += [f"note: {note}" for note in dict.fromkeys(note for each in plans for note in each.notes)]
+    whom: dict[str, list[str]] = {}
+    for strategy, reason in refused:
+        whom.setdefault(reason, []).append(strategy.name)
+    lines += [f"refused: {', '.join(names)}: {reason}" for reason, names in whom.items()]
     return "\n".join(lines)
 
 
