@@ -72,9 +72,10 @@ SIZES = {
 """Field of a configuration -> a small value; taken where the default is a larger whole number."""
 MORE: dict[str, Any] = {
     "n_group": 2, "topk_group": 1, "expand": 1, "mamba_n_heads": 4, "n_groups": 1, "entity_vocab_size": 99,
-    "default_language": "en_XX",
+    "default_language": "en_XX", "embed_dim": 24, "window_size": 2, "patch_size": 2,
 }  # fmt: skip
-"""The same in a second try, in which they and `SIZES` also stand where a default has no value."""
+"""The same in a second try, in which they and `SIZES` also stand where a default has no value. The last three are for
+Swin: its stages have 3 to 24 heads, and halve the image four times."""
 
 
 def classes() -> dict[str, tuple[str, str]]:
