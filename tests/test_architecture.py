@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from benchmarks.architectures import tiny
+from benchmarks.architectures import DEPTH, tiny
 from spafit_hf.architecture import Architecture, describe_architecture, find_architecture, is_linear, is_norm
 from spafit_hf.strategy import CROSS_ROLES, EVERY_ROLE, NORM_ROLES, ROLES
 
@@ -457,7 +457,8 @@ _SWIN = {role: f"attention.{role[0]}_proj" for role in ATTENTION[:3]} | {
     "attention_norm": "layernorm_before",
     "output_norm": "layernorm_after",
 }
-#: Class -> path of its stack, and of one layer: its place, its path, its modules by role, and those without one.
+_BERT = {role: f"attention.self.{role}" for role in ATTENTION[:3]} | {"attention_output": "attention.output.dense"}
+#: Class -> paths of its stacks, depth of the first, and some of its layers: place, path, modules by role, the rest.
 LAYERS_BY_HAND: dict[str, tuple[str, int, list[tuple[int, str, dict[str, str], str]]]] = {
     # experts are no matrices
     "MixtralForCausalLM": ("model.layers", 4, [(3, "model.layers.3", _SELF | _PRE, "")]),
@@ -490,6 +491,24 @@ LAYERS_BY_HAND: dict[str, tuple[str, int, list[tuple[int, str, dict[str, str], s
                 {"mixer_in": "mixer.in_proj", "attention_norm": "norm"},
                 "mixer.x_proj mixer.dt_proj mixer.out_proj",  # the last is read past by a fused kernel
             )
+        ],
+    ),
+    "MiniMaxForCausalLM": (
+        "model.layers",
+        4,
+        [
+            (0, "model.layers.0", _SELF | _PRE, ""),
+            (
+                1,
+                "model.layers.1",
+                dict.fromkeys(ATTENTION[:3], "self_attn.qkv_proj")
+                | {
+                    "attention_output": "self_attn.out_proj",
+                    "attention_norm": "self_attn.norm input_layernorm",
+                    "output_norm": "post_attention_layernorm",
+                },
+                "self_attn.output_gate",
+            ),
         ],
     ),
     "NemotronHForCausalLM": (
@@ -643,6 +662,173 @@ LAYERS_BY_HAND: dict[str, tuple[str, int, list[tuple[int, str, dict[str, str], s
             )
         ],
     ),
+    "CvtForImageClassification": (
+        "cvt.encoder.stages",
+        13,
+        [
+            (
+                12,
+                "cvt.encoder.stages.2.layers.9",
+                {role: f"attention.attention.projection_{role}" for role in ATTENTION[:3]}
+                | {
+                    "attention_output": "attention.output.dense",
+                    "attention_norm": " ".join(
+                        f"attention.attention.convolution_projection_{role}.convolution_projection.normalization"
+                        for role in ATTENTION[:3]
+                    )
+                    + " layernorm_before",
+                    "intermediate": "intermediate.dense",
+                    "output": "output.dense",
+                    "output_norm": "layernorm_after",
+                },
+                "",
+            )
+        ],
+    ),
+    "HieraForImageClassification": (
+        "hiera.encoder.stages",
+        24,
+        [
+            (
+                2,
+                "hiera.encoder.stages.1.layers.0",
+                _SWIN | dict.fromkeys(ATTENTION[:3], "attn.qkv") | {"attention_output": "attn.proj"},
+                "proj",
+            )
+        ],
+    ),
+    "PvtForImageClassification": (
+        "pvt.encoder.block",
+        8,
+        [
+            (
+                0,
+                "pvt.encoder.block.0.0",
+                _BERT
+                | {
+                    "intermediate": "mlp.dense1",
+                    "output": "mlp.dense2",
+                    "attention_norm": "layer_norm_1 attention.self.layer_norm",
+                    "output_norm": "layer_norm_2",
+                },
+                "",
+            )
+        ],
+    ),
+    "LevitForImageClassification": (  # attention and feed-forward are blocks of their own; some are the attention
+        "levit.encoder.stages",
+        28,
+        [
+            (
+                1,
+                "levit.encoder.stages.0.layers.1",
+                {
+                    "intermediate": "module.linear_up.linear",
+                    "output": "module.linear_down.linear",
+                    "output_norm": "module.linear_up.batch_norm module.linear_down.batch_norm",
+                },
+                "",
+            ),
+            (
+                8,
+                "levit.encoder.stages.0.layers.8",
+                {
+                    "query": "queries.linear",
+                    "key": "keys_values.linear",
+                    "value": "keys_values.linear",
+                    "attention_output": "projection.linear",
+                    "attention_norm": "keys_values.batch_norm queries.batch_norm projection.batch_norm",
+                },
+                "",
+            ),
+        ],
+    ),
+    # whole layers within a layer; attention to something else, by its class alone
+    "Florence2ForConditionalGeneration": (
+        "model.vision_tower.blocks model.language_model.encoder.layers model.language_model.decoder.layers",
+        12,
+        [
+            (
+                0,
+                "model.vision_tower.blocks.0.0",
+                dict.fromkeys(ATTENTION[:3], "spatial_block.window_attn.qkv channel_block.channel_attn.qkv")
+                | {
+                    "attention_output": "spatial_block.window_attn.proj channel_block.channel_attn.proj",
+                    "intermediate": "spatial_block.ffn.fc1 channel_block.ffn.fc1",
+                    "output": "spatial_block.ffn.fc2 channel_block.ffn.fc2",
+                    "attention_norm": "spatial_block.norm1 channel_block.norm1",
+                    "output_norm": "spatial_block.norm2 channel_block.norm2",
+                },
+                "",
+            )
+        ],
+    ),
+    "LxmertForQuestionAnswering": (
+        "lxmert.encoder.x_layers lxmert.encoder.layer lxmert.encoder.r_layers",
+        5,
+        [
+            (
+                0,
+                "lxmert.encoder.x_layers.0",
+                {role: f"lang_self_att.self.{role} visn_self_att.self.{role}" for role in ATTENTION[:3]}
+                | {f"cross_{role}": f"visual_attention.att.{role}" for role in ATTENTION[:3]}
+                | {
+                    "attention_output": "lang_self_att.output.dense visn_self_att.output.dense",
+                    "attention_norm": "lang_self_att.output.LayerNorm visn_self_att.output.LayerNorm",
+                    "cross_attention_output": "visual_attention.output.dense",
+                    "cross_attention_norm": "visual_attention.output.LayerNorm",
+                    "intermediate": "lang_inter.dense visn_inter.dense",
+                    "output": "lang_output.dense visn_output.dense",
+                    "output_norm": "lang_output.LayerNorm visn_output.LayerNorm",
+                },
+                "",
+            )
+        ],
+    ),
+    "MoonshineForConditionalGeneration": (
+        "model.decoder.layers model.encoder.layers",
+        4,
+        [
+            (
+                0,
+                "model.decoder.layers.0",
+                _SELF
+                | {f"cross_{role}": name.replace("self_attn", "encoder_attn") for role, name in _SELF.items()}
+                | {
+                    "attention_norm": "input_layernorm",
+                    "cross_attention_norm": "post_attention_layernorm",
+                    "intermediate": "mlp.fc1",
+                    "output": "mlp.fc2",
+                    "output_norm": "final_layernorm",
+                },
+                "",
+            )
+        ],
+    ),
+    "EvollaForProteinText2Text": (
+        "model.layers model.protein_encoder.model.encoder.layer "
+        "model.protein_encoder.sequence_compressor_resampler.layers",
+        4,
+        [
+            (
+                3,
+                "model.layers.3",
+                _SELF
+                | {
+                    "attention_norm": "input_layernorm",
+                    "cross_query": "adapter.query",
+                    "cross_key": "adapter.key_protein",
+                    "cross_value": "adapter.value_protein",
+                    "cross_attention_output": "adapter.out_proj",
+                    "cross_attention_norm": "adapter.attention_norm",
+                    "intermediate": "mlp.gate_proj mlp.up_proj adapter.ff.fc1",
+                    "output": "mlp.down_proj adapter.ff.fc2",
+                    "output_norm": "post_attention_layernorm adapter.ff.norm",
+                },
+                "",
+            )
+        ],
+    ),
     # lists side by side, weights that are no matrices, one layer for all
     "XLMForSequenceClassification": (
         "transformer",
@@ -716,12 +902,14 @@ LAYERS_BY_HAND: dict[str, tuple[str, int, list[tuple[int, str, dict[str, str], s
 
 @pytest.mark.parametrize("name", LAYERS_BY_HAND)
 def test_layers_of_other_kinds(name: str) -> None:
-    path, depth, expected = LAYERS_BY_HAND[name]
+    paths, depth, expected = LAYERS_BY_HAND[name]
     kind = getattr(hf, name)
     with torch.device("meta"):
         model = kind(tiny(kind.config_class, ()))
-    (stack,) = find_architecture(model).stacks
-    assert (stack.path, len(stack.layers)) == (path, depth)
+    stacks = {stack.path: stack for stack in find_architecture(model).stacks}
+    assert set(stacks) == set(paths.split())
+    stack = stacks[paths.split()[0]]
+    assert len(stack.layers) == depth
     for place, layer_path, roles, without in expected:
         layer = stack.layers[place]
         assert layer.path == layer_path
@@ -732,6 +920,33 @@ def test_layers_of_other_kinds(name: str) -> None:
         }
         assert found == roles
         assert [name.removeprefix(f"{layer.path}.") for name in layer.others] == without.split()
+
+
+def test_a_layer_that_holds_a_whole_one() -> None:
+    """Zamba's hybrid layers: the norms of the attention and of the feed-forward within are told apart there."""
+    config = tiny(hf.ZambaConfig, DEPTH)
+    config.num_hidden_layers, config.layers_block_type = 4, ["mamba", "hybrid", "mamba", "hybrid"]
+    with torch.device("meta"):
+        (stack,) = find_architecture(hf.ZambaForCausalLM(config)).stacks
+    layer = stack.layers[1]
+    found = {
+        role: [name.removeprefix(f"{layer.path}.") for name in layer.modules[role]]
+        for role in ("attention_norm", "output_norm")
+    }
+    assert found == {
+        "attention_norm": ["shared_transf.input_layernorm", "mamba_decoder.input_layernorm"],
+        "output_norm": ["shared_transf.pre_ff_layernorm"],
+    }
+    assert layer.names(("mixer_in", "query")) == (
+        "model.layers.1.shared_transf.self_attn.q_proj",
+        "model.layers.1.mamba_decoder.mamba.in_proj",
+    )
+
+
+def test_the_output_matrix_of_a_model_within_is_no_part_of_the_body() -> None:
+    with torch.device("meta"):
+        architecture = find_architecture(hf.BlipForConditionalGeneration(tiny(hf.BlipConfig, ())))
+    assert architecture.projections == ("text_decoder.cls.predictions.transform.dense",)
 
 
 def test_what_is_between_stages_is_outside_the_layers() -> None:

@@ -39,7 +39,8 @@ How a role is meant where a layer is not BERT's:
 * one matrix for query, key and value (GPT-2, ModernBERT, Phi-3): it stands under each of the three;
 * norms, before or after the sub-layer: "attention_norm" are those of the attention, "output_norm" those of the
   feed-forward; where both share one norm (Phi) it is "attention_norm";
-* left out on purpose: the norms of single heads (q_norm, k_norm in Qwen3 and Gemma 3); see `Layer.others`.
+* left out on purpose: the norms of single heads (q_norm, k_norm in Qwen3 and Gemma 3), and what gates an attention
+  beside its projections (output_gate in MiniMax, in_proj_z in Qwen3.5); see `Layer.others`.
 """
 
 from spafit_hf.architecture.described import DescriptionLike, register_architecture

@@ -160,9 +160,10 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
         for name, module in model.named_modules()
         if f"{name}.".startswith(in_body) and not f"{name}.".startswith(apart)
     ]
-    # The output matrix of a language model that is its own base (T5ForConditionalGeneration) is no part of the body.
-    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    linear = [name for name, module in outer if is_linear(module) and module is not output]
+    # The output matrix of a language model that is its own base (T5ForConditionalGeneration), or stands in one (BLIP's
+    # decoder of texts), is no part of the body.
+    outputs = {id(each.get_output_embeddings()) for each in model.modules() if isinstance(each, PreTrainedModel)}
+    linear = [name for name, module in outer if is_linear(module) and id(module) not in outputs]
     pooler = tuple(name for name in linear if "pooler" in name.split(".") or name.startswith(_below(kept)))
     return Architecture(
         model_type=model_type,

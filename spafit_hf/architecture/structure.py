@@ -83,6 +83,7 @@ class _Block:
 
 
 _ATTENTION_ROLES = (*_PROJECTIONS, "attention_output")
+_LISTS = (nn.ModuleList, nn.Sequential)  # of a stage's layers: CvT's are a Sequential
 _Run = tuple[str, list[_Block]]  # path of a list, and its blocks
 
 
@@ -149,7 +150,7 @@ def _run(path: str, blocks: nn.ModuleList, fused: bool) -> _Run:
     inner = next((name for block in blocks if (name := _stages(block, fused)) is not None), None)
     if inner is not None:
         below = [(join(each, inner), dict(block.named_modules()).get(inner)) for each, block in paths.items()]
-        lists = [(each, items) for each, items in below if isinstance(items, nn.ModuleList)]
+        lists = [(each, items) for each, items in below if isinstance(items, _LISTS)]
         paths = {f"{each}.{key}": block for each, items in lists for key, block in items.named_children()}
     return path, [_block({"": each}, block, fused) for each, block in paths.items()]
 
@@ -161,7 +162,7 @@ def _stages(block: nn.Module, fused: bool) -> str | None:
     """
     matrices = sum(map(is_linear, block.modules()))
     for name, items in block.named_modules():
-        if isinstance(items, nn.ModuleList) and len(items):
+        if isinstance(items, _LISTS) and len(items):
             each = [_block({}, item, fused) for item in items]
             plays = any(item.mixes or item.feeds_forward for item in each)
             repeats = len(set(map(type, items))) < len(items)
@@ -236,26 +237,35 @@ def _roles_of(block: nn.Module, fused: bool) -> Roles:
     taken = {name for names in mixers.values() for name in names}
     roles = {role: [name for name in names if name not in taken] for role, names in roles.items()} | mixers
     # What comes out of an attention stands with its projections: MobileBERT's bottleneck.attention.dense does not.
-    attentions = tuple(f"{_attention_of(name)}." for role in _PROJECTIONS for name in roles[role])
+    projections = [name for role in _PROJECTIONS for name in roles[role]]
+    attentions = {_attention_of(name) for name in projections}
     free = [name for name in linear if not _in_attention(name) and not any(name in each for each in roles.values())]
-    roles["attention_output"] = [name for name in roles["attention_output"] if name.startswith(attentions)] or [
-        name for name in free if name.startswith(attentions) and _ATTENTION_OUTPUT.fullmatch(_last(name))
-    ]
+    out = [name for name in roles["attention_output"] if _attention_of(name) in attentions]
+    attentions.difference_update(map(_attention_of, out))
+    out += [name for name in free if _attention_of(name) in attentions and _ATTENTION_OUTPUT.fullmatch(_last(name))]
+    roles["attention_output"] = out
     if not (roles["intermediate"] and roles["output"]):
-        width = _width(block, linear, roles)
-        used = (*roles["attention_output"], *(f"{_attention_of(name)}." for name in taken))
+        used = (*projections, *out, *(f"{_attention_of(name)}." for name in taken))
         free = [name for name in linear if not (_in_attention(name) or name.startswith(used) or _APART.search(name))]
         sizes = {name: in_out(linear[name]) for name in free}
+        # The width of the states is what comes out of the attention or mixer, else what the first matrix takes.
+        ends = [*out, *roles["mixer_out"]]
+        width = in_out(linear[ends[0]])[1] if ends else next((inputs for inputs, _ in sizes.values()), 0)
         roles["intermediate"], roles["output"] = _feed_forward_by_shape(sizes, width)
     if fused:
         roles["mixer_out"] = []
-    return _attentions_apart({role: tuple(names) for role, names in (roles | _norm_roles(block, roles)).items()})
+    return _attentions_apart(
+        block, {role: tuple(names) for role, names in (roles | _norm_roles(block, roles)).items()}
+    )
 
 
-def _attentions_apart(roles: Roles) -> Roles:
+def _attentions_apart(block: nn.Module, roles: Roles) -> Roles:
     """The roles with those of a cross attention apart, where a block attends to itself too."""
     projections = [name for role in _PROJECTIONS for name in roles[role]]
-    across = [name for name in projections if _CROSS.search(name)]
+    homes = {_attention_of(name) for name in projections}
+    # LXMERT's visual_attention says by its class alone what it is.
+    crossing = {home for home in homes if _CROSS.search(type(block.get_submodule(home)).__name__)}
+    across = [name for name in projections if _CROSS.search(name) or _attention_of(name) in crossing]
     itself = [name for name in projections if name not in across]
     if not across or not itself:
         return roles
@@ -263,21 +273,18 @@ def _attentions_apart(roles: Roles) -> Roles:
     def is_across(name: str) -> bool:
         home = f"{name.rpartition('.')[0]}."
         beside = home != "." and any(each.startswith(home) for each in across)
-        return _CROSS.search(name) is not None or (beside and not any(each.startswith(home) for each in itself))
+        crosses = _CROSS.search(name) is not None or _attention_of(name) in crossing
+        return crosses or (beside and not any(each.startswith(home) for each in itself))
 
     apart = dict(roles)
     for role, cross in zip(ROLES[:5], CROSS_ROLES, strict=True):
         apart[role] = tuple(name for name in roles[role] if not is_across(name))
         apart[cross] = tuple(name for name in roles[role] if is_across(name))
+    norms = apart["attention_norm"]
+    if not apart["cross_attention_norm"]:  # Moonshine's are named for places in the layer: the later half is its
+        half = len(norms) - len(norms) // 2
+        apart["attention_norm"], apart["cross_attention_norm"] = norms[:half], norms[half:]
     return apart
-
-
-def _width(block: nn.Module, linear: Mapping[str, nn.Module], roles: Mapping[str, list[str]]) -> int:
-    """Width of a block's states: what comes out of its attention or mixer, else what its first norm takes."""
-    out = [*roles["attention_output"], *roles["mixer_out"]]
-    if out:
-        return in_out(linear[out[0]])[1]
-    return next((module.get_parameter("weight").numel() for module in block.modules() if is_norm(module)), 0)
 
 
 def _mixer_roles(block: nn.Module, linear: Mapping[str, nn.Module], queries: list[str]) -> dict[str, list[str]]:
@@ -373,12 +380,11 @@ def _norm_roles(block: nn.Module, roles: Mapping[str, list[str]]) -> dict[str, l
         if _HEAD_NORM.fullmatch(name.rpartition(".")[2].lower()):
             continue
         home = name.rpartition(".")[0]
-        if not home:
+        feeds, mixes = (any(each.startswith(f"{home}.") for each in names) for names in (feed_forward, attention))
+        if not home or (feeds and mixes):  # Zamba's layers hold a whole one
             loose.append(name)
-        elif any(each.startswith(f"{home}.") for each in feed_forward):
-            found[name] = "output_norm"
-        elif any(each.startswith(f"{home}.") for each in attention):
-            found[name] = "attention_norm"
+        elif feeds or mixes:
+            found[name] = "output_norm" if feeds else "attention_norm"
         elif _in_attention(home) and not (
             home.startswith("post") or any(map(is_linear, block.get_submodule(home).modules()))
         ):
@@ -387,14 +393,23 @@ def _norm_roles(block: nn.Module, roles: Mapping[str, list[str]]) -> dict[str, l
         return {"attention_norm": [], "output_norm": [name for name in norms if name in loose or name in found]}
     if not feed_forward and not has_experts(block):
         return {"attention_norm": [name for name in norms if name in loose or name in found], "output_norm": []}
-    late = [name for name in loose if _FEED_FORWARD.search(name) or re.search("^(final|out)|out$", name)]
-    early = [name for name in loose if name not in late and _ATTENTION.search(name) and not name.startswith("post")]
-    early += [name for name in loose if "temporal" in name]
-    rest = [name for name in loose if name not in (*late, *early)]
-    if not late:
-        # In reading order the later half belongs to the feed-forward: one of two, two of four, one of three (with
-        # cross attention); one alone is shared by both (Phi), unless the attention has another.
-        known = bool(early) or "attention_norm" in found.values()
-        late = rest[len(rest) - (len(rest) + known) // 2 :]
-    found |= {name: "output_norm" if name in late else "attention_norm" for name in loose}
+    sides: dict[str, list[str]] = {}  # how the names of norms begin that stand side by side -> how they end
+    for name in loose:
+        own = name.rpartition(".")[2]
+        sides.setdefault(name.removesuffix(own), []).append(own)
+    known = [name for name, role in found.items() if role == "attention_norm"]
+    for side, own_names in sides.items():
+        late = _of_feed_forward(own_names, any(name.startswith(side) for name in known))
+        found |= {side + own: "output_norm" if own in late else "attention_norm" for own in own_names}
     return {role: [name for name in norms if found.get(name) == role] for role in NORM_ROLES}
+
+
+def _of_feed_forward(norms: list[str], known: bool) -> list[str]:
+    """Those of norms side by side that are the feed-forward's; `known` says whether the attention has others."""
+    late = [name for name in norms if _FEED_FORWARD.search(name) or re.search("^(final|out)|out$", name)]
+    early = [name for name in norms if name not in late and _ATTENTION.search(name) and not name.startswith("post")]
+    early += [name for name in norms if "temporal" in name]
+    rest = [name for name in norms if name not in (*late, *early)]
+    # In reading order the later half belongs to the feed-forward: one of two, two of four, one of three (with cross
+    # attention); one alone is shared by both (Phi), unless the attention has another.
+    return late or rest[len(rest) - (len(rest) + (bool(early) or known)) // 2 :]
