@@ -60,56 +60,40 @@ def _load(file: Path) -> State:
 
 
 class FetchedAhead:
-    """The random state around each batch of a training."""
+    """The random states around the batches of a step."""
 
     def __init__(self) -> None:
-        self._before: State | None = None
-        self._around: list[State] | None = None
-        self._first: State | None = None
-        self._then: State | None = None
+        self._around: list[State] = []
+        """At the start of the step's fetches, and after each batch."""
+        self._next: list[State] = []
+        """Of a run that resumes: what is put back at its first two notes."""
         self._begins = False
 
     def watch(self, loader: Any) -> None:
-        """Look at the batches of a loader in the epoch that begins."""
+        """Note a state after each batch of a loader, in the epoch that begins."""
         self._begins = True
-        if (
-            not isinstance(loader, DataLoaderShard)
-            or loader.num_workers
-            or isinstance(loader.dataset, IterableDataset)
-        ):
+        unreached = not isinstance(loader, DataLoaderShard) or loader.num_workers
+        if unreached or isinstance(loader.dataset, IterableDataset) or isinstance(loader.collate_fn, _Noting):
             return
-        if not isinstance(loader.collate_fn, _Noting):
-            loader.base_dataloader.collate_fn = _Noting(loader.collate_fn, self)
+        loader.base_dataloader.collate_fn = _Noting(loader.collate_fn, self.note)
 
-    @contextmanager
-    def window(self) -> Iterator[None]:
-        """Within it Trainer fetches the batches of a step: the state at its start and at the end of each is noted."""
-        if self._first is not None:
-            set_random_state(self._first)
-            self._first = None
-        self._around = [random_state()]
-        try:
-            yield
-        finally:
-            around, self._around = self._around, None
-            if self._begins:  # from its start to the first batch the iterator drew a seed for itself
-                around, self._begins = around[1:], False
-            drew = len(around) > 1 and not _equal(*around[-2:])
-            self._before = around[-2] if drew else None
+    def begin(self) -> None:
+        """Trainer is about to fetch the batches of a step."""
+        self._around = []
+        self.note()
+        if self._begins:  # from here to its first batch an iterator draws a seed for itself
+            self._around, self._begins = [], False
 
-    def fetched(self) -> None:
-        """A batch is there."""
-        if self._around is None:  # of an evaluation
-            return
-        if self._then is not None:
-            set_random_state(self._then)
-            self._then = None
+    def note(self) -> None:
+        """Keep the state of now, or put back that of the run that was stopped."""
+        if self._next:
+            set_random_state(self._next.pop(0))
         self._around.append(random_state())
 
     def save(self, folder: str, process: int) -> None:
-        """Write the state before the batch that waits into a checkpoint, if that batch drew anything."""
-        if self._before is not None:
-            _save(self._before, Path(folder) / FILE.format(process))
+        """Write the state before the batch that waits, the last fetched, into a checkpoint, if it drew anything."""
+        if len(self._around) > 1 and not _equal(*self._around[-2:]):
+            _save(self._around[-2], Path(folder) / FILE.format(process))
 
     @contextmanager
     def resuming(self, folder: str, process: int, loader: Any) -> Iterator[bool]:
@@ -118,21 +102,21 @@ class FetchedAhead:
         if not (file.is_file() and isinstance(getattr(loader, "collate_fn", None), _Noting)):
             yield False
             return
-        self._first, self._then = _load(file), random_state()
+        self._next = [_load(file), random_state()]
         loader.base_dataloader.generator = torch.Generator()  # or an iterator would draw a seed from the state
         try:
             yield True
         finally:
-            self._first = self._then = loader.base_dataloader.generator = None
+            self._next, loader.base_dataloader.generator = [], None
 
 
 class _Noting:
     """A collator that says when it is done."""
 
-    def __init__(self, collate: Callable[[Any], Any], ahead: FetchedAhead) -> None:
-        self.collate, self.ahead = collate, ahead
+    def __init__(self, collate: Callable[[Any], Any], note: Callable[[], None]) -> None:
+        self.collate, self.note = collate, note
 
     def __call__(self, rows: Any) -> Any:
         batch = self.collate(rows)
-        self.ahead.fetched()
+        self.note()
         return batch

@@ -296,8 +296,8 @@ class StrataTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor | int | None]:
         """`Trainer.get_batch_samples`, with a look at the rows of a window: its batches may differ in size."""
-        with self._ahead.window():
-            samples, items = super().get_batch_samples(*args, **kwargs)
+        self._ahead.begin()
+        samples, items = super().get_batch_samples(*args, **kwargs)
         rows = [find_batch_size(batch) for batch in samples]
         self._window_rows = sum(rows) if None not in rows and len(set(rows)) > 1 else None
         return samples, items
