@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import evaluate
@@ -27,8 +26,9 @@ from transformers import (
 )
 
 from spafit_hf.data import DataError, glue_metric, hub_dataset, jsonable, tokenize
+from spafit_hf.data.figures import compute
 from spafit_hf.data.glue import PAPER_SCORES, TASKS, get_task
-from spafit_hf.data.glue_metric import GlueMetric, compute_metrics_for, load_glue_metric
+from spafit_hf.data.glue_metric import compute_metrics_for
 from spafit_hf.data.glue_rows import load_task
 from spafit_hf.names import embedded_base
 from spafit_hf.pypi import EmbeddedError
@@ -206,7 +206,7 @@ def test_figures_of_classes_are_the_definitions(name: str) -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, task.num_labels, 200)
     ids = np.where(generator.random(200) < 0.7, labels, generator.integers(0, task.num_labels, 200))
-    figures = GlueMetric(name).compute(predictions=ids, references=labels)
+    figures = compute(task.metrics, ids, labels)
     expected = {
         "accuracy": float((ids == labels).mean()),
         "matthews_correlation": sklearn.metrics.matthews_corrcoef(labels, ids),
@@ -220,39 +220,28 @@ def test_figures_of_scores_are_the_definitions() -> None:
     generator = np.random.default_rng(0)
     labels = generator.random(200).astype(np.float32) * 5
     scores = labels + generator.normal(size=200).astype(np.float32)
-    figures = GlueMetric("stsb").compute(predictions=scores, references=labels)
+    figures = compute(TASKS["stsb"].metrics, scores, labels)
     assert figures == {
         "pearson": float(scipy.stats.pearsonr(scores, labels)[0]),
         "spearmanr": float(scipy.stats.spearmanr(scores, labels)[0]),
     }
 
 
+def figures_of(task: str, predictions: list[float], labels: list[float]) -> dict[str, float]:
+    return compute_metrics_for(task)(EvalPrediction(np.array(predictions), np.array(labels)))
+
+
 def test_by_hand() -> None:
-    assert GlueMetric("mrpc").compute(predictions=[1, 1, 0, 0], references=[1, 0, 1, 0]) == {
-        "f1": 0.5,
-        "accuracy": 0.5,
-    }
-    assert GlueMetric("cola").compute(predictions=[1, 0], references=[0, 1]) == {"matthews_correlation": -1.0}
+    assert figures_of("mrpc", [1, 1, 0, 0], [1, 0, 1, 0]) == {"f1": 0.5, "accuracy": 0.5}
+    assert figures_of("cola", [1, 0], [0, 1]) == {"matthews_correlation": -1.0}
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_undefined_stays_undefined() -> None:
-    assert GlueMetric("cola").compute(predictions=[1, 1], references=[0, 1]) == {"matthews_correlation": 0.0}
-    figures = GlueMetric("stsb").compute(predictions=[2.0, 2.0, 2.0], references=[1.0, 2.0, 3.0])
+    assert figures_of("cola", [1, 1], [0, 1]) == {"matthews_correlation": 0.0}
+    figures = figures_of("stsb", [2.0, 2.0, 2.0], [1.0, 2.0, 3.0])
     assert all(map(math.isnan, figures.values()))
     assert json.loads(json.dumps(jsonable(figures), allow_nan=False)) == {"pearson": None, "spearmanr": None}
-
-
-def test_metrics_in_parallel_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def score(seed: int) -> dict:
-        return GlueMetric("sst2").compute(predictions=[1] * seed + [0], references=[1] * (seed + 1))
-
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(score, range(1, 9)))
-    assert results == [{"accuracy": seed / (seed + 1)} for seed in range(1, 9)]
-    assert not os.listdir(tmp_path)
 
 
 def test_compute_metrics_takes_what_trainer_gives() -> None:
@@ -278,22 +267,22 @@ def test_offline_never_asks_the_network(monkeypatch: pytest.MonkeyPatch, caplog:
             monkeypatch.delenv(other, raising=False)
         monkeypatch.setenv(variable, "1")
         with caplog.at_level("INFO"):
-            assert isinstance(load_glue_metric("rte"), GlueMetric)
+            assert figures_of("rte", [1, 0], [1, 1]) == {"accuracy": 0.5}
         assert f"({variable} is set)" in caplog.text
 
 
 def test_the_hubs_metric_where_it_answers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(glue_metric, "no_hub", lambda: "")
-    theirs = GlueMetric("rte")
+    theirs = SimpleNamespace(compute=lambda predictions, references: {"accuracy": np.float32(0.25)})
     monkeypatch.setattr(evaluate, "load", lambda *_, **__: theirs)
-    assert load_glue_metric("rte") is theirs
+    assert figures_of("rte", [1, 0], [1, 1]) == {"accuracy": 0.25}
 
     def fail(*_: object, **__: object) -> None:
         raise FileNotFoundError("no script\nand more")
 
     monkeypatch.setattr(evaluate, "load", fail)
     with caplog.at_level("INFO"):
-        assert isinstance(load_glue_metric("rte"), GlueMetric)
+        assert figures_of("rte", [1, 0], [1, 1]) == {"accuracy": 0.5}
     assert len(caplog.records) == 1
     assert caplog.records[0].getMessage().endswith("(evaluate's metric did not load: no script).")
 
