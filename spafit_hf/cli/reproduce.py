@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from spafit_hf.cli.recipe import read_recipe
 from spafit_hf.reproduce.grid import FLAGS, Grid
-from spafit_hf.strategy.reading import closest, parse_yaml
+from spafit_hf.strategy.reading import closest
 
 EPILOG = """\
 A YAML file given first sets flags by name, and flags after it override the file. The folder holds a cell per training
@@ -95,11 +96,5 @@ def read(args: argparse.Namespace) -> Grid:
         raise ValueError(f"reproduce has no flag {args.rest[0]}{closest(args.rest[0].lstrip('-'), FLAGS)}")
     layers = [{name: value for name, value in vars(args).items() if name in FLAGS}]
     if "file" in args:
-        try:
-            values = parse_yaml(Path(args.file).read_text(encoding="utf-8"), args.file)
-        except OSError as error:
-            raise ValueError(f"{args.file} cannot be read: {error.strerror}.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{args.file} holds a {type(values).__name__}; expected is a mapping of flags to values.")
-        layers.insert(0, values)
+        layers.insert(0, read_recipe(args.file))
     return Grid.from_layers(*layers)

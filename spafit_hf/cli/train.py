@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spafit_hf.cli.recipe import read_recipe
 from spafit_hf.files import is_disk_full
 from spafit_hf.words import SpafitError, listing
 
@@ -84,7 +85,11 @@ def run(args: argparse.Namespace) -> None:
         parser.print_help()
         return
     if rest and rest[0].endswith((".yaml", ".yml", ".json")):
-        parser.set_defaults(**_from_file(Path(rest.pop(0)), {item.name for kind in kinds for item in fields(kind)}))
+        file = rest.pop(0)
+        recipe = read_recipe(file)
+        if unknown := sorted(recipe.keys() - {item.name for kind in kinds for item in fields(kind)}):
+            raise ValueError(f"{file} sets {unknown[0]!r}, which is no flag; see `spafit train --help-all`.")
+        parser.set_defaults(**recipe)
     data_args, base_args, training_args = parser.parse_args_into_dataclasses(rest)
     data = load_data(data_args)
     if training_args.load_best_model_at_end and training_args.metric_for_best_model in (None, "loss"):
@@ -152,23 +157,6 @@ def command_line(flags: list[str]) -> str:
         and not (line[0].startswith("--") and any(secret.startswith(name) for secret in SECRETS))
     ]
     return " \\\n  ".join(["spafit train", *shown])
-
-
-def _from_file(path: Path, known: set[str]) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; expected is a mapping of flags to values.")
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"{path} sets {unknown[0]!r}, which is no flag; see `spafit train --help-all`.")
-    return values
 
 
 def _recorded(data_args: Any, base_args: Any, training_args: Any) -> dict[str, Any]:
