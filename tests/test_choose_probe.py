@@ -9,6 +9,7 @@ from models import tiny
 from sklearn.model_selection import KFold
 
 from spafit_hf.choose.probe import FOLDS, PENALTY, one_standard_error, out_of_fold, probe_layers, read_states
+from spafit_hf.choose.reader import reader_of
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -17,7 +18,7 @@ def test_states_are_those_of_the_token_that_the_head_reads_and_the_mean(family: 
     ids = torch.randint(3, 40, (3, 6))
     mask = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]])  # padding on either side
     batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([1, 0, 1])}
-    states, labels = read_states(model, [batch, batch], last=family == "llama")
+    states, labels = read_states(reader_of(model), [batch, batch], last=family == "llama")
     assert model.training
     assert labels.tolist() == [1, 0, 1] * 2
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import textwrap
@@ -31,6 +32,7 @@ def flags(base: Path, glue: Path, output: Path, **more: object) -> list[str]:
         "lora_r": 4,
         "num_train_epochs": 1,
         "score": "kappa",
+        "max_length": 7,
         "output_dir": output,
         **more,
     }
@@ -38,9 +40,20 @@ def flags(base: Path, glue: Path, output: Path, **more: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def searched(base_folder: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def notices() -> list[str]:
+    """What a search says of rows that are too long."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def searched(base_folder: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory, notices: list[str]) -> Path:
     output = tmp_path_factory.mktemp("suggest") / "out"
+    handler = logging.Handler()
+    handler.emit = lambda record: notices.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("spafit_hf.data.tokens")
+    logger.addHandler(handler)
     assert main(flags(base_folder, glue, output)) == 0
+    logger.removeHandler(handler)
     return output
 
 
@@ -67,6 +80,11 @@ def test_everything_measured_is_kept(found: dict[str, Any]) -> None:
     assert len(by_name[REFERENCE]["scores"]["final"]) == 3
     assert found["comparison"]["low"] <= found["comparison"]["mean"] <= found["comparison"]["high"]
     assert found["rows"]["selection"] < found["rows"]["rungs"] < found["rows"]["train"]
+
+
+def test_rows_that_are_too_long_are_named_once(searched: Path, notices: list[str]) -> None:
+    (notice,) = notices
+    assert notice.startswith("train: 98 of 98 rows are longer than 7 tokens")
 
 
 def test_rungs_never_see_the_validation_set(searched: Path, found: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def measure(
                 raise SpafitError(f"{name} has {counts}; name another base with --base.")
             drifts = [Drift() for _ in reader.layers]
             for _, batch in batches(tokenizer, rows, device):
-                for drift, old, new in zip(drifts, reader.states(batch), own.states(batch), strict=False):
+                for drift, old, new in zip(drifts, reader.states(batch)[1:], own.states(batch)[1:], strict=False):
                     drift.add(old, new)
             after = [predictions(task, own, tokenizer, device, SEED) for task in tasks]
             made = _likelihood(reference, tuned, own.body, asked) if reference.head else None

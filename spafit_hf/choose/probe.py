@@ -24,8 +24,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
+from spafit_hf.choose.reader import Reader
 from spafit_hf.reproduce.statistics import resampled
 from spafit_hf.shortcuts.probe import evaluating
 
@@ -49,12 +49,12 @@ class Probes:
 
 
 def read_states(
-    model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], *, last: bool
+    reader: Reader, batches: Iterable[Mapping[str, torch.Tensor]], *, last: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The states of every row at every layer, in one pass without dropout, and the labels in the same order.
 
     Args:
-        model: a transformers model with one stack of layers.
+        reader: of a model with one stack of layers.
         batches: its inputs, with labels and an attention mask, on its device.
         last: whether the head reads the last token, not the first.
 
@@ -62,18 +62,14 @@ def read_states(
         float32 [layers + 1, rows, 2 width], the head's token and then the mean over tokens; labels [rows].
     """
     parts, labels = [], []
-    with torch.no_grad(), evaluating(model):
-        for batch in batches:
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            states = torch.stack(model(**inputs, output_hidden_states=True).hidden_states).float()
-            labels.append(batch["labels"].cpu().numpy())
-            mask = inputs["attention_mask"]
-            # The last 1 of each row, on whichever side the padding is.
-            place = mask.shape[1] - 1 - mask.flip(1).argmax(1) if last else mask.argmax(1)
-            token = states[:, torch.arange(len(mask), device=mask.device), place]
-            weights = mask[:, :, None] / mask.sum(1)[:, None, None]
-            parts.append(torch.cat([token, (states * weights).sum(2)], dim=-1).cpu().numpy())
-    return np.concatenate(parts, axis=1), np.concatenate(labels)
+    for batch in batches:
+        labels.append(batch["labels"].cpu().numpy())
+        with evaluating(reader.body):
+            *below, _, top = reader.states({name: value for name, value in batch.items() if name != "labels"})
+        lengths = batch["attention_mask"].sum(1).tolist()
+        for row in torch.stack([*below, top]).float().cpu().split(lengths, dim=1):
+            parts.append(torch.cat([row[:, -1 if last else 0], row.mean(1)], dim=-1))
+    return torch.stack(parts, dim=1).numpy(), np.concatenate(labels)
 
 
 def out_of_fold(states: np.ndarray, labels: np.ndarray, regression: bool, seed: int, linear: Any = None) -> np.ndarray:

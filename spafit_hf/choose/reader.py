@@ -36,7 +36,8 @@ class Reader:
 
     @torch.no_grad()
     def states(self, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        """What each layer returns for a batch, and last what the body does (after a final norm, where there is one).
+        """What the first layer is given for a batch, what each layer returns, and last what the body does, which is
+        after a final norm where there is one.
 
         Returns:
             float tensors [tokens, width], padding left out.
@@ -45,13 +46,18 @@ class Reader:
             SpafitError: for states of another shape, or that are not finite.
         """
         found: list[Any] = []
+
+        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(args[0] if args else kwargs["hidden_states"])
+
         with ExitStack() as stack:
+            stack.enter_context(self.layers[0].register_forward_pre_hook(enter, with_kwargs=True))
             for layer in self.layers:
                 stack.enter_context(layer.register_forward_hook(lambda _module, _args, output: found.append(output)))
             found.append(self.body(**batch)[0])
         states = [output[0] if isinstance(output, tuple) else output for output in found]
         tokens = batch["attention_mask"]
-        if len(states) != len(self.layers) + 1 or any(each.shape[:2] != tokens.shape for each in states):
+        if len(states) != len(self.layers) + 2 or any(each.shape[:2] != tokens.shape for each in states):
             raise SpafitError(f"{type(self.body).__name__} does not give a state for each token in each layer.")
         kept = [each[tokens.bool()] for each in states]
         if not all(bool(torch.isfinite(each).all()) for each in kept):

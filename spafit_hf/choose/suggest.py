@@ -10,11 +10,14 @@ OUT/begun.json     what is wanted, what was measured before the search, and the 
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,12 @@ from spafit_hf.choose.budget import Budget
 from spafit_hf.choose.candidates import CONTROL, REFERENCE, Candidate, costed, proposed, within
 from spafit_hf.choose.options import Options
 from spafit_hf.choose.probe import probe_layers, read_states
+from spafit_hf.choose.reader import reader_of
 from spafit_hf.choose.report import RESULT_FILE, write_outputs
 from spafit_hf.choose.search import SEEDS, Clock, Search, Stage, Trainings
 from spafit_hf.choose.sensitivity import HEAD_EPOCHS, choose_n2, kappa_shares, measure, paying_roles
 from spafit_hf.choose.verdict import decide
+from spafit_hf.data.tokens import logger as notices
 from spafit_hf.planner import build_model, plan
 from spafit_hf.reproduce.cell import key_versions, levels_kept
 from spafit_hf.reproduce.results import STATES, as_line, write_whole
@@ -50,6 +55,22 @@ GRADIENT_ROWS = 256
 """Of these, the first, on which gradients are taken; the head is trained on twice as many."""
 
 
+@contextmanager
+def _first_notice_alone() -> Iterator[None]:
+    """That rows are too long is shown the first time: each training tokenizes rows of the same task."""
+    times = itertools.count()
+
+    def first(record: logging.LogRecord) -> bool:
+        return not next(times)
+
+    notices.addFilter(first)
+    try:
+        yield
+    finally:
+        notices.removeFilter(first)
+
+
+@_first_notice_alone()
 def suggest(
     base: str,
     arguments: DataArguments,
@@ -230,7 +251,7 @@ def _analysis(base: str, data: RunData, options: Options, headed: Path) -> dict[
             raise SpafitError(f"suggest reads bases with one stack of layers, and {base} has several.")
         model, layers = base_of(trainer.model), architecture.stacks[0].layers
         last = "score" in architecture.head
-        states, labels = read_states(model, trainer.get_eval_dataloader(rows), last=last)
+        states, labels = read_states(reader_of(model), trainer.get_eval_dataloader(rows), last=last)
         probes = probe_layers(states, labels, data.main_figure, data.labelled.regression, options.seed)
         trainer.train_dataset = rows.select(range(min(2 * GRADIENT_ROWS, len(rows))))
         trainer.train()
