@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ from spafit_hf.words import figure_name
 
 CURVE_FILE = "training_curve.png"
 
-logger = logging.getLogger(__name__)
-
 BLUE, ORANGE, GREY = "#2563eb", "#d97706", "#6b7280"
 
 
 def draw_curve(facts: CardFacts, folder: Path) -> str | None:
-    """Draw the steps into `folder / CURVE_FILE`; its name, or None without steps or matplotlib.
+    """Draw the steps into `folder / CURVE_FILE`; its name, or None without steps.
 
     Equal facts give equal bytes with one version of matplotlib.
     """
@@ -30,17 +27,12 @@ def draw_curve(facts: CardFacts, folder: Path) -> str | None:
     panels = [panel for panel in panels if any(len(points) > 1 for *_, points in panel)]
     if not panels:
         return None
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        logger.info("The card has no picture of the training curve; pip install matplotlib for one.")
-        return None
+    # Imported here so that importing the trainer does not wait for matplotlib.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # A Figure of its own and no pyplot: nothing of the caller's matplotlib is touched.
     figure = Figure(figsize=(6, 2.6 * len(panels)), dpi=160, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
     axes: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for number, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
         for label, color, points in panel:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -112,9 +111,7 @@ def _rates(summary: Summary) -> Figure | None:
 def new_figure(width: float, height: float) -> Figure:
     """A white figure, in inches."""
     # A Figure of its own and no pyplot: nothing of the caller's matplotlib is touched.
-    figure = Figure(figsize=(width, height), dpi=130, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=130, facecolor="white", layout="constrained")
 
 
 def _style(summary: Summary, method: str) -> dict[str, Any]:
