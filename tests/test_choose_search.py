@@ -39,7 +39,9 @@ def rows(count: int, validation: int) -> RunData:
     def split(n: int) -> Dataset:
         return Dataset.from_dict({"text": ["a"] * n, "label": [at % 2 for at in range(n)]})
 
-    text = TextData(DatasetDict({"train": split(count), "validation": split(validation)}), ("text",), ("b", "g"), "x")
+    text = TextData(
+        DatasetDict({"train": split(count), "validation": split(validation)}), ("text",), "x", labels=("b", "g")
+    )
     return RunData(text, "made up", ("accuracy",), lambda prediction: {})
 
 

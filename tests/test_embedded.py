@@ -90,7 +90,7 @@ def test_the_name_on_the_hub_stands_for_the_package(base: Path, monkeypatch: pyt
 
 
 def test_an_adapter_of_the_packaged_encoder_names_it_as_the_hub_does(base: Path, tmp_path: Path) -> None:
-    text = TextData(DatasetDict(), ("text",), LABELS, "rows")
+    text = TextData(DatasetDict(), ("text",), "rows", labels=LABELS)
     model, _ = load_classifier(BaseArguments(base="embedded"), text)
     save_adapter(get_spafit_model(model, "spafit-4-9-II", r=2), tmp_path)
     for name in ("adapter_config.json", "spafit_config.json"):
@@ -110,7 +110,7 @@ def test_an_adapter_of_the_packaged_encoder_names_it_as_the_hub_does(base: Path,
 
 
 def test_every_command_takes_the_embedded_base(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    adapter, text = str(tmp_path / "adapter"), TextData(DatasetDict(), ("text",), LABELS, "rows")
+    adapter, text = str(tmp_path / "adapter"), TextData(DatasetDict(), ("text",), "rows", labels=LABELS)
     model, _ = load_classifier(BaseArguments(base="embedded"), text)
     save_adapter(get_spafit_model(model, "spafit-4-9-II", r=2), adapter)
     assert main(["plan", "embedded", "spafit-4-9-II", "--num-labels", "2"]) == 0

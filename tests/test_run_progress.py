@@ -88,7 +88,7 @@ def test_a_base_that_lacks_weights_of_its_own_is_named(
     file = base / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(file).items() if "pooler" not in name}
     save_file(kept, file, {"format": "pt"})
-    text = TextData(datasets.DatasetDict(), ("text",), ("bad", "good"), "here")
+    text = TextData(datasets.DatasetDict(), ("text",), "here", labels=("bad", "good"))
     for folder, missing in ((base_folder, []), (base, ["bert.pooler.dense.bias and bert.pooler.dense.weight"])):
         caplog.clear()
         load_classifier(BaseArguments(base=str(folder)), text)

@@ -5,37 +5,15 @@ The rules of files, splits and validation rows are those of `text_data`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spafit_hf.data.columns import choose_label, choose_texts, refuse_empty, require_kinds, without_hidden_labels
 from spafit_hf.data.labels import LABEL
 from spafit_hf.data.table import DataError
 from spafit_hf.data.text_data import Splits, read_splits, with_validation
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
 SOURCES = ("document", "article", "text", "dialogue", "source", "content", "body")
 TARGETS = ("summary", "highlights", "target", "abstract", "headline", "title")
-
-
-@dataclass(frozen=True)
-class GenerationData(Splits):
-    """Splits of text in one shape.
-
-    Attributes:
-        splits: each split with the column of `columns` and, where something is to be written of it, `label`: strings.
-        columns: the one text column.
-        source: where the rows are from: a Hub id, a folder or files.
-        notes: what was inferred, carved or left out, a sentence each.
-    """
-
-    splits: DatasetDict
-    columns: tuple[str, ...]
-    source: str
-    notes: tuple[str, ...] = ()
 
 
 def load_generation_data(
@@ -48,8 +26,8 @@ def load_generation_data(
     text_columns: str | None = None,
     label_column: str | None = None,
     need_train: bool = True,
-) -> GenerationData:
-    """Load text from the Hub, a folder or files.
+) -> Splits:
+    """Load text from the Hub, a folder or files: splits of one column, and `label` for what is to be written of it.
 
     Args:
         with_targets: whether a row has a text that is to be written of the other.
@@ -77,4 +55,4 @@ def load_generation_data(
         plain = split.select_columns(list(wanted))
         refuse_empty(plain, wanted[:-1], wanted[-1], whose)
         splits[name] = plain.rename_column(label, LABEL) if label not in ("", LABEL) else plain
-    return GenerationData(with_validation(splits, columns, need_train, notes), columns, origin, tuple(notes))
+    return Splits(with_validation(splits, columns, need_train, notes), columns, origin, tuple(notes))

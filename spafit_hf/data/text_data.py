@@ -28,10 +28,21 @@ SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation"
                "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
 
 
+@dataclass(frozen=True)
 class Splits:
-    """What follows from the names of splits of rows."""
+    """Splits of text in one shape.
+
+    Attributes:
+        splits: each split with the strings of `columns`, and `label` where something is to be told or written of them.
+        columns: one text column, or the two of a pair, in reading order.
+        source: where the rows are from: a Hub id, a folder or files.
+        notes: what was inferred, carved or left out, a sentence each.
+    """
 
     splits: DatasetDict
+    columns: tuple[str, ...]
+    source: str
+    notes: tuple[str, ...] = ()
 
     @property
     def evaluation_splits(self) -> tuple[str, ...]:
@@ -44,21 +55,13 @@ class Splits:
 
 @dataclass(frozen=True)
 class TextData(Splits, Labelled):
-    """Splits of labelled text in one shape, with the facts a training run and a card need.
+    """Splits of labelled text, their `label` a `ClassLabel` or `float32`.
 
     Attributes:
-        splits: each split with exactly `columns` (strings) and `label` (`ClassLabel` or `float32`).
-        columns: one text column, or the two of a pair, in reading order.
         labels: label names in id order; empty for regression.
-        source: where the rows are from: a Hub id, a folder or files.
-        notes: what was inferred, carved or left out, a sentence each.
     """
 
-    splits: DatasetDict
-    columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    source: str
-    notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def in_both_orders(self) -> TextData:
         """The same with each training pair a second time, its texts swapped.
@@ -131,7 +134,7 @@ def load_text_data(
         refuse_empty(splits[name], columns, label, whose)
     encoded, names = encode_labels(splits, label, labels, regression, origin, notes)
     held = with_validation(encoded, columns, need_train, notes)
-    return TextData(held, columns, names, origin, tuple(notes))
+    return TextData(held, columns, origin, tuple(notes), names)
 
 
 def with_validation(
@@ -161,27 +164,28 @@ def read_splits(
     need_train: bool,
 ) -> tuple[dict[str, Dataset], str, list[str]]:
     """The splits by their names here, what they are called in errors, and a note for each that is not used."""
-    splits, origin, notes = _read_splits(source, files, config_name)
+    given = {split: Path(path) for split, path in files.items() if path is not None}
+    if (source is None) == (not given):
+        raise DataError("Give either a dataset (a Hub id, a folder or one file) or train/validation/test files.")
+    notes: list[str] = []
+    if source is None:
+        origin = ", ".join(f"'{path}'" for path in given.values())
+        splits = {split: read_table(path) for split, path in given.items()}
+    else:
+        path, origin = Path(source).expanduser(), f"'{source}'"
+        if path.is_dir():
+            splits = {split: read_table(file) for split, file in _files_of_folder(path).items()}
+        elif path.is_file() or path.suffix.lower() in SUFFIXES:
+            splits = {"train": read_table(path)}
+        else:
+            splits = _splits_on_hub(str(source), config_name, origin, notes)
     if need_train and "train" not in splits:
         raise DataError(f"{origin} has no train split, only {', '.join(splits)}. Name its rows with a train file.")
     return splits, origin, notes
 
 
-def _read_splits(
-    source: str | Path | None, files: Mapping[str, str | Path | None], config_name: str | None
-) -> tuple[dict[str, Dataset], str, list[str]]:
-    given = {split: Path(path) for split, path in files.items() if path is not None}
-    if (source is None) == (not given):
-        raise DataError("Give either a dataset (a Hub id, a folder or one file) or train/validation/test files.")
-    if source is None:
-        origin = ", ".join(f"'{path}'" for path in given.values())
-        return {split: read_table(path) for split, path in given.items()}, origin, []
-    path, origin = Path(source).expanduser(), f"'{source}'"
-    if path.is_dir():
-        return {split: read_table(file) for split, file in _files_of_folder(path).items()}, origin, []
-    if path.is_file() or path.suffix.lower() in SUFFIXES:
-        return {"train": read_table(path)}, origin, []
-    loaded, notes = load_hub_dataset(str(source), config_name), []
+def _splits_on_hub(dataset: str, config_name: str | None, origin: str, notes: list[str]) -> dict[str, Dataset]:
+    loaded = load_hub_dataset(dataset, config_name)
     splits: dict[str, Dataset] = {}
     for name, split in loaded.items():
         known = SPLIT_NAMES.get(name, name)
@@ -191,7 +195,7 @@ def _read_splits(
             notes.append(f"Split '{name}' ({split.num_rows} rows) of {origin} is not used.")
     if not splits:
         raise DataError(f"{origin} has the splits {', '.join(loaded)}; one of them must be called train.")
-    return splits, origin, notes
+    return splits
 
 
 def _files_of_folder(folder: Path) -> dict[str, Path]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from datasets import DatasetDict
 from transformers import EvalPrediction
 
 from spafit_hf.data import TextData, carve_validation, compute_figures, default_figures, load_text_data
-from spafit_hf.data.generation import GenerationData, load_generation_data
+from spafit_hf.data.generation import load_generation_data
 from spafit_hf.data.glue import DATASET_ID, TASKS, get_task
 from spafit_hf.data.glue_metric import compute_metrics_for
 from spafit_hf.data.glue_rows import load_task
 from spafit_hf.data.reviews import LABELS, MOVIE_REVIEWS, TEXT, load_movie_reviews
 from spafit_hf.data.rouge import ROUGE
+from spafit_hf.data.text_data import Splits
 from spafit_hf.trainer.arguments import option
 from spafit_hf.trainer.facts import data_of
 from spafit_hf.words import SpafitError
@@ -24,7 +25,7 @@ GENERATION = {"summarization": ROUGE, "causal-lm": ("perplexity",)}
 """Tasks of text that is written, and the figures that count."""
 MAX_TARGET_LENGTH = 64
 
-AnyText = TypeVar("AnyText", bound=TextData | GenerationData)
+AnyText = TypeVar("AnyText", bound=Splits)
 
 
 @dataclass
@@ -63,7 +64,7 @@ class DataArguments:
 class RunData:
     """Text with the figures that count on it."""
 
-    text: TextData | GenerationData
+    text: Splits
     title: str
     """What tables call it, such as "GLUE MRPC"."""
     figures: tuple[str, ...]
@@ -135,29 +136,35 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     elif arguments.task:
         task = get_task(arguments.task)
         splits = load_task(task, arguments.data_dir or None)
-        text = TextData(splits, task.columns, task.labels, arguments.data_dir or DATASET_ID)
+        text = TextData(splits, task.columns, arguments.data_dir or DATASET_ID, labels=task.labels)
         data = RunData(text, f"GLUE {task.title}", task.metrics, compute_metrics_for(task), task.name)
     elif arguments.dataset == MOVIE_REVIEWS:
         rows = load_movie_reviews(max_train=arguments.max_train_rows or None).select_columns([TEXT, "label"])
-        text = TextData(rows, (TEXT,), LABELS, MOVIE_REVIEWS)
+        text = TextData(rows, (TEXT,), MOVIE_REVIEWS, labels=LABELS)
         data = RunData(text, "movie reviews", ("accuracy",), compute_figures(("accuracy",)))
     else:
+        labels = [name.strip() for name in arguments.labels.split(",")] if arguments.labels else None
         text = load_text_data(
-            arguments.dataset or None,
-            train_file=arguments.train_file or None,
-            validation_file=arguments.validation_file or None,
-            config_name=arguments.dataset_config or None,
-            text_columns=arguments.text_columns or None,
-            label_column=arguments.label_column or None,
-            labels=[name.strip() for name in arguments.labels.split(",")] if arguments.labels else None,
-            regression=arguments.regression,
-            need_train=need_train,
+            **_rows_named(arguments), labels=labels, regression=arguments.regression, need_train=need_train
         )
         figures = default_figures(text.num_labels)
         data = RunData(text, text.source, figures, compute_figures(figures))
     if arguments.both_orders:
         _check_orders(data)
     return _limited(data, arguments)
+
+
+def _rows_named(arguments: DataArguments) -> dict[str, Any]:
+    """Where a user's own rows are and which columns count, as the loaders take it: what is left open is None."""
+    given = {
+        "source": arguments.dataset,
+        "train_file": arguments.train_file,
+        "validation_file": arguments.validation_file,
+        "config_name": arguments.dataset_config,
+        "text_columns": arguments.text_columns,
+        "label_column": arguments.label_column,
+    }
+    return {name: value or None for name, value in given.items()}
 
 
 def _generation(arguments: DataArguments, need_train: bool) -> RunData:
@@ -168,16 +175,7 @@ def _generation(arguments: DataArguments, need_train: bool) -> RunData:
     with_targets = arguments.task == "summarization"
     if arguments.label_column and not with_targets:
         raise ValueError(f"a text of --task {arguments.task} is all that is learned from; leave out --label_column.")
-    text = load_generation_data(
-        arguments.dataset or None,
-        with_targets=with_targets,
-        train_file=arguments.train_file or None,
-        validation_file=arguments.validation_file or None,
-        config_name=arguments.dataset_config or None,
-        text_columns=arguments.text_columns or None,
-        label_column=arguments.label_column or None,
-        need_train=need_train,
-    )
+    text = load_generation_data(**_rows_named(arguments), with_targets=with_targets, need_train=need_train)
     figures = GENERATION[arguments.task]
     spreads = tuple(name + end for name in figures for end in (("_ci_low", "_ci_high") if with_targets else ("_se",)))
     return RunData(
