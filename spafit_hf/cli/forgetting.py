@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Texts come from --text, or are those of the first probe, or else movie reviews from PyPI. Another task's probe is
-learned from the frozen states of the base and of each model. FORGETTING.json in a model's folder, written by --json,
+learned from the frozen states of the base and of each model. forgetting.json in a model's folder, written by --json,
 becomes a section of its card (spafit card FOLDER).
 
 examples:
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="measure what fine-tuned models forgot of their base",
         description="Hold adapters, switched on and off, and whole fine-tuned models against the base: tensors, "
         "states per layer, likelihood of a text, and how well another task can be learned from the states.",
-        epilog=EPILOG.replace("FORGETTING.json", "forgetting.json"),
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", help="of an adapter or a model, or name=folder")

@@ -74,8 +74,7 @@ assert "spafit_hf" not in sys.modules
 """
 
 
-# argparse's own name for what add_subparsers returns; it has no public one.
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `quickstart`; `run` carries it out."""
     parser = subparsers.add_parser(
         "quickstart",
@@ -87,7 +86,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--epochs", type=float, default=EPOCHS, help=f"epochs for each method ({EPOCHS})")
     parser.add_argument("--verbose", action="store_true", help="show everything that Trainer and the libraries print")
     parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:

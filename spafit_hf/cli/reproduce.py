@@ -23,7 +23,7 @@ examples:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `reproduce`; `run` carries it out."""
     parser = subparsers.add_parser(
         "reproduce",
@@ -41,7 +41,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             how = {"nargs": "+"}
         parser.add_argument(f"--{name}", help=f"{text} ({_shown(getattr(default, name))})", **how)
     parser.set_defaults(run=run, takes_more=True)
-    return parser
 
 
 def _shown(value: Any) -> str:

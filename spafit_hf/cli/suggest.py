@@ -30,7 +30,7 @@ ROWS = {
 }
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `suggest`; `run` carries it out."""
     parser = subparsers.add_parser(
         "suggest",
@@ -56,7 +56,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument(f"--{item.name}", help=item.metadata["help"] + shown, **how)
     parser.add_argument("--output_dir", required=True, help="folder of the search and of what it finds")
     parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:

@@ -52,7 +52,7 @@ SECRETS = ("hub_token", "push_to_hub_token")
 NOT_SHOWN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "push_to_hub", "disable_tqdm")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `train`; its flags are read by `run`, since the list of them needs transformers."""
     parser = subparsers.add_parser(
         "train",
@@ -67,7 +67,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     # The flags themselves are unknown here and reach `run` as `args.rest`.
     parser.usage = "spafit train [-h] [--help-all] [--verbose] [FILE.yaml] [--flag value ...]"
     parser.set_defaults(run=run, takes_more=True)
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
