@@ -96,8 +96,9 @@ def suggest(
         ValueError: for rows, a base or a budget that cannot be, and a folder that is in use by something else.
     """
     rungs, final = split(load_data(arguments), options.seed)
+    known, place = base_of_grid(base)
     asked = {
-        "base": base_of_grid(base)[0],
+        "base": known,
         "data": {"title": final.title, "fingerprint": fingerprint(final)},
         "limits": {"parameters": budget.parameters, "memory": budget.memory},
         "options": asdict(options),
@@ -106,7 +107,7 @@ def suggest(
     begun = _begun(output, asked)
     if begun is None:
         show(f"reading {base}: states and gradients of every layer")
-        begun = {"asked": asked, **_analysis(base, rungs, options, output / HEADED), "stages": []}
+        begun = {"asked": asked, **_analysis(base, place, rungs, options, output / HEADED), "stages": []}
         write_whole(output / BEGUN_FILE, as_line(begun))
     every = [Candidate(**each) for each in begun["candidates"]]
 
@@ -115,7 +116,7 @@ def suggest(
         write_whole(output / BEGUN_FILE, as_line(begun))
 
     data = {"rung": rungs, "final": final}
-    bases = {"rung": (begun["headed"], BaseArguments(str(output / HEADED))), "final": base_of_grid(base)}
+    bases = {"rung": (begun["headed"], BaseArguments(str(output / HEADED))), "final": (known, place)}
     trainings = Trainings(output, bases, options.settings, data, show)
     held = {kind: each.text.splits[each.text.evaluation_splits[0]].num_rows for kind, each in data.items()}
     clock = Clock(begun["flops_per_second"], begun["start_seconds"], held)
@@ -213,7 +214,7 @@ def _begun(output: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     return begun
 
 
-def _analysis(base: str, data: RunData, options: Options, headed: Path) -> dict[str, Any]:
+def _analysis(base: str, place: BaseArguments, data: RunData, options: Options, headed: Path) -> dict[str, Any]:
     """What is measured before the search: probes, gradients, the cut that they propose, candidates, a step's time.
 
     The base with the trained head goes to `headed`.
@@ -242,7 +243,7 @@ def _analysis(base: str, data: RunData, options: Options, headed: Path) -> dict[
             disable_tqdm=True,
         )
         prepared = time.perf_counter()
-        trainer, splits = prepare(few, base_of_grid(base)[1], args, ["train", "validation"], options.max_length)
+        trainer, splits = prepare(few, place, args, ["train", "validation"], options.max_length)
         starting = time.perf_counter() - prepared
         trainer.remove_callback(PrinterCallback)
         assert trainer.plan is not None
