@@ -93,7 +93,7 @@ def test_names_are_forgiving(given: str, name: str) -> None:
 
 
 def test_an_unknown_task_gets_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match=r"'mprc' is not a GLUE task\. Did you mean 'mrpc'\? The tasks are cola, "):
+    with pytest.raises(ValueError, match=r"'mprc' is not a GLUE task; did you mean 'mrpc'\? The tasks are cola, "):
         get_task("mprc")
 
 

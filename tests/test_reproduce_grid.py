@@ -65,7 +65,7 @@ def test_files_presets_and_flags_lie_over_each_other(tmp_path: Path) -> None:
     [
         ("--taks rte", r"no flag --taks; did you mean 'tasks'"),
         ("--preset papr", r"preset is 'papr'; allowed are modern, paper; did you mean 'paper'"),
-        ("--tasks rt", r"'rt' is not a GLUE task\. Did you mean 'rte'"),
+        ("--tasks rt", r"'rt' is not a GLUE task; did you mean 'rte'"),
         ("--methods lora-III", r"unknown strategy 'lora-III'.*did you mean 'lora-II'"),
         ("--seeds one", r"seeds is \['one'\]; it must be whole numbers"),
         ("--seeds 0 0", r"seeds is \[0, 0\]; give at least one, and each once"),

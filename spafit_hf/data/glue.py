@@ -5,11 +5,12 @@ Source: Wang et al. (2019), GLUE, arXiv:1804.07461; ids and splits as in `nyu-ml
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spafit_hf.data.labels import Labelled
+from spafit_hf.strategy.reading import closest
+from spafit_hf.words import listed
 
 DATASET_ID = "nyu-mll/glue"
 """The benchmark on the Hub; its configurations are the names of the tasks."""
@@ -147,7 +148,5 @@ def get_task(task: str | GlueTask) -> GlueTask:
         return task
     name = task.strip().lower().replace("-", "").replace("_", "")
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"'{task}' is not a GLUE task.{hint} The tasks are {', '.join(TASKS)}.")
+        raise ValueError(f"'{task}' is not a GLUE task{closest(name, TASKS)} The tasks are {listed(TASKS)}.")
     return TASKS[name]

@@ -31,6 +31,7 @@ from transformers.utils.logging import get_verbosity, set_verbosity
 
 from spafit_hf.data import jsonable
 from spafit_hf.data.figures import REGRESSION, compute
+from spafit_hf.files import is_disk_full
 from spafit_hf.names import __version__
 from spafit_hf.reproduce.grid import Cell
 from spafit_hf.reproduce.results import FORMAT
@@ -101,7 +102,7 @@ def run_cell(job: Job, data: RunData) -> Outcome:
         with quiet(), levels_kept():
             result, rows = _train(job, data)
     except FAILURES as error:
-        if "No space left" in str(error):  # libraries wrap it
+        if is_disk_full(error):  # libraries wrap it
             raise OSError(errno.ENOSPC, first_line(error)) from error
         return lost(job, data, f"{type(error).__name__}: {first_line(error)}")
     return Outcome(_facts(job, data) | result | {"seconds": round(time.perf_counter() - start, 2)}, rows)
