@@ -20,7 +20,7 @@ from spafit_hf.card.facts import CardError
 from spafit_hf.card.forgetting import FORGETTING_FILE, Forgetting, LayerDrift, forgetting_page, weights_digest
 from spafit_hf.card.write import write_card
 from spafit_hf.choose.drift import Drift
-from spafit_hf.choose.forgetting import SEED, Text, load_reference, measure
+from spafit_hf.choose.forgetting import SEED, load_reference, measure
 from spafit_hf.choose.likelihood import Logits, likelihood, masked_rows, reading_through
 from spafit_hf.choose.reader import encode, reader_of
 from spafit_hf.choose.transfer import Probe, predictions, transfer
@@ -235,7 +235,7 @@ def report(base: Path, kind: str, tmp_path_factory: pytest.TempPathFactory) -> t
     model.save_pretrained(place / "full")
     folders |= {"merged": place / "merged", "full": place / "full"}
     named = {name: str(folder) for name, folder in folders.items()}
-    return measure(named, None, Text("sentences", TEXTS)), folders
+    return measure(named, None, "sentences", TEXTS), folders
 
 
 def test_switched_off_nothing_is_forgotten(report: tuple[Forgetting, dict[str, Path]]) -> None:
@@ -278,7 +278,7 @@ def test_in_place_tensors_differ_and_states_are_those_of_the_adapter(
 
 def test_a_base_without_a_head_says_so(base_folder: Path, tmp_path: Path) -> None:
     adapter = write_adapter(base_folder, tmp_path / "adapter", "linear-probe")
-    found = measure({"probe": str(adapter)}, str(base_folder), Text("sentences", TEXTS))
+    found = measure({"probe": str(adapter)}, str(base_folder), "sentences", TEXTS)
     assert [row.frozen for row in found.rows] == [4, 4]
     assert found.note.startswith("Its checkpoint has no language-model head")
     assert all(row.likelihood is None for row in found.rows)
@@ -294,7 +294,7 @@ def test_a_tuned_language_model_speaks_with_its_own_head(tmp_path: Path) -> None
         model.lm_head.weight.neg_()
     model.save_pretrained(tmp_path / "full")
     folders = {"adapter": str(adapter), "full": str(tmp_path / "full")}
-    on, off, full = measure(folders, None, Text("sentences", TEXTS[:6])).rows
+    on, off, full = measure(folders, None, "sentences", TEXTS[:6]).rows
     assert (off.likelihood.kl, off.equal_tensors) == (0, off.tensors)
     rows = [AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")["input_ids"] for text in TEXTS[:6]]
     tuned = load_adapter(str(base), adapter)

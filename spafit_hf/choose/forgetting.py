@@ -40,18 +40,11 @@ from spafit_hf.hub import hub_is_away
 from spafit_hf.names import CONFIG_FILE, published_base, resolve_base
 from spafit_hf.predictor.base import longest
 from spafit_hf.run import RunData
+from spafit_hf.run.base import pad_with_end
 from spafit_hf.tuner.plain import base_of, plain_view
 from spafit_hf.words import SpafitError, first_line
 
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Text:
-    """What is read."""
-
-    name: str
-    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -75,14 +68,21 @@ class Reference:
 
 
 def measure(
-    folders: Mapping[str, str], base: str | None, text: Text, probes: Sequence[RunData] = (), *, max_length: int = 128
+    folders: Mapping[str, str],
+    base: str | None,
+    origin: str,
+    texts: Sequence[str],
+    probes: Sequence[RunData] = (),
+    *,
+    max_length: int = 128,
 ) -> Forgetting:
     """Measure what models forgot.
 
     Args:
         folders: what a row is called -> folder or repository of an adapter, or folder of a whole model.
         base: what all of them were tuned from; None for what the first adapter names.
-        text: at least two texts.
+        origin: where the texts are from, for a reader.
+        texts: at least two.
         probes: other tasks; the first evaluation split of each.
         max_length: tokens of a text; longer ones lose their end.
 
@@ -93,7 +93,7 @@ def measure(
     reference = load_reference(*_base_of(places, base))
     tokenizer, model = reference.tokenizer, reference.model
     max_length = longest(model, tokenizer, max_length)
-    rows, cut = encode(tokenizer, text.texts, max_length)
+    rows, cut = encode(tokenizer, texts, max_length)
     asked = masked_rows(rows, tokenizer.mask_token_id, SEED) if reference.head == "masked" else rows
     tasks = []
     for data in probes:
@@ -134,7 +134,7 @@ def measure(
             )
     return Forgetting(
         base=reference.shown,
-        text=text.name,
+        text=origin,
         texts=len(rows),
         cut=cut,
         tokens=sum(len(row["input_ids"]) for row in rows),
@@ -180,8 +180,7 @@ def load_reference(name: str, revision: str | None = None) -> Reference:
     if tokenizer is None:
         raise SpafitError(f"the base {name!r} comes without a tokenizer; give one that has one: --base FOLDER.")
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    pad_with_end(tokenizer)
     if head == "masked" and tokenizer.mask_token_id is None:
         raise SpafitError(f"the tokenizer of {name!r} has no mask token; set one in its tokenizer_config.json.")
     return Reference(name, source, revision, model, tokenizer, head)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from spafit_hf.words import SpafitError
 
 if TYPE_CHECKING:
-    from spafit_hf.choose.forgetting import Text
     from spafit_hf.run import RunData
 
 EPILOG = """\
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         given.append(DataArguments(validation_file=args.probe_file, max_validation_rows=most, **columns))
     with quiet():
         probes = [load_data(each, need_train=False) for each in given]
-        report = measure(folders, args.base, _text(args, probes), probes, max_length=args.max_length)
+        report = measure(folders, args.base, *_texts(args, probes), probes, max_length=args.max_length)
     print(forgetting_page(report))
     if args.json:
         args.json.write_text(report.to_json(), encoding="utf-8")
@@ -79,11 +78,11 @@ def run(args: argparse.Namespace) -> None:
         draw_drift(report, args.picture)
 
 
-def _text(args: argparse.Namespace, probes: list[RunData]) -> Text:
-    """The texts, each once, and so many of them chosen at random."""
+def _texts(args: argparse.Namespace, probes: list[RunData]) -> tuple[str, list[str]]:
+    """Where the texts are from, and they: each once, and so many of them chosen at random."""
     import numpy as np
 
-    from spafit_hf.choose.forgetting import SEED, Text
+    from spafit_hf.choose.forgetting import SEED
 
     if args.text:
         name, found = args.text.name, read_texts(args.text)
@@ -100,7 +99,7 @@ def _text(args: argparse.Namespace, probes: list[RunData]) -> Text:
     if len(texts) < 2:
         raise SpafitError(f"{name} holds {len(texts)} texts; at least two different ones are needed.")
     chosen = sorted(np.random.default_rng(SEED).permutation(len(texts))[: args.max_texts])
-    return Text(name, tuple(texts[index] for index in chosen))
+    return name, [texts[index] for index in chosen]
 
 
 def read_texts(path: Path) -> list[str]:
