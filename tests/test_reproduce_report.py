@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from spafit_hf.data.glue import PAPER_SCORES
 from spafit_hf.reproduce.findings import findings
 from spafit_hf.reproduce.report import write_report
-from spafit_hf.reproduce.summary import ReportError, summarize
+from spafit_hf.reproduce.summary import summarize
+from spafit_hf.words import SpafitError
 
 SKILL = {"full": 0.86, "bitfit": 0.70, "lora-II": 0.85, "spafit-4-9-II": 0.86, "lora-II-equal": 0.80}
 NO_SCORE: dict[str, Any] = {"best": None, "last": None, "selection": None}
@@ -197,7 +198,7 @@ def test_other_rows_are_refused(copy: Path) -> None:
     path = copy / "cells" / "mrpc-full-main-0.001-1" / "rows.safetensors"
     rows = load_file(path)
     save_file({**rows, "labels": rows["labels"][::-1].copy()}, path)
-    with pytest.raises(ReportError, match=r"mrpc-full-main-0\.001-1 are not those of mrpc-full-main-0.001-0"):
+    with pytest.raises(SpafitError, match=r"mrpc-full-main-0\.001-1 are not those of mrpc-full-main-0.001-0"):
         write_report(copy)
 
 
@@ -206,7 +207,7 @@ def test_rows_that_do_not_give_the_recorded_score_are_refused(copy: Path) -> Non
     rows = load_file(path)
     rows["best_predictions"][0] = 1 - rows["best_predictions"][0]
     save_file(rows, path)
-    with pytest.raises(ReportError, match=r"rte-full-main-0.001-1 has accuracy .* in its result and .* by its rows"):
+    with pytest.raises(SpafitError, match=r"rte-full-main-0.001-1 has accuracy .* in its result and .* by its rows"):
         write_report(copy)
 
 
@@ -229,12 +230,12 @@ def test_rows_that_are_gone_leave_the_scores_and_no_interval(copy: Path) -> None
 def test_damaged_results_are_refused(copy: Path, damage: Any, message: str) -> None:
     path = copy / "results.jsonl"
     path.write_text(damage(path.read_text()))
-    with pytest.raises(ReportError, match=message):
+    with pytest.raises(SpafitError, match=message):
         write_report(copy)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"There is no grid.json in .* spafit reproduce --output wrote"):
+    with pytest.raises(SpafitError, match=r"There is no grid.json in .* spafit reproduce --output wrote"):
         write_report(tmp_path)
 
 

@@ -36,7 +36,7 @@ def write_report(output: Path) -> list[Path]:
         The files: report.md, report.html, report.csv and the pictures in report/.
 
     Raises:
-        ReportError: results that no report can be made from, with what to do.
+        SpafitError: results that no report can be made from, with what to do.
     """
     summary = summarize(output)
     pictures = draw_pictures(summary, output / "report")

@@ -30,6 +30,7 @@ from spafit_hf.reproduce.statistics import (
     row_error,
     weighted,
 )
+from spafit_hf.words import SpafitError
 
 SAME = 1e-6
 """A score that rows give may be off the recorded one by rounding alone."""
@@ -37,10 +38,6 @@ SAYS_NOTHING = "wnli"
 """Its validation rows repeat train sentences with the other label; left out of every average and test over tasks."""
 
 Cell = Mapping[str, Any]
-
-
-class ReportError(ValueError):
-    """Results that no report can be made from: the message says what was found and what to do."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def summarize(output: Path) -> Summary:
         output: holds grid.json, results.jsonl and cells/KEY/rows.safetensors.
 
     Raises:
-        ReportError: a file is missing or damaged, a cell is there twice, the rows of a cell do not give its recorded
+        SpafitError: a file is missing or damaged, a cell is there twice, the rows of a cell do not give its recorded
             score, or two cells of a task have other labels.
     """
     grid, lines = _read(output)
@@ -240,7 +237,7 @@ def _draw(output: Path, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
     labels = next(iter(files.values()))["labels"]
     for key, tensors in files.items():
         if not np.array_equal(labels, tensors["labels"]):
-            raise ReportError(
+            raise SpafitError(
                 f"The labels of cell {key} are not those of {next(iter(files))}: they were measured on other rows. "
                 f"Remove the folder of one and run the grid again."
             )
@@ -251,7 +248,7 @@ def _draw(output: Path, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
     for entry in entries:
         for cell, recorded in zip(entry.cells, entry.scores, strict=True):
             if cell["key"] in scores and abs(recorded - (found := scores[cell["key"]][0])) > SAME:
-                raise ReportError(
+                raise SpafitError(
                     f"Cell {cell['key']} has {entry.figure} {recorded:.6f} in its result and {found:.6f} by its rows. "
                     f"Remove its folder and run the grid again."
                 )
@@ -268,14 +265,14 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 def _read(output: Path) -> tuple[dict[str, Any], list[Cell]]:
     if not (output / GRID_FILE).is_file():
-        raise ReportError(f"There is no {GRID_FILE} in {output}. Give a folder that spafit reproduce --output wrote.")
+        raise SpafitError(f"There is no {GRID_FILE} in {output}. Give a folder that spafit reproduce --output wrote.")
     grid = _parsed((output / GRID_FILE).read_text(encoding="utf-8"), GRID_FILE)
     path = output / RESULTS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     results: list[Cell] = [_parsed(line, f"line {number} of {RESULTS_FILE}") for number, line in enumerate(lines, 1)]
     key, times = next(iter(Counter(cell["key"] for cell in results).most_common(1)), ("", 0))
     if times > 1:
-        raise ReportError(
+        raise SpafitError(
             f"{RESULTS_FILE} has cell {key} {times} times. Remove the file: it is made again from {CELLS}/."
         )
     return grid, results
@@ -285,11 +282,11 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ReportError(
+        raise SpafitError(
             f"{where} is not JSON ({error}). Remove the file: spafit reproduce makes it again."
         ) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ReportError(f"{where} is not of format {FORMAT}. Use the version of spafit-hf that wrote it.")
+        raise SpafitError(f"{where} is not of format {FORMAT}. Use the version of spafit-hf that wrote it.")
     return found
 
 
@@ -300,4 +297,4 @@ def _rows(output: Path, cell: Cell) -> dict[str, np.ndarray] | None:
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise ReportError(f"{path} is damaged ({error}). Remove its folder and run the grid again.") from error
+        raise SpafitError(f"{path} is damaged ({error}). Remove its folder and run the grid again.") from error
