@@ -181,6 +181,17 @@ def test_a_dead_claim_is_taken_over_and_its_leavings_go(dead: str, tmp_path: Pat
     assert not place.exists()
 
 
+def test_a_dead_claim_beside_a_result_goes(tmp_path: Path) -> None:
+    found = Results(tmp_path)
+    for name, owner in (("done", 2**22 + 1), ("being written", os.getppid())):
+        found.cell(name).mkdir()
+        (found.cell(name) / "result.json").write_text("{}")
+        (found.cell(name) / "claim").write_text(json.dumps({"host": platform.node(), "pid": owner}))
+    with Claims(found):
+        assert [path.name for path in found.cell("done").iterdir()] == ["result.json"]
+        assert (found.cell("being written") / "claim").exists()
+
+
 def test_claims_are_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "BEAT_SECONDS", 0.01)
     found = Results(tmp_path)

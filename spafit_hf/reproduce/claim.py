@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spafit_hf.reproduce.results import RESULT_FILE, Results, clean
+from spafit_hf.reproduce.results import CELLS, RESULT_FILE, Results, clean
 
 CLAIM_FILE = "claim"
 BEAT_SECONDS = 30.0
@@ -41,6 +41,10 @@ class Claims:
         self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
 
     def __enter__(self) -> Claims:
+        with self.results.lock():  # a process may have been killed between its result and the end of its claim
+            for path in self.results.folder.glob(f"{CELLS}/*/{CLAIM_FILE}"):
+                if (path.parent / RESULT_FILE).exists() and not self._is_alive(path):
+                    path.unlink()
         self._thread.start()
         return self
 
