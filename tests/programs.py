@@ -172,7 +172,7 @@ CLIENT = """#!{python} -SE
 import json, os, socket, sys
 line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 line.connect({path!r})
-words = sys.argv[2:] if sys.argv[1] == "-u" else sys.argv[1:]
+words = {first} + (sys.argv[2:] if sys.argv[1] == "-u" else sys.argv[1:])
 socket.send_fds(line, [json.dumps([words, os.getcwd(), dict(os.environ)]).encode()], [0, 1, 2])
 line.recv(64)
 code = int(line.recv(64))
@@ -180,10 +180,14 @@ os._exit(code if code >= 0 else 128 - code)
 """
 
 
-def python(folder: Path) -> Path:
-    """A file in a folder to run in the place of Python: its programs are forked from the second server."""
+def python(folder: Path, *first: str) -> Path:
+    """A file in a folder to run in the place of Python: its programs are forked from the second server.
+
+    Args:
+        first: what every command line begins with.
+    """
     file = folder / "python"
-    file.write_text(CLIENT.format(python=sys.executable, path=_second()))
+    file.write_text(CLIENT.format(python=sys.executable, path=_second(), first=[*first]))
     file.chmod(0o755)
     return file
 

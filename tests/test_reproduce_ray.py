@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from programs import python
 from reproduce_run import kept, small_work
 
 from spafit_hf.reproduce.backends import Local, OnRay
@@ -25,12 +26,15 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Of two nodes; the last test takes one of them."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Of two nodes, whose workers are forks of one process that has imported what a cell needs; the last test takes
+    one of the nodes."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
+    worker = str(Path(__file__).parent / "scripts" / "ray_worker.py")
+    node = {"num_cpus": 1, "setup_worker_path": str(python(tmp_path_factory.mktemp("ray"), worker))}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
         yield cluster
