@@ -16,6 +16,7 @@ import torch
 import transformers as hf
 from packaging.version import Version
 from torch import nn
+from transformers.initialization import no_init_weights
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 VOCAB, WIDTH, LAYERS, LENGTH = 50, 16, 4, 7
@@ -234,7 +235,9 @@ def mixture(name: str, num_labels: int = 2, *, seed: int = 0, **config: Any) -> 
 def _make(cls: type[hf.PreTrainedModel], config: hf.PretrainedConfig, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = cls(config)
+        with no_init_weights():  # they are drawn below
+            model = cls(config)
+        model.tie_weights()
         # Each tensor from a generator of its own, or the head's size would shift what the later ones draw.
         for index, (name, parameter) in enumerate(sorted(model.named_parameters())):
             generator = torch.Generator().manual_seed(1000 * seed + index)
