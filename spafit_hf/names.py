@@ -22,6 +22,11 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 SIDECAR_FILE = "spafit_config.json"
 
+MAX_HEADS = 512
+"""Modules that one may hold whole. A decoder's cross-attention in 24 layers, new with the task, is 120."""
+MAX_LABELS, MAX_LABEL = 10_000, 500
+"""Names of a head's outputs, and characters of one."""
+
 # -- tasks ------------------------------------------------------------------------------------------------------------
 
 TASK_OF_CLASS = {

@@ -22,6 +22,7 @@ from test_tuner_model import BOTH
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    EncoderDecoderModel,
     LagunaConfig,
     LagunaForCausalLM,
     OPTConfig,
@@ -33,6 +34,7 @@ from spafit_hf import SpafitConfig, Strategy, Stratum, get_spafit_model, load_ad
 from spafit_hf.adapter import AdapterError, portable_obstacle
 from spafit_hf.strategy import ROLES
 from spafit_hf.tuner import DeltaLayer
+from spafit_hf.tuner.entrance import embeddings_were_resized
 
 STRATEGIES = ("spafit-4-9-II", "bitfit", "lora-II", "linear-probe")
 READ_BY_OTHERS = ("bert", "roberta", "gpt2", "llama", "qwen2", "t5", "bart", "vit")
@@ -463,6 +465,17 @@ def test_resized_embeddings_are_refused_before_training_and_after(tmp_path: Path
     save_adapter(again, tmp_path / "adapter")
     loaded = load_adapter(None, tmp_path / "adapter")
     torch.testing.assert_close(logits(loaded, inputs("bert")), logits(again, inputs("bert")), atol=3e-6, rtol=0)
+
+
+def test_a_vocabulary_within_a_configuration_is_seen_to_be_resized(tmp_path: Path) -> None:
+    tiny("bert").base_model.save_pretrained(tmp_path / "base")
+    EncoderDecoderModel.from_encoder_decoder_pretrained(tmp_path / "base", tmp_path / "base").save_pretrained(
+        tmp_path / "pair"
+    )
+    model = EncoderDecoderModel.from_pretrained(tmp_path / "pair")
+    assert not embeddings_were_resized(model)
+    model.decoder.resize_token_embeddings(54)
+    assert embeddings_were_resized(model)
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from scripts.runs import spafit_trainer
 from torch import nn
 
-from spafit_hf import get_spafit_model, plan
+from spafit_hf import get_spafit_model, load_adapter, plan, save_adapter
+from spafit_hf.adapter.folder import facts_of_plain
 from spafit_hf.architecture import find_architecture
 from spafit_hf.architecture.new import copy_marks, new_parameters
+from spafit_hf.tuner import entrance
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TRANSFORM = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")
@@ -124,6 +126,47 @@ def test_a_module_of_ones_own_trains_with_all_that_is_in_it(encoder: Path) -> No
     model.scale = nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match=r"scale is new with the task .* put it into a module of its own"):
         get_spafit_model(model, "spafit-4-9-II")
+
+
+def test_a_head_of_ones_own_is_no_part_of_what_tells_bases_apart(encoder: Path) -> None:
+    def digests() -> dict[str, str]:
+        model = Net(hf.BertModel.from_pretrained(encoder))
+        model.head = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 2))  # biases with numbers, drawn at random
+        return facts_of_plain(model).vectors
+
+    assert digests() == digests() != {}
+
+
+def test_heads_named_like_what_lora_puts_into_a_layer_are_refused_by_the_plan(encoder: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self, bert: nn.Module) -> None:
+            super().__init__()
+            self.bert, self.a = bert, nn.Linear(16, 2)
+
+    model = Named(hf.BertModel.from_pretrained(encoder))
+    with pytest.raises(ValueError, match="for PEFT its own lora_delta is one of them by the end of its name; rename"):
+        plan(model, "spafit-4-9-II")
+    assert plan(model, "linear-probe").head == ("a",)
+
+
+def test_a_new_decoder_of_many_layers_can_be_read_back_and_too_many_are_refused_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf.BertModel(FAMILIES["bert"].config(num_hidden_layers=14)).save_pretrained(tmp_path / "base")
+
+    def pair() -> hf.PreTrainedModel:
+        return hf.EncoderDecoderModel.from_encoder_decoder_pretrained(tmp_path / "base", tmp_path / "base")
+
+    model = get_spafit_model(pair(), "spafit-4-9-II", r=2)
+    assert len(model.peft_config["default"].modules_to_save) > 64
+    save_adapter(model, tmp_path / "adapter")
+    load_adapter(pair(), tmp_path / "adapter")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(ValueError, match=r"are to train whole .* holds 8\. Save"),
+    ):
+        patch.setattr(entrance, "MAX_HEADS", 8)
+        get_spafit_model(pair(), "spafit-4-9-II")
 
 
 def test_a_copy_is_what_it_was_copied_from(language_model: Path, caplog: pytest.LogCaptureFixture) -> None:

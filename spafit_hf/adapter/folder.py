@@ -28,8 +28,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.architecture.new import outside_parameters
 from spafit_hf.files import Fields
-from spafit_hf.names import SIDECAR_FILE
+from spafit_hf.names import MAX_LABEL, MAX_LABELS, SIDECAR_FILE
 from spafit_hf.words import SpafitError
 
 KEY_PREFIX = "base_model.model."
@@ -51,9 +52,6 @@ PARTS = (
 )
 
 FORMS = ("absolute", "lora-bias", "mixed", "native")
-
-
-MAX_LABELS, MAX_LABEL = 10_000, 500  # names of a head's outputs, and characters of one
 
 
 class AdapterError(SpafitError):
@@ -147,6 +145,12 @@ def endings(module: str) -> Iterator[str]:
         module = module.partition(".")[2]
 
 
+def parents(path: str) -> Iterator[str]:
+    """The modules that something lies in, by its name: the innermost first."""
+    while path := path.rpartition(".")[0]:
+        yield path
+
+
 @dataclass(frozen=True)
 class TensorName:
     """A tensor's name in an adapter file, taken apart."""
@@ -193,10 +197,11 @@ _NUMBERED = re.compile(r"\.\d+\.")
 
 
 def _digests(base: nn.Module) -> dict[str, str]:
+    new = set(outside_parameters(base))  # drawn at random in each process
     vectors = [
         parameter.detach()
         for name, parameter in base.named_parameters()
-        if parameter.dim() == 1 and parameter.is_floating_point() and _NUMBERED.search(f".{name}")
+        if parameter.dim() == 1 and parameter.is_floating_point() and _NUMBERED.search(f".{name}") and name not in new
     ]
     # Models that were never trained all have biases of 0 and norm weights of 1, but not the same embeddings.
     vectors += [table.detach()[:64] for table in _embeddings(base) if table.is_floating_point()]

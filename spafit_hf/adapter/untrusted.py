@@ -17,14 +17,13 @@ from safetensors import SafetensorError, safe_open
 
 from spafit_hf.adapter.folder import AdapterError, Sidecar, check_labels
 from spafit_hf.files import Bounds, read_json, size_of
-from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
+from spafit_hf.names import CONFIG_FILE, MAX_HEADS, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.strategy import Bottleneck, Strategy
 from spafit_hf.tuner import SpafitConfig
 from spafit_hf.tuner.config import OWN_SETTINGS
 
 MAX_TENSORS = 20_000
 CONFIG_BOUNDS = Bounds(size=4 * 2**20, entries=MAX_TENSORS, text=4096)
-MAX_HEADS = 64
 MAX_WEIGHTS_BYTES = 2 * 2**30
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_NAME, MAX_PARTS = 300, 32  # of a tensor's name: characters, and parts between dots

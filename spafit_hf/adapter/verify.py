@@ -30,9 +30,9 @@ from spafit_hf.adapter.folder import (
     Sidecar,
     TensorName,
     endings,
+    parents,
 )
 from spafit_hf.adapter.untrusted import (
-    MAX_HEADS,
     NARROWING_FIELDS,
     bottlenecks_of,
     read_config,
@@ -41,7 +41,7 @@ from spafit_hf.adapter.untrusted import (
 )
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture.experts import by_module, expert_wrappers, wrappers
-from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE
+from spafit_hf.names import CONFIG_FILE, MAX_HEADS, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
 from spafit_hf.tuner.plain import plain_view
 
@@ -132,11 +132,12 @@ _HEAD_COPY = re.compile(r"(original_module|modules_to_save(\.\w+)?)\.([\w.]+\.)?
 
 def _classify(shapes: dict[str, tuple[int, ...]], heads: tuple[str, ...]) -> dict[str, TensorName]:
     tensors = {}
-    below = tuple(f"{head}." for head in heads)
+    whole = set(heads)
     for key in shapes:
         path = key.removeprefix(KEY_PREFIX)
-        if path.startswith(below):
-            if any(path.startswith(head) and _HEAD_COPY.fullmatch(path, len(head)) for head in below):
+        within = [module for module in parents(path) if module in whole]
+        if within:
+            if any(_HEAD_COPY.fullmatch(path, len(head) + 1) for head in within):
                 continue
             if path != key:
                 tensors[key] = TensorName("", path)

@@ -35,7 +35,7 @@ _HEAD_CLASS = re.compile(r"For\w*(Classification|XVector)$")
 
 def new_parameters(model: nn.Module) -> tuple[str, ...]:
     """Names of the parameters that no checkpoint brought: outside the pretrained parts, and where a mark says so."""
-    names = _outside(model)
+    names = outside_parameters(model)
     for prefix, part in _pretrained_parts(model):
         _mark_again(part)
         parameters = [(name, each) for name, each in part.named_parameters() if each.is_floating_point()]
@@ -81,10 +81,11 @@ def new_biases(model: nn.Module, parameters: tuple[str, ...]) -> tuple[str, ...]
 
 def outside_pretrained(model: nn.Module) -> tuple[str, ...]:
     """Modules of a model of one's own that stand outside its pretrained parts: all of them are new with the task."""
-    return owners(model, tuple(_outside(model)))
+    return owners(model, tuple(outside_parameters(model)))
 
 
-def _outside(model: nn.Module) -> list[str]:
+def outside_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that stand outside the pretrained parts of a model of one's own; [] for any other."""
     inside = tuple(prefix for prefix, _ in _pretrained_parts(model))
     return [name for name, _ in model.named_parameters() if not name.startswith(inside)] if inside else []
 

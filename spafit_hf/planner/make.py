@@ -43,6 +43,12 @@ from spafit_hf.words import listed, runs
 
 PREFIX = "base_model.model."  # of every name in an adapter file
 
+WRAPPER_PARTS = (
+    "base_layer", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_dropout", "lora_magnitude_vector",
+    "lora_delta", "lora_down", "lora_up",
+)  # fmt: skip
+"""Modules within a wrapped one, which stand in the model by the time that PEFT looks for those to train whole."""
+
 
 class Plan(CostedPlan):
     """What trains in one model under one strategy, and what it costs. Made by `plan`; `str(plan)` is a table."""
@@ -172,11 +178,14 @@ def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> P
     )
     if strategy.full:
         return _full_plan(base, model)
-    if also := namesakes(model, base.head):
+    also = [f"the pretrained {name}" for name in namesakes(model, base.head)]
+    if strategy.strata:
+        also += [f"its own {part}" for part in WRAPPER_PARTS if part.endswith(base.head)]
+    if also:
         # Seen here and not when the model is wrapped: what a plan accepts is what can be trained.
         raise ValueError(
-            f"{listed(base.head)} of {base.model_class} are to train whole, and for PEFT the pretrained {also[0]} is "
-            "one of them by the end of its name; rename the module of the head, or take a strategy without it "
+            f"{listed(base.head)} of {base.model_class} are to train whole, and for PEFT {also[0]} is one of "
+            "them by the end of its name; rename the module of the head, or take a strategy without it "
             "(head=False)."
         )
     return _strata_plan(base, modules)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from spafit_hf.architecture.new import owners
+from spafit_hf.names import MAX_HEADS, MAX_LABEL, MAX_LABELS
 from spafit_hf.planner import Plan
 from spafit_hf.planner.notes import untrained
 from spafit_hf.tuner.labels import labels_of
@@ -21,8 +22,9 @@ def check_entrance(model: nn.Module, plan: Plan) -> None:
     """Refuse a plain model of which no adapter could be read back, and warn of what is new and does not train.
 
     Raises:
-        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, a head with batch
-            norms, and a new parameter that can neither train with a module of its own nor as a bias.
+        ValueError: for embeddings that were resized, label ids with gaps, two labels of one name, more or longer ones
+            than a folder may name, a head with batch norms or of too many modules, and a new parameter that can
+            neither train with a module of its own nor as a bias.
     """
     if embeddings_were_resized(model):
         raise ValueError(
@@ -36,6 +38,17 @@ def check_entrance(model: nn.Module, plan: Plan) -> None:
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise ValueError(f"two labels are called {twice[0]!r}; give each id of id2label a name of its own.")
+    if len(names) > MAX_LABELS or max(map(len, names.values()), default=0) > MAX_LABEL:
+        raise ValueError(
+            f"id2label has {len(names):,} names; an adapter folder holds at most {MAX_LABELS:,}, of {MAX_LABEL} "
+            'characters each. Give the model the labels of the task (num_labels=...), or take strategy="full".'
+        )
+    if len(plan.head) > MAX_HEADS:
+        raise ValueError(
+            f"{len(plan.head):,} modules are to train whole ({plan.head[0]}, ...), most of them new with the task; "
+            f"an adapter folder holds {MAX_HEADS}. Save the model once (model.save_pretrained(folder)) and train what "
+            'is loaded from there, or take strategy="full".'
+        )
     for head in plan.head:
         module = model.get_submodule(head)
         statistics = [key for key in module.state_dict() if key not in dict(module.named_parameters())]
@@ -72,4 +85,11 @@ def embeddings_were_resized(model: nn.Module) -> bool:
         original = AutoConfig.from_pretrained(config._name_or_path, local_files_only=True)
     except (OSError, ValueError):
         return False
-    return getattr(original, "vocab_size", None) != getattr(config, "vocab_size", None)
+    return _vocabularies(original) != _vocabularies(config)
+
+
+def _vocabularies(config: PretrainedConfig) -> set[int]:
+    """Sizes of the vocabularies of a configuration and of those within it: of the text, of encoder and decoder."""
+    own = getattr(config, "vocab_size", None)
+    within = (each for each in vars(config).values() if isinstance(each, PretrainedConfig))
+    return {own}.difference([None]).union(*map(_vocabularies, within))
