@@ -117,16 +117,24 @@ def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
+_BLANKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
+
+
+def one_line(text: object) -> str:
+    """A stranger's words on one line, without control characters and marks that show letters in another order."""
+    return _BLANKS.sub(" ", str(text)).strip()
+
+
 def plain(text: object) -> str:
     """A stranger's words, such as a label, as text that is neither Markdown nor HTML, on one line."""
-    words = re.sub(r"\s+", " ", str(text)).strip()
+    words = one_line(text)
     words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", words)
 
 
 def code(text: object) -> str:
     """The same as a code span that also fits into a cell of a table."""
-    words = re.sub(r"\s+", " ", str(text)).strip().replace("|", "\\|")
+    words = one_line(text).replace("|", "\\|")
     ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", words)), default=0))
     pad = " " if "`" in words else ""
     return f"{ticks}{pad}{words}{pad}{ticks}"

@@ -161,11 +161,8 @@ def test_a_new_decoder_of_many_layers_can_be_read_back_and_too_many_are_refused_
     assert len(model.peft_config["default"].modules_to_save) > 64
     save_adapter(model, tmp_path / "adapter")
     load_adapter(pair(), tmp_path / "adapter")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(ValueError, match=r"are to train whole .* holds 8\. Save"),
-    ):
-        patch.setattr(entrance, "MAX_HEADS", 8)
+    monkeypatch.setattr(entrance, "MAX_HEADS", 8)
+    with pytest.raises(ValueError, match=r"are to train whole .* holds 8\. Save"):
         get_spafit_model(pair(), "spafit-4-9-II")
 
 

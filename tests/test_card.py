@@ -339,6 +339,7 @@ EVIL = (
     "<javascript:alert(1)>",
     "`<b>`` | <b>",
     "--- \n# <h1>",
+    "\x1b[31m\x9b\u202ex\u2066\u2028",
 )
 
 
@@ -372,6 +373,7 @@ def test_words_of_a_stranger_are_neither_html_nor_links(changes: dict[str, Any],
     fields = {name: evil(hint, text) for name, hint in typing.get_type_hints(CardFacts).items()}
     card = render_card(CardFacts(**{**fields, "kind": "adapter", "command": "spafit train", **changes}))
     body = card.split("\n---\n", 1)[1]
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", body)
     raw, links = [], []
     markdown = MarkdownIt("gfm-like", {"html": True, "linkify": False})
     markdown.validateLink = lambda _: True  # type: ignore[method-assign]  # it drops javascript: itself

@@ -138,6 +138,7 @@ def test_the_strategy_trains(
         ({"budget": "time=5"}, "--budget time is '5'"),
         ({"task": "mrcp"}, "'mrcp' is not a GLUE task"),
         ({"max_train_rows": 8}, "a search needs 10 or more"),
+        ({"num_train_epochs": 0}, "--num_train_epochs is 0; it must be above 0"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(

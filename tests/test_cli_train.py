@@ -171,6 +171,10 @@ def test_a_file_sets_flags_and_flags_override_it(base_folder: Path, reviews: Pat
         (["--task", "mrpc", "--strategy", "spafit-9-4-II"], "N1"),
         (["--train_file", "nowhere.csv"], "nowhere.csv"),
         (["nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (
+            ["--train_file", "x.csv", "--max_train_rows", "-4"],
+            "--max_train_rows is -4; it must be 1 or more",
+        ),
     ],
 )
 def test_train_says_what_is_wrong(

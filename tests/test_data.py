@@ -28,6 +28,7 @@ from spafit_hf.data import (
     read_table,
     tokenize,
 )
+from spafit_hf.data.tokens import tokenize_texts
 
 WORDS = ["the", "a", "film", "is", "good", "bad", "great", "dull", "plot", "and", "not", "very", "fun", "sad"]
 
@@ -537,6 +538,14 @@ def test_exactly_full_rows_lose_nothing(tokenizer: BertTokenizer, caplog: pytest
     with caplog.at_level("WARNING"):
         assert tokenize(data, tokenizer, ["text"], max_length=4)["train"]["length"][:] == [4]
     assert not caplog.text
+
+
+def test_a_limit_that_leaves_no_token_of_a_text_is_refused(tokenizer: BertTokenizer) -> None:
+    data = datasets.DatasetDict({"train": table(["a film"], [1])})
+    with pytest.raises(DataError, match=r"max_length is 2, .* rows need 3 tokens or more"):
+        tokenize(data, tokenizer, ["text"], max_length=2)
+    with pytest.raises(DataError, match=r"max_length is 0, .* rows need 2 tokens or more"):
+        tokenize_texts(data, tokenizer, "text", max_length=0)
 
 
 def test_pairs_are_told_apart(tokenizer: BertTokenizer) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
-from models import tiny
-from test_predictor import make_tokenizer
+from models import tiny, tiny_generator
+from test_predictor import WORDS, make_tokenizer
 
+from spafit_hf.cli import main
 from spafit_hf.run.padding import warn_of_padding
 
 ROWS = Dataset.from_dict(
@@ -28,3 +32,22 @@ def test_padding_on_the_side_that_changes_answers(
     warn_of_padding(model, tokenizer, ROWS)
     assert ("Padding on the left changes a row's logits" in caplog.text) is warned
     assert model.training
+
+
+def test_a_decoder_without_a_token_for_padding_is_measured_as_it_was_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_generator("gpt2", pad_token_id=None).save_pretrained(tmp_path / "base")
+    make_tokenizer(pad=False).save_pretrained(tmp_path / "base")
+    rows = "".join(f"{' '.join(WORDS[: 2 + row])},{'yes' if row % 2 else 'no'}\n" for row in range(6))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
+    files = ["--validation_file", str(tmp_path / "rows.csv")]
+    output, base = str(tmp_path / "run"), str(tmp_path / "base")
+    command = ["train", "--train_file", files[1], *files, "--base", base, "--output_dir", output, "--lora_r", "2"]
+    assert main([*command, "--num_train_epochs", "1", "--use_cpu", "--report_to", "none"]) == 0
+    expected = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["validation"]["loss"]
+    capsys.readouterr()
+    caplog.clear()
+    assert main(["evaluate", output, *files, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["validation"]["loss"] == pytest.approx(expected, abs=1e-6)
+    assert [record for record in caplog.records if record.name.startswith("spafit_hf")] == []

@@ -22,7 +22,19 @@ from spafit_hf.card.results import SHOWN_STEPS, paper_note, row_count, score_tab
 from spafit_hf.card.strata import drawing, in_words
 from spafit_hf.card.usage import usages
 from spafit_hf.names import is_hub_id
-from spafit_hf.words import code, duration, figure, figure_name, listing, method_title, plain, share, size, table
+from spafit_hf.words import (
+    code,
+    duration,
+    figure,
+    figure_name,
+    listing,
+    method_title,
+    plain,
+    printable,
+    share,
+    size,
+    table,
+)
 
 OWN_BEGIN = "<!-- your own section: begin -->"
 OWN_END = "<!-- your own section: end -->"
@@ -99,7 +111,7 @@ def _context(facts: CardFacts, own: str, forgotten: str) -> dict[str, Any]:
         "steps": step_table(facts, known) if len(known) > 1 else "",
         "steps_open": len(known) <= SHOWN_STEPS,
         "training": _training(facts),
-        "command": facts.command or "",
+        "command": "\n".join(map(printable, (facts.command or "").splitlines())),
         "hyperparameters": _settings(facts.hyperparameters),
         "all_hyperparameters": _settings(facts.all_hyperparameters),
         "versions": ", ".join(f"{plain(name)} {plain(version)}" for name, version in facts.versions.items()),

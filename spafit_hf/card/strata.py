@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spafit_hf.card.facts import CardFacts, Layers
 from spafit_hf.strategy import CROSS_ROLES, EVERY_ROLE, EXPERT_ROLES, ROLES
 from spafit_hf.strategy.drawing import FEED_FORWARD, MEANINGS, columns, draw, mark, roles_to_draw
-from spafit_hf.words import ROLE_WORDS, listing, plain, spans
+from spafit_hf.words import ROLE_WORDS, listing, one_line, plain, spans
 
 
 def drawing(facts: CardFacts) -> str:
@@ -38,7 +38,7 @@ def _rows(bands: Sequence[Layers], roles: Sequence[str]) -> list[tuple[int, dict
 
 def _in_block(words: str) -> str:
     """On one line, and without what would end the block of code."""
-    return " ".join(words.replace("`", "'").split())
+    return one_line(words.replace("`", "'"))
 
 
 def _marks(band: Layers, roles: Sequence[str]) -> dict[str, str]:

@@ -226,7 +226,8 @@ def _printed(facts: CardFacts) -> list[str]:
 
 def _quoted(text: str) -> str:
     """A Python string literal in double quotes, on one line, that cannot end the block of code it stands in."""
-    return re.sub(r"`(?=`)", r"\\x60", json.dumps(text, ensure_ascii=False))
+    literal = re.sub(r"`(?=`)", r"\\x60", json.dumps(text, ensure_ascii=False))
+    return re.sub(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda odd: f"\\u{ord(odd[0]):04x}", literal)
 
 
 def _call(function: str, arguments: list[str]) -> str:

@@ -180,7 +180,7 @@ def load_reference(name: str, revision: str | None = None) -> Reference:
     if tokenizer is None:
         raise SpafitError(f"the base {name!r} comes without a tokenizer; give one that has one: --base FOLDER.")
     tokenizer.padding_side = "right"
-    pad_with_end(tokenizer)
+    pad_with_end(model, tokenizer)
     if head == "masked" and tokenizer.mask_token_id is None:
         raise SpafitError(f"the tokenizer of {name!r} has no mask token; set one in its tokenizer_config.json.")
     return Reference(name, source, revision, model, tokenizer, head)

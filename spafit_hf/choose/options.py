@@ -30,6 +30,11 @@ class Options:
     bf16: bool = _option(False, "train in bfloat16 autocast")
     seed: int = _option(0, "of the order of rows, the folds of the probes and the random cut")
 
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lora_r", "lora_alpha"):
+            if not getattr(self, name) > 0:  # NaN is not either
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0.")
+
     @property
     def settings(self) -> dict[str, Any]:
         """As a cell of `reproduce` has them."""

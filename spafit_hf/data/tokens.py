@@ -32,8 +32,12 @@ def tokenize(
         The splits with the tokenizer's columns (1-D int64, one value per token), `label`, and `length` (tokens, int),
         which Trainer reads for `train_sampling_strategy="group_by_length"` and drops before the collator, unless
         `remove_unused_columns=False`.
+
+    Raises:
+        DataError: for a limit that leaves no token of a text.
     """
-    limit = min(max_length, tokenizer.model_max_length)
+    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+    limit = _limit(max_length, tokenizer, special + len(columns))
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         # padding=False also overrides a padding length that tokenizer.json may bring along
@@ -54,6 +58,17 @@ def tokenize(
         encoded = split.map(encode, batched=True, remove_columns=dropped, desc=f"Tokenizing {name}")
         tokenized[name] = _warned(encoded, name, limit)
     return DatasetDict(tokenized)
+
+
+def _limit(max_length: int, tokenizer: PreTrainedTokenizerBase, needed: int) -> int:
+    """Tokens that a row keeps."""
+    limit = min(max_length, tokenizer.model_max_length)
+    if limit < needed:
+        raise DataError(
+            f"max_length is {max_length}, the tokenizer's {tokenizer.model_max_length}; rows need {needed} tokens or "
+            "more. Raise the lower one."
+        )
+    return limit
 
 
 def _warned(encoded: Dataset, name: str, limit: int, what: str = "rows", setting: str = "max_length") -> Dataset:
@@ -100,12 +115,12 @@ def tokenize_texts(
     its end, that token with it, and how many do is logged.
 
     Raises:
-        DataError: for a tokenizer without an end token.
+        DataError: for a tokenizer without an end token, and a limit that leaves no token to predict.
     """
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if end is None:
         raise DataError("The base's tokenizer has no end token (eos_token); set one in its tokenizer_config.json.")
-    limit = min(max_length, tokenizer.model_max_length)
+    limit = _limit(max_length, tokenizer, 2)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         found = tokenizer(batch[column], padding=False, verbose=False)["input_ids"]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spafit_hf.predictor.base import longest
 from spafit_hf.predictor.text import check_texts, encode
-from spafit_hf.run.base import load_trained, pad_with_end, task_type_in
+from spafit_hf.run.base import load_trained, task_type_in
 from spafit_hf.run.data import MAX_TARGET_LENGTH
 from spafit_hf.run.generation import TASK_TYPES, TASKS
 from spafit_hf.tuner.plain import base_of
@@ -32,7 +32,6 @@ def load_writer(base: str | None, folder: str) -> tuple[Any, PreTrainedTokenizer
     kind = task_type_in(folder)
     auto = next(TASKS[task].auto for task, task_type in TASK_TYPES.items() if task_type == kind)
     model, tokenizer = load_trained(base, folder, auto)
-    pad_with_end(tokenizer)
     return model.eval(), tokenizer
 
 

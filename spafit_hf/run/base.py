@@ -62,16 +62,16 @@ def load_pretrained(
     if name != base.base:
         # Under this name anybody can load it, and plain PEFT too; the folder is one of this machine.
         model.config._name_or_path = model.name_or_path = published_base(base.base)
-    pad_with_end(tokenizer)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    pad_with_end(model, tokenizer)
     return model, tokenizer
 
 
-def pad_with_end(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer without a token for padding pad with the end's: decoders come without one."""
+def pad_with_end(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give both a token for padding where they have none, as most decoders: the end's."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def is_plain(folder: str) -> bool:
@@ -91,7 +91,7 @@ def task_type_in(folder: str) -> str | None:
 
 
 def load_trained(base: str | None, folder: str, auto: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """What was trained, with its tokenizer.
+    """What was trained, with its tokenizer, which can pad.
 
     Args:
         base: of the adapter; None for the one it names.
@@ -103,9 +103,11 @@ def load_trained(base: str | None, folder: str, auto: Any) -> tuple[Any, PreTrai
     """
     if is_plain(folder):
         try:
-            return auto.from_pretrained(folder), tried_tokenizer(folder)
+            whole, its_own = auto.from_pretrained(folder), tried_tokenizer(folder)
         except Exception as error:  # as above
             raise ValueError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+        pad_with_end(whole, its_own)
+        return whole, its_own
     place = local_folder(folder)
     model = load_adapter(resolve_base(base) if base else None, place)
     plain: Any = model.get_base_model()
@@ -115,4 +117,5 @@ def load_trained(base: str | None, folder: str, auto: Any) -> tuple[Any, PreTrai
         raise ValueError(f"neither {folder} nor its base comes with a tokenizer; give a base that has one.")
     if odd:
         logger.warning("The tokenizer of %s is not used, the base's is: %s.", folder, odd)
+    pad_with_end(plain, tokenizer)
     return model, tokenizer

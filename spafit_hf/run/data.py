@@ -115,6 +115,9 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     Raises:
         ValueError: when they name nothing, or two things, or what they name cannot be loaded.
     """
+    for name in ("max_train_rows", "max_validation_rows"):
+        if (rows := getattr(arguments, name)) < 0:
+            raise ValueError(f"--{name} is {rows}; it must be 1 or more, or 0 for all.")
     generation = arguments.task in GENERATION
     sources = {
         "--task": "" if generation else arguments.task,

@@ -31,7 +31,7 @@ from spafit_hf.adapter.pair import load_seq2seq
 from spafit_hf.data.perplexity import perplexity
 from spafit_hf.data.rouge import mean_rouge
 from spafit_hf.data.tokens import tokenize_targets, tokenize_texts
-from spafit_hf.run.base import BaseArguments, load_pretrained, pad_with_end
+from spafit_hf.run.base import BaseArguments, load_pretrained
 from spafit_hf.run.data import MAX_TARGET_LENGTH, RunData
 from spafit_hf.run.task import Task
 from spafit_hf.shortcuts.probe import evaluating
@@ -118,7 +118,6 @@ def _rouge_with(tokenizer: Any) -> Callable[[EvalPrediction], dict[str, float]]:
 def _continuations(
     model: Any, tokenizer: PreTrainedTokenizerBase, data: RunData, args: TrainingArguments
 ) -> dict[str, Any]:
-    pad_with_end(tokenizer)
     tokenizer.padding_side = "right"  # tokens have the positions that they have alone
     return {
         # The labels are padded by length, not by token: the end token may be the one for padding too.

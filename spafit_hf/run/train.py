@@ -33,6 +33,7 @@ from spafit_hf.run.task import Task
 from spafit_hf.trainer import SpafitSeq2SeqTrainer, SpafitTrainer
 from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments, SpafitTrainingArguments
 from spafit_hf.trainer.machine import machine, versions
+from spafit_hf.trainer.wrapping import has_adapter
 
 Arguments = SpafitTrainingArguments | SpafitSeq2SeqTrainingArguments
 """The second for summarization."""
@@ -214,9 +215,9 @@ def evaluate(
     task = task_of(data)
     model, tokenizer = load_trained(base, folder, task.auto)
     task.check(model, data)
-    # Nothing is trained: with "full" a plain model stays plain, an adapter as it is.
     names = data.text.evaluation_splits
-    trainer, splits = _make_trainer(model, tokenizer, data, names, args, max_length, strategy="full")
+    strategy = None if has_adapter(model) else "full"  # nothing is trained: a plain model stays plain
+    trainer, splits = _make_trainer(model, tokenizer, data, names, args, max_length, strategy=strategy)
     trainer.remove_callback(PrinterCallback)  # the caller prints the figures, and prints them once
     if task.warn is not None:
         for split in splits.values():
