@@ -891,23 +891,22 @@ def test_adding_and_removing_while_serving(folders: dict[str, Path], limit: int 
 
 
 def test_a_request_that_began_keeps_its_adapter(served: SpafitPredictor) -> None:
-    removed: list[str] = []
+    removing: list[threading.Thread] = []
 
     def remove_once(*_: Any) -> None:
-        if not removed:
-            removed.append("lora")
-            worker = threading.Thread(target=served.remove, args=("lora",))
-            worker.start()
-            worker.join(0.2)  # it waits for the pass to end
+        if not removing:
+            removing.append(threading.Thread(target=served.remove, args=("lora",)))
+            removing[0].start()
+            removing[0].join(0.2)  # it waits for the pass to end
 
     handle = served.model.bert.encoder.layer[2].register_forward_hook(remove_once)
     served._batch_size = 1
     answers = served.predict([TEXTS[0], TEXTS[1]], ["lora", "lora"])
     handle.remove()
     assert [answer.adapter for answer in answers] == ["lora", "lora"]
-    with served._lock:
-        assert "lora" not in served.names
-        assert served.adapter_bytes == sum(served.facts(name).memory_bytes for name in served.names)
+    removing[0].join()
+    assert "lora" not in served.names
+    assert served.adapter_bytes == sum(served.facts(name).memory_bytes for name in served.names)
 
 
 # ---- the packaged encoder ----
