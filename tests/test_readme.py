@@ -75,3 +75,18 @@ def test_the_quick_starts_figures_are_in_a_file() -> None:
     for run in runs[len(held_out) :]:
         figures = f"{run['metrics']['accuracy']:.3f} +{run['trained_parameters']:,} +{run['file_bytes']:,} "
         assert re.search(rf"^{run['strategy']} +{figures}", README, re.MULTILINE)
+
+
+def test_the_figures_of_single_runs_are_in_files() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    figures = {"generation": ("rougeL", "rouge1", "rouge2"), "mpnet": ("f1", "accuracy")}
+    for (file, names), page in zip(figures.items(), ("generation.md", "glue.md"), strict=True):
+        text = (docs / page).read_text(encoding="utf-8")
+        for line in (docs / f"{file}.jsonl").read_text(encoding="utf-8").splitlines():
+            run = json.loads(line)
+            (metrics,) = run["metrics"].values()
+            shown = r"[^|]*\| ".join(re.escape(f"{metrics[name]:.3f}"[1:]) for name in names)
+            row = (
+                rf"^\| {run['strategy']} \| {run['trained_parameters']:,} \| {shown}[^|]*\| {metrics['loss']:.2f} \|$"
+            )
+            assert re.search(row, text, re.MULTILINE), (page, run["strategy"])
