@@ -265,16 +265,19 @@ def _attentions_apart(block: nn.Module, roles: Roles) -> Roles:
     homes = {_attention_of(name) for name in projections}
     # LXMERT's visual_attention says by its class alone what it is.
     crossing = {home for home in homes if _CROSS.search(type(block.get_submodule(home)).__name__)}
-    across = [name for name in projections if _CROSS.search(name) or _attention_of(name) in crossing]
-    itself = [name for name in projections if name not in across]
+
+    def crosses(name: str) -> bool:
+        return _CROSS.search(name) is not None or _attention_of(name) in crossing
+
+    across = [name for name in projections if crosses(name)]
+    itself = [name for name in projections if not crosses(name)]
     if not across or not itself:
         return roles
 
     def is_across(name: str) -> bool:
         home = f"{name.rpartition('.')[0]}."
         beside = home != "." and any(each.startswith(home) for each in across)
-        crosses = _CROSS.search(name) is not None or _attention_of(name) in crossing
-        return crosses or (beside and not any(each.startswith(home) for each in itself))
+        return crosses(name) or (beside and not any(each.startswith(home) for each in itself))
 
     apart = dict(roles)
     for role, cross in zip(ROLES[:5], CROSS_ROLES, strict=True):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from spafit_hf.card.facts import CardFacts
 from spafit_hf.card.metadata import pipeline_tag
 from spafit_hf.names import AUTO_CLASSES, PAIR_CLASS, SIDECAR_FILE, is_hub_id
-from spafit_hf.words import listing
+from spafit_hf.words import listing, printable
 
 #: Sentences to show where the facts have no example of their own.
 STOCK = ("The museum opened a second building in May.", "A new building of the museum opened in spring.")
@@ -226,8 +226,7 @@ def _printed(facts: CardFacts) -> list[str]:
 
 def _quoted(text: str) -> str:
     """A Python string literal in double quotes, on one line, that cannot end the block of code it stands in."""
-    literal = re.sub(r"`(?=`)", r"\\x60", json.dumps(text, ensure_ascii=False))
-    return re.sub(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda odd: f"\\u{ord(odd[0]):04x}", literal)
+    return printable(re.sub(r"`(?=`)", r"\\x60", json.dumps(text, ensure_ascii=False)))
 
 
 def _call(function: str, arguments: list[str]) -> str:
