@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import torch
 import transformers as hf
 import yaml
 from models import MIXTURES, assert_equal, inputs, logits, mixture, stir, tensors, tiny, train
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from scripts import tiny as scripts
 from scripts.runs import ROWS, losses, spafit_trainer
-from test_predictor import make_tokenizer
+from test_predictor import WORDS, make_tokenizer
 
 from benchmarks import architectures
 from spafit_hf import Strategy, get_spafit_model, load_adapter, plan, save_adapter
@@ -28,6 +29,7 @@ from spafit_hf.card.facts import CardFacts
 from spafit_hf.card.strata import drawing, in_words
 from spafit_hf.cli import main
 from spafit_hf.predictor import SpafitPredictor
+from spafit_hf.strategy import ROLES
 from spafit_hf.trainer.facts import layers_of_plan
 from spafit_hf.tuner import SpafitConfig
 
@@ -136,7 +138,7 @@ def test_several_adapters_on_one_base(folder: Path, tmp_path: Path) -> None:
         model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both")
     elsewhere = {"strata": [{"layers": [0, 1], "lora": ["experts"], "r": 2}]}
     save_adapter(stirred(strategy=elsewhere), tmp_path / "elsewhere")
-    with pytest.raises(AdapterError, match="LoRA on other experts than the adapter 'default', beside which it cannot"):
+    with pytest.raises(AdapterError, match="beside the adapter 'default': one of the two has LoRA on other experts"):
         load_adapter(model, tmp_path / "elsewhere", adapter_name="elsewhere")
     model.delete_adapter("other")
     model.set_adapter("default")
@@ -162,6 +164,121 @@ def test_a_folder_of_experts_alone_merges_and_starts_another(folder: Path, tmp_p
     wide["strata"][1]["lora_alpha"] = 8
     with pytest.raises(AdapterError, match=r"of model.layers.2.mlp.experts\S* has rank 2, scaling 2,.* scaling 4"):
         start_from(get_spafit_model(mixture("Mixtral"), wide), folder)
+
+
+BIASES = "base_model.model.model.layers.3.mlp.experts.down_proj_bias"
+
+
+def test_biases_of_experts_train_travel_and_leave_no_trace(tmp_path: Path) -> None:
+    base = mixture("GptOss")
+    expected, before = logits(base, INPUTS), tensors(base)
+    the_plan = plan(base, "spafit-4-9-II")
+    assert the_plan.tensors[BIASES] == (4, 16)
+    assert not any("frozen biases" in note for note in the_plan.notes)
+    model = get_spafit_model(base, "spafit-4-9-II")
+    assert torch.equal(logits(model, INPUTS), expected)
+    train(model, INPUTS)
+    trained = logits(model, INPUTS)
+    delta = model.get_base_model().model.layers[3].mlp.experts.lora_delta["default"]
+    assert (delta.detach() != 0).any(0).all()  # of each bias
+
+    folder = tmp_path / "folder"
+    assert save_adapter(model, folder) == "absolute"
+    stored = load_file(folder / "adapter_model.safetensors")
+    assert {key: tuple(tensor.shape) for key, tensor in stored.items()} == the_plan.tensors
+    torch.testing.assert_close(
+        stored[BIASES], base.model.layers[3].mlp.experts.base_layer.down_proj_bias + delta[:, 48:]
+    )
+    assert torch.equal(logits(PeftModel.from_pretrained(mixture("GptOss"), folder), INPUTS), trained)
+    assert export_adapter(mixture("GptOss"), folder, tmp_path / "native", "native") == "native"
+    for source in (folder, tmp_path / "native"):
+        assert torch.equal(logits(load_adapter(mixture("GptOss"), source), INPUTS), trained)
+    again = get_spafit_model(mixture("GptOss"), "spafit-4-9-II")
+    start_from(again, folder)
+    started = again.get_base_model().model.layers[3].mlp.experts.lora_delta["default"]
+    torch.testing.assert_close(started, delta)
+    set_peft_model_state_dict(again, {key: tensor + 0.5 for key, tensor in stored.items()})
+    torch.testing.assert_close(started, delta + 0.5)
+
+    with model.disable_adapter():
+        assert torch.equal(logits(model, INPUTS), expected)
+    model.merge_adapter(safe_merge=True)
+    torch.testing.assert_close(logits(model, INPUTS), trained)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model, INPUTS), trained)
+    merged = merge_adapter(mixture("GptOss"), folder, tmp_path / "merged")
+    torch.testing.assert_close(logits(type(merged).from_pretrained(tmp_path / "merged"), INPUTS), trained)
+    assert_equal(tensors(model.unload()), before)
+
+
+def test_rows_with_different_biases_of_experts(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for seed, folder in enumerate(folders):
+        save_adapter(stirred("GptOss", "bitfit", seed=seed), folder)
+    alone = [logits(load_adapter(mixture("GptOss"), folder), INPUTS) for folder in folders]
+    model = load_adapter(mixture("GptOss"), folders[0])
+    model = load_adapter(model, folders[1], adapter_name="b")
+    mixed = logits(model, INPUTS, adapter_names=["b", "default", "__base__", "b"])
+    rows = [alone[1][0], alone[0][1], logits(mixture("GptOss"), INPUTS)[2], alone[1][3]]
+    torch.testing.assert_close(mixed, torch.stack(rows))
+
+    headless = Strategy.from_name("bitfit").to_dict() | {"head": False}
+    model = stirred("GptOss", headless)
+    model.add_adapter("b", SpafitConfig(strategy=headless))
+    stir(model, "b", seed=1)
+    model.add_weighted_adapter(["default", "b"], [0.5, 0.25], "both")
+    experts = model.get_base_model().model.layers[2].mlp.experts
+    torch.testing.assert_close(
+        experts.lora_delta["both"], 0.5 * experts.lora_delta["default"] + 0.25 * experts.lora_delta["b"]
+    )
+
+    served = SpafitPredictor(mixture("GptOss"), tokenizer=make_tokenizer())
+    for folder in folders:
+        served.add(folder, folder.name)
+    ids = dict(make_tokenizer()(WORDS[:5], is_split_into_words=True, return_tensors="pt"))
+    found = served.predict_all(" ".join(WORDS[:5]))
+    for folder in folders:
+        expected = logits(load_adapter(mixture("GptOss"), folder), {"input_ids": ids["input_ids"]}).softmax(-1)[0]
+        torch.testing.assert_close(torch.tensor(list(found[folder.name].scores.values())), expected)
+    assert torch.equal(logits(served.model, INPUTS), logits(mixture("GptOss"), INPUTS))
+
+
+def test_biases_of_experts_that_do_not_fit(tmp_path: Path) -> None:
+    save_adapter(stirred("GptOss", "bitfit"), tmp_path / "good")
+    stored = load_file(tmp_path / "good" / "adapter_model.safetensors")
+    for change, reason in (
+        ({BIASES: None}, "down_proj_bias is missing beside its other biases: the file is cut"),
+        ({BIASES: torch.zeros(4, 17)}, r"has shape \[4, 17\]; .* asks for \[4, 16\]"),
+        ({BIASES.replace("down", "side"): torch.zeros(4, 16)}, "it has side_proj_bias for experts; allowed are"),
+        (
+            {BIASES.replace(".mlp.experts", ".mlp"): torch.zeros(4, 16)},
+            "it has down_proj_bias for a GptOssMLP; allowed",
+        ),
+    ):
+        shutil.copytree(tmp_path / "good", tmp_path / "bad", dirs_exist_ok=True)
+        (tmp_path / "bad" / "spafit_config.json").unlink()
+        changed = {key: tensor for key, tensor in (stored | change).items() if tensor is not None}
+        save_file(changed, tmp_path / "bad" / "adapter_model.safetensors")
+        with pytest.raises(AdapterError, match=reason):
+            verify_adapter(tmp_path / "bad", mixture("GptOss"))
+
+    save_adapter(stirred("GptOss"), tmp_path / "lora")
+    for first, second in (("good", "lora"), ("lora", "good")):
+        model = load_adapter(mixture("GptOss"), tmp_path / first)
+        expected = logits(model, INPUTS)
+        with pytest.raises(AdapterError, match=r"has deltas on \S*\.2\.mlp\.experts, where the other has"):
+            load_adapter(model, tmp_path / second, adapter_name="other")
+        assert torch.equal(logits(model, INPUTS), expected)
+
+
+def test_where_experts_have_lora_their_biases_stay_and_the_plan_says_so() -> None:
+    both = {"strata": [{"layers": [2, 3], "lora": ["query", "experts"], "biases": ROLES, "r": 2}]}
+    the_plan = plan(mixture("GptOss"), both)
+    assert BIASES not in the_plan.tensors
+    assert any(note.startswith("frozen biases of experts: mlp.experts.gate_up_proj_bias") for note in the_plan.notes)
+    assert "e\n" in plan(mixture("GptOss"), "bitfit").layer_table()
+    part = {"strata": [{"layers": [2, 3], "biases": ["intermediate", "query"]}]}
+    assert BIASES not in plan(mixture("GptOss"), part).tensors
 
 
 @pytest.mark.parametrize(
@@ -230,8 +347,9 @@ def test_refusals(folder: Path) -> None:
 
 def test_checkpointed_activations_change_nothing() -> None:
     gradients = []
+    biases = {"layers": [0, 1], "biases": ROLES}
     for checkpointed in (False, True):
-        model = stirred("GptOss", {"strata": STRATEGY["strata"][1:]}).train()
+        model = stirred("GptOss", {"strata": [biases, *STRATEGY["strata"][1:]]}).train()
         if checkpointed:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model(**INPUTS, labels=torch.tensor([0, 1, 0, 1])).loss.backward()

@@ -15,7 +15,7 @@ from spafit_hf.adapter.folder import (
 )
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture import find_architecture, in_out, is_linear, takes_delta
-from spafit_hf.architecture.experts import lora_places
+from spafit_hf.architecture.experts import expert_biases, lora_places
 from spafit_hf.names import is_remote
 from spafit_hf.tuner import labels_of
 
@@ -40,6 +40,7 @@ def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
     modules = dict(plain.named_modules())
     _check_complete(adapter, plain, modules)
     _check_shapes(adapter, plain, modules, _expert_shapes(adapter, plain, modules))
+    _check_whole_deltas(adapter, modules)
     _check_bottlenecks(adapter, plain, modules)
     _check_heads(adapter, plain)
 
@@ -72,6 +73,17 @@ def _check_complete(adapter: VerifiedAdapter, plain: nn.Module, modules: dict[st
                 f"the configuration targets {module} of {type(plain).__name__}, for which the file holds no LoRA: it "
                 "is incomplete."
             )
+
+
+def _check_whole_deltas(adapter: VerifiedAdapter, modules: dict[str, nn.Module]) -> None:
+    """Refuse experts of which a file has some of the biases: they are one delta."""
+    stored: dict[str, set[str]] = {}
+    for name in adapter.tensors.values():
+        stored.setdefault(name.module, set()).add(name.part)
+    for module in adapter.bias_modules:
+        wanted = {} if "lora_delta" in stored[module] else expert_biases(modules[module])
+        if missing := sorted(wanted.keys() - stored[module]):
+            raise AdapterError(f"{module}.{missing[0]} is missing beside its other biases: the file is cut.")
 
 
 def _expert_shapes(
@@ -125,6 +137,15 @@ def _check_shape(key: str, shape: tuple[int, ...], expected: tuple[int, ...], pl
 
 
 def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if biases := expert_biases(module):
+        shapes = {key: tuple(bias.shape) for key, bias in biases.items()}
+        every = {
+            **shapes,
+            "lora_delta": (len(next(iter(biases.values()))), sum(width for _, width in shapes.values())),
+        }
+        if part not in every:
+            raise AdapterError(f"it has {part} for experts; allowed are {sorted(every)}.")
+        return every[part]
     if not is_linear(module) and not (takes_delta(module) and part in ("bias", "lora_delta")):
         raise AdapterError(f"it has {part} for a {type(module).__name__}; allowed are dense modules and norms.")
     weight = module.get_parameter("weight")

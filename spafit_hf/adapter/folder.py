@@ -11,6 +11,7 @@ Tensor names are PEFT's: `base_model.model.<module>.<part>`. A trained bias is s
     mixed       the first where the module has a bias, the second where it has none         some have, norms too
     native      `<module>.lora_delta`      the delta itself; only this package reads it     always possible
 
+Experts that are one tensor for all have `<module>.gate_up_proj_bias` and the like in the place of a bias.
 LoRA on experts is that of the wrappers that PEFT puts around their module (`spafit_hf.architecture.experts`).
 A bottleneck adapter is `<module>.lora_down` and `.lora_up`, each with weight and bias, in a native folder alone.
 """
@@ -28,6 +29,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.architecture.experts import BIAS_ENDING
 from spafit_hf.architecture.new import outside_parameters
 from spafit_hf.files import Fields
 from spafit_hf.names import MAX_LABEL, MAX_LABELS, SIDECAR_FILE
@@ -171,7 +173,8 @@ class TensorName:
             module = path.removesuffix(f".{part}")
             if module and module != path:
                 return cls(module, part)
-        return None
+        module, _, part = path.rpartition(".")
+        return cls(module, part) if module and part.endswith(BIAS_ENDING) else None
 
 
 def facts_of_plain(plain: nn.Module) -> BaseFacts:

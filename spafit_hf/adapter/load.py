@@ -21,7 +21,8 @@ from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError
 from spafit_hf.adapter.pair import is_half, load_seq2seq
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
-from spafit_hf.architecture.experts import expert_wrappers
+from spafit_hf.architecture import delta_between
+from spafit_hf.architecture.experts import by_module, expert_wrappers
 from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
 from spafit_hf.hub.pull import MAX_BYTES
 from spafit_hf.names import AUTO_CLASSES, published_base, resolve_base
@@ -267,12 +268,16 @@ def _check_name(model: nn.Module, adapter_name: str) -> None:
 
 
 def _check_beside(model: nn.Module, adapter: VerifiedAdapter) -> None:
-    """Refuse LoRA on other experts than those of an adapter that is there: in PEFT their wrappers stand in another."""
-    for name, config in model.peft_config.items() if isinstance(model, PeftModel) and adapter.experts else ():
-        if config.target_parameters and set(config.target_parameters) != set(adapter.experts):
+    """Refuse LoRA on other experts than those of an adapter that is there, in whose wrappers PEFT would put theirs,
+    and LoRA on experts whose biases have a delta, or the reverse."""
+    for name, config in model.peft_config.items() if isinstance(model, PeftModel) else ():
+        theirs, mine = set(config.target_parameters or ()), set(adapter.experts)
+        both = set(by_module(theirs)).intersection(adapter.bias_modules)
+        both |= set(by_module(mine)).intersection(config.bias_modules or ())
+        if both or (theirs and mine and theirs != mine):
+            what = f"deltas on {min(both)}, where the other has LoRA" if both else "LoRA on other experts"
             raise AdapterError(
-                f"it has LoRA on other experts than the adapter {name!r}, beside which it cannot stand: load it on a "
-                "base of its own."
+                f"it cannot stand beside the adapter {name!r}: one of the two has {what}. Give it a base of its own."
             )
 
 
@@ -310,8 +315,14 @@ def native_tensors(
 ) -> dict[str, torch.Tensor]:
     """Tensors as `verify_and_read` gives them, under this package's own names: deltas, whatever form they were stored
     in."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     biases, with_lora = set(adapter.bias_modules), {*adapter.lora, *expert_wrappers(adapter.experts)}
+    absolute: dict[str, dict[str, torch.Tensor]] = {}
+
+    def add(module: str, delta: torch.Tensor) -> None:
+        key = f"{KEY_PREFIX}{module}.lora_delta"
+        tensors[key] = tensors[key] + delta if key in tensors else delta
+
     for key, name in adapter.tensors.items():
         tensor = stored[key]
         if (
@@ -325,11 +336,12 @@ def native_tensors(
             continue  # the zero factors and biases that PEFT asks for beside those
         if name.part == "lora_B.bias":
             tensor = tensor * adapter.bias_scaling[name.module]
-        elif name.part in ("bias", "base_layer.bias"):
-            module = plain.get_submodule(name.module)
-            tensor = tensor.float() - module.bias.detach().to("cpu").float()
-        delta = f"{KEY_PREFIX}{name.module}.lora_delta"
-        tensors[delta] = tensors[delta] + tensor.float() if delta in tensors else tensor.float()
+        elif name.part != "lora_delta":
+            absolute.setdefault(name.module, {})[name.part.removeprefix("base_layer.")] = tensor
+            continue
+        add(name.module, tensor.float())
+    for module, own in absolute.items():
+        add(module, delta_between(plain.get_submodule(module), own))
     return tensors
 
 

@@ -40,7 +40,7 @@ from spafit_hf.adapter.untrusted import (
     read_sidecar,
 )
 from spafit_hf.adapter.verified import VerifiedAdapter
-from spafit_hf.architecture.experts import by_module, expert_wrappers, wrappers
+from spafit_hf.architecture.experts import BIAS_ENDING, by_module, expert_wrappers, wrappers
 from spafit_hf.names import CONFIG_FILE, MAX_HEADS, SIDECAR_FILE, WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
 from spafit_hf.tuner.plain import plain_view
@@ -172,7 +172,7 @@ def _assemble(
         a.pop(wrapper, None), b.pop(wrapper, None)
     _check_announced(config, set(a))
     form = _form(config, parts)
-    biases = {module for part in FORM_OF_PART for module in parts.get(part, {})}
+    biases = {module for part, modules in parts.items() if _form_of(part) for module in modules}
     lora = {module: settings_of(module, shapes[a[module]], shapes[b[module]]) for module in sorted(a)}
     scaling = {module: settings.scaling for module, settings in lora.items()}
     dora = {module for module, settings in lora.items() if settings.use_dora}
@@ -240,7 +240,7 @@ def _by_part(tensors: dict[str, TensorName]) -> dict[str, dict[str, str]]:
 
 def _form(config: dict[str, Any], parts: dict[str, dict[str, str]]) -> str:
     """The form of the biases (see `folder`), which the configuration must have announced."""
-    found = [form for part, form in FORM_OF_PART.items() if parts.get(part)]
+    found = sorted({form for part in parts if (form := _form_of(part))})
     if found == ["absolute", "lora-bias"]:
         found = ["mixed"]
     if len(found) > 1:
@@ -257,6 +257,10 @@ def _form(config: dict[str, Any], parts: dict[str, dict[str, str]]) -> str:
     if bool(config.get("lora_bias")) != (form in ADDED_FORMS):
         raise AdapterError(f"{CONFIG_FILE} says lora_bias={config.get('lora_bias')}, {WEIGHTS_FILE} says otherwise.")
     return form
+
+
+def _form_of(part: str) -> str | None:
+    return "absolute" if part.endswith(BIAS_ENDING) else FORM_OF_PART.get(part)
 
 
 def _as_announced(

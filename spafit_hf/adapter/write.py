@@ -29,13 +29,14 @@ from transformers import PreTrainedModel
 
 from spafit_hf.adapter.folder import AdapterError, Sidecar, TensorName, facts_of_plain
 from spafit_hf.adapter.verify import check_written
+from spafit_hf.architecture import split_delta
 from spafit_hf.architecture.experts import by_module, expert_wrappers, wrappers
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, WEIGHTS_FILE, __version__
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner import DeltaLayer, SpafitConfig, SpafitPeftType, saving
 from spafit_hf.tuner.config import rewrites_base
 from spafit_hf.tuner.entrance import embeddings_were_resized
-from spafit_hf.tuner.layer import Norm
+from spafit_hf.tuner.layer import Experts, Norm
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line, last_line
 
@@ -148,7 +149,7 @@ def portable_obstacle(
     if config.trainable_token_indices:
         return "it has trainable_token_indices beside LoRA, deltas and head"
     misread = _misread(config, layers, base) if base is not None else None
-    without_bias = [name for name, layer in layers.items() if layer.get_base_layer().bias is None]
+    without_bias = [name for name, layer in layers.items() if layer.lacks_bias]
     if not misread and without_bias and config.use_dora:
         return f"it has DoRA and deltas on modules without a bias (such as {without_bias[0]})"
     return misread
@@ -258,15 +259,16 @@ def _portable(
     fields["alpha_pattern"] = _alphas(config, fields["rank_pattern"], [*lora_modules, *experts])
     if not deltas:
         return "absolute", LoraConfig(**fields), rest
-    biases = {module: layers[module].get_base_layer().bias for module in deltas}
-    added = {module: delta for module, delta in deltas.items() if biases[module] is None}
-    if added and not any(isinstance(layer, Norm) for layer in layers.values()):
+    added = {module: delta for module, delta in deltas.items() if layers[module].lacks_bias}
+    if added and not any(isinstance(layer, (Norm, Experts)) for layer in layers.values()):
         return "lora-bias", *_as_lora_bias(fields, layers, deltas, rest)
     for module in deltas.keys() - added.keys():
-        part = "base_layer.bias" if module in lora_modules else "bias"
-        bias = biases[module].detach()
-        # fp32, whatever the base's dtype: a delta of 1e-3 is lost in a bfloat16 sum
-        rest[str(TensorName(module, part))] = bias.float() + deltas[module].to(bias.device)
+        base = layers[module].get_base_layer()
+        for key, part in split_delta(base, deltas[module]).items():
+            bias = base.get_parameter(key).detach()
+            # fp32, whatever the base's dtype: a delta of 1e-3 is lost in a bfloat16 sum
+            inner = f"base_layer.{key}" if module in lora_modules else key
+            rest[str(TensorName(module, inner))] = bias.float() + part.to(bias.device)
     fields["bias"] = "all"
     if added:
         return "mixed", *_as_lora_bias(fields, layers, added, rest)

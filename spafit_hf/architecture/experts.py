@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+BIAS_ENDING = "_bias"
+"""Of the name of a parameter that holds the biases of experts, behind the name of their matrices."""
+
 
 class ExpertMatrix(NamedTuple):
     """The matrices of one parameter."""
@@ -42,6 +45,18 @@ def expert_matrices(module: nn.Module) -> dict[str, ExpertMatrix]:
         key: ExpertMatrix(count, *((first, second) if turned else (second, first)))
         for key, (count, first, second) in shapes.items()
         if count > 1
+    }
+
+
+def expert_biases(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The biases of experts, (experts, outputs) each, in order: `gate_up_proj_bias` of gpt-oss, say."""
+    return {
+        key: each
+        for key, each in module._parameters.items()
+        if each is not None
+        and key.endswith(BIAS_ENDING)
+        and (matrix := module._parameters.get(key.removesuffix(BIAS_ENDING))) is not None
+        and (matrix.dim(), each.dim(), len(matrix)) == (3, 2, len(each))
     }
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from transformers.pytorch_utils import Conv1D
+
+from spafit_hf.architecture.experts import expert_biases
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -18,15 +23,36 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def takes_delta(module: nn.Module) -> bool:
-    """Whether a delta can be added to a module's bias: a matrix, or a norm with a bias over its last dimension.
+    """Whether a delta can be added to a module's bias: a matrix, a norm with a bias over its last dimension, or
+    experts with biases.
 
     A matrix without a bias takes the delta as one. A norm without a bias does not, nor do those whose features are not
     the last dimension (batch and group norms), where a vector of their width would be added along the wrong one.
     """
-    if is_linear(module):
+    if is_linear(module) or expert_biases(module):
         return True
     bias = module._parameters.get("bias")
     return is_norm(module) and bias is not None and bias.dim() == 1 and not _channels_first(module)
+
+
+def biases_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What a module's delta is added to, by name: its bias, those of its experts, or nothing."""
+    bias = module._parameters.get("bias")
+    return expert_biases(module) if bias is None else {"bias": bias}
+
+
+def split_delta(module: nn.Module, delta: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A module's delta as what is added to each of `biases_of`: experts have one, (experts, outputs of all biases)."""
+    biases = expert_biases(module)
+    if not biases:
+        return {"bias": delta}
+    return dict(zip(biases, delta.split([each.shape[-1] for each in biases.values()], dim=-1), strict=True))
+
+
+def delta_between(module: nn.Module, biases: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Inverse of adding a `split_delta`: the fp32 delta that makes a module's biases these, by name."""
+    own = biases_of(module).items()
+    return torch.cat([biases[key].float() - bias.detach().to(biases[key].device).float() for key, bias in own], dim=-1)
 
 
 def keeps_statistics(module: nn.Module) -> bool:

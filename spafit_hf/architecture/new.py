@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from spafit_hf.architecture.kinds import takes_delta
+from spafit_hf.architecture.kinds import has_weight, takes_delta
 from spafit_hf.names import resolve_base
 from spafit_hf.words import first_line
 
@@ -75,7 +75,9 @@ def new_biases(model: nn.Module, parameters: tuple[str, ...]) -> tuple[str, ...]
     return tuple(
         name
         for name, module in model.named_modules()
-        if takes_delta(module) and [id(each) in given for each in (module.weight, module.bias)] == [False, True]
+        if has_weight(module)
+        and takes_delta(module)
+        and [id(each) in given for each in (module.weight, module.bias)] == [False, True]
     )
 
 

@@ -15,12 +15,13 @@ from spafit_hf.architecture import (
     DescriptionLike,
     Layer,
     Stack,
+    biases_of,
     find_architecture,
     in_out,
     register_architecture,
     takes_delta,
 )
-from spafit_hf.architecture.experts import lora_places
+from spafit_hf.architecture.experts import by_module, expert_biases, lora_places
 from spafit_hf.architecture.new import namesakes
 from spafit_hf.architecture.structure import stays_frozen
 from spafit_hf.planner import text
@@ -284,7 +285,7 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
         )
     if strategy.outer_biases:
         outside = (*architecture.outer_norms, *architecture.pooler, *architecture.projections)
-        biased = [name for name in outside if modules[name]._parameters.get("bias") is not None]
+        biased = [name for name in outside if biases_of(modules[name])]
         outer = tuple(name for name in biased if takes_delta(modules[name]))
         passed_over += [name for name in biased if name not in outer]
         what = f"biases of {', '.join(outer)}" if outer else "no biases outside the layers"
@@ -303,7 +304,7 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
                 add(name, what, _whole_tensors(modules, names))
     biases = tuple(module for group in groups for module in group.bias_modules)
     if experts:
-        without_bias = [name for name in biases if modules[name]._parameters.get("bias") is None]
+        without_bias = [name for name in biases if not biases_of(modules[name])]
         _check_beside_experts(strategy, lora, without_bias)
     parts: dict[str, Any] = {"lora": lora, "biases": biases, "bottlenecks": bottlenecks, "experts": experts}
     result = replace(base, groups=tuple(groups), tensors=tensors, **parts)
@@ -331,9 +332,11 @@ def _without(names: Iterable[str], head: tuple[str, ...]) -> list[str]:
 
 def _bias_names(layer: Layer, stratum: Stratum, modules: dict[str, nn.Module]) -> tuple[str, ...]:
     """Modules of a layer whose bias trains. "Every bias" means those of matrices and norms without a role as well, but
-    for routers."""
+    for routers. Experts are a feed-forward in one module, and PEFT lets none have LoRA and a delta."""
     others = [name for name in layer.others if stratum.biases == ROLES and not stays_frozen(name)]
-    with_bias = [name for name in others if modules[name]._parameters.get("bias") is not None]
+    with_bias = [name for name in others if biases_of(modules[name])]
+    if {"intermediate", "output"}.issubset(stratum.bias_roles) and not stratum.trains_experts:
+        with_bias += [name for name in by_module(layer.experts) if expert_biases(modules[name])]
     return (*layer.names(stratum.bias_roles), *with_bias)
 
 
@@ -402,11 +405,12 @@ def _bottleneck_tensors(
 
 
 def _bias_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    own = {name: modules[name]._parameters.get("bias") for name in names}  # or the one that a matrix is given
-    return {
-        f"{PREFIX}{name}.bias": (in_out(modules[name])[1] if bias is None else bias.numel(),)
-        for name, bias in own.items()
-    }
+    tensors: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        biases = {key: tuple(bias.shape) for key, bias in biases_of(modules[name]).items()}
+        for key, shape in (biases or {"bias": in_out(modules[name])[1:]}).items():  # or the one that a matrix is given
+            tensors[f"{PREFIX}{name}.{key}"] = shape
+    return tensors
 
 
 def _whole_tensors(modules: dict[str, nn.Module], names: Iterable[str]) -> dict[str, tuple[int, ...]]:

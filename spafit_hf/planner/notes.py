@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from spafit_hf.architecture import Layer, is_linear, is_norm, takes_delta
+from spafit_hf.architecture import Layer, biases_of, is_linear, is_norm, takes_delta
 from spafit_hf.architecture.experts import lora_places
 from spafit_hf.architecture.new import new_parameters
 from spafit_hf.planner.facts import PlanFacts
@@ -24,10 +24,10 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
         if group.stratum is not None and not group.layers:
             stack = f" of the {group.stack}" if len(result.architecture.stacks) > 1 else ""
             lines.append(f"{group.name} has no layers at the depth{stack}.")
-    without = [name for name in result.biases if modules[name]._parameters.get("bias") is None]
+    without = [name for name in result.biases if not biases_of(modules[name])]
     if without:
         lines.append(f"{some(len(without), 'linear layer')} without a bias: the delta is added as one.")
-    bare = [name for name in passed_over if modules[name]._parameters.get("bias") is None]
+    bare = [name for name in passed_over if not biases_of(modules[name])]
     across = [name for name in passed_over if name not in bare]
     for names, what in ((bare, "without a bias"), (across, "over another dimension than the last")):
         if names:
@@ -70,9 +70,7 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
 def untrained(result: PlanFacts, model: nn.Module) -> list[str]:
     """Names of the parameters that the base's checkpoint did not bring and that do not train all the same."""
     trained = [each for name in result.head for each in model.get_submodule(name).parameters()]
-    trained += [
-        bias for name in result.biases if (bias := model.get_submodule(name)._parameters.get("bias")) is not None
-    ]
+    trained += [bias for name in result.biases for bias in biases_of(model.get_submodule(name)).values()]
     known = {id(each) for each in trained}
     return [name for name in new_parameters(model) if id(model.get_parameter(name)) not in known]
 
@@ -145,18 +143,23 @@ def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]
     bare: list[str] = []
     experts: list[str] = []
     biases: list[str] = []
+    stacks = {stack.name: stack.layers for stack in architecture.stacks}
+    groups = [group for group in result.groups if group.stratum and group.trainable_parameters]
+    changed = {stacks[group.stack][index].path for group in groups for index in group.layers}
     for layer in layers:
         for name in layer.others:
             if is_linear(modules[name]) or takes_delta(modules[name]):
                 roleless.append(name.removeprefix(f"{layer.path}."))
         for name, module in (item for path in (layer.path, *layer.more) for item in modules[path].named_modules()):
             if not (is_linear(module) or is_norm(module) or isinstance(module, _OTHER_KINDS)):
+                left_out = layer.path in changed and f"{layer.path}.{name}" not in result.biases
                 of_experts = any(each.startswith(f"{layer.path}.{name}.") for each in layer.experts)
                 for key, each in module._parameters.items():
                     if each is not None and each.dim() > 1:
                         its_own = f"{layer.path}.{name}.{key}" in layer.experts
                         kind = experts if its_own else biases if of_experts and "bias" in key else bare
-                        kind.append(f"{name}.{key}")
+                        if kind is not biases or left_out:
+                            kind.append(f"{name}.{key}")
     apart = [*(prefix[:-1] for layer in layers for prefix in layer.prefixes), *architecture.head, *architecture.new]
     apart += architecture.new_biases
     apart += filter(None, [architecture.embeddings])
@@ -174,7 +177,10 @@ def _frozen_notes(result: PlanFacts, modules: dict[str, nn.Module]) -> list[str]
     if experts and not result.experts:
         lines.append(f"experts train where a stratum names them (lora: [experts]), here in none: {_places(experts)}.")
     if biases:
-        lines.append(f"biases of experts, which the router chooses with them, stay frozen: {_places(biases)}.")
+        lines.append(
+            f"frozen biases of experts: {_places(biases)}; they train in a stratum with the biases of intermediate "
+            "and output, and without LoRA on experts."
+        )
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from spafit_hf.architecture import Layer, Stack
+from spafit_hf.architecture.experts import by_module
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.strategy import EXPERT_ROLES, Strategy, layers_text
 from spafit_hf.strategy.drawing import ABSENT, BOTTLENECK, MEANINGS, MIXED, WHOLE, columns, draw, mark, roles_to_draw
@@ -42,7 +43,8 @@ def layer_table(plan: CostedPlan) -> str:
     lines = []
     layers = [layer for stack in plan.architecture.stacks for layer in stack.layers]
     there = [role for layer in layers for role, names in layer.modules.items() if names]
-    roles = roles_to_draw([*there, *(EXPERT_ROLES if plan.experts else ())])
+    experts = {*plan.experts, *plan.biases}.intersection(name for layer in layers for name in _experts(layer))
+    roles = roles_to_draw([*there, *(EXPERT_ROLES if experts else ())])
     for stack in plan.architecture.stacks:
         title = f"{plan.strategy.name}, {len(stack.layers)} {_layers_of(stack, plan)}"
         starts = {group.layers[0]: group for group in plan.groups if group.stack == stack.name and group.layers}
@@ -62,13 +64,18 @@ def layer_table(plan: CostedPlan) -> str:
 
 
 def _mark(plan: CostedPlan, layer: Layer, role: str) -> str:
-    names = layer.experts if role in EXPERT_ROLES else layer.names((role,))
+    names = _experts(layer) if role in EXPERT_ROLES else layer.names((role,))
     if not names:
         return ABSENT
     if plan.full:
         return WHOLE
     lora = plan.lora | plan.experts
     return mark(*(any(name in part for name in names) for part in (lora, plan.biases, plan.bottlenecks)))
+
+
+def _experts(layer: Layer) -> tuple[str, ...]:
+    """The parameters of a layer's experts, which can have LoRA, and their modules, which can have a delta."""
+    return (*layer.experts, *by_module(layer.experts))
 
 
 def comparison_table(

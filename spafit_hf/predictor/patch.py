@@ -44,7 +44,7 @@ class Patch:
     b: torch.Tensor | None = None
     """LoRA B with all factors, (outputs, r)."""
     shift: torch.Tensor | None = None
-    """(outputs,)"""
+    """(outputs,); of experts (experts, outputs of their biases)"""
     gain: torch.Tensor | None = None
     """(outputs,)"""
     down: torch.Tensor | None = None
@@ -232,7 +232,7 @@ def _patch(
     settings: LoraSettings | None,
     bottleneck: Bottleneck | None,
 ) -> Patch:
-    device = module.get_parameter("weight").device
+    device = next(module.parameters()).device
     own = {name: tensor.to(device=device, dtype=torch.float32) for name, tensor in part.items()}
     added: dict[str, Any] = {"shift": own.get("lora_delta")}
     if bottleneck is not None:

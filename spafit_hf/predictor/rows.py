@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from spafit_hf.architecture import Architecture
+from spafit_hf.architecture import Architecture, split_delta
+from spafit_hf.architecture.experts import expert_biases
 from spafit_hf.predictor.patch import LoadedAdapter, Patch, PatchStack
 from spafit_hf.shortcuts.first_token import FirstToken
 from spafit_hf.shortcuts.stand_in import standing_in
@@ -114,8 +115,14 @@ class RowForward:
                 stack.enter_context(self.model.get_submodule(name).register_forward_hook(keep))
             for name in dict.fromkeys(name for span in spans for name in span.adapter.patches):
                 parts = [(span, span.adapter.patches[name]) for span in spans if name in span.adapter.patches]
+                module = self.model.get_submodule(name)
+                if expert_biases(module):
+                    if len(spans) > 1:
+                        raise NotByRow(f"{name} sees tokens and no rows")
+                    stack.enter_context(_moved(module, parts[0][1]))
+                    continue
                 hook = _patches(name, parts, rows if len(spans) > 1 else None, self._flattens, read)
-                stack.enter_context(self.model.get_submodule(name).register_forward_hook(hook))
+                stack.enter_context(module.register_forward_hook(hook))
             for name in dict.fromkeys(name for span in spans for name in span.adapter.head):
                 hook = _heads(name, spans, rows)
                 stack.enter_context(self.model.get_submodule(name).register_forward_hook(hook))
@@ -166,6 +173,20 @@ class RowForward:
         entrances = self._entrances[border] if border < len(self._layers) else []
         with standing_in(self._layers, enter), standing_in(entrances, once_per_text):
             yield
+
+
+@contextmanager
+def _moved(experts: nn.Module, patch: Patch) -> Iterator[None]:
+    """Within it experts have the biases of an adapter."""
+    assert patch.shift is not None  # they take nothing else
+    parts, own = split_delta(experts, patch.shift), vars(experts)
+    moved = {key: (bias + parts[key]).to(bias.dtype) for key, bias in expert_biases(experts).items()}
+    own.update(moved)  # what stands there is found before the parameter of that name, which stays as it is
+    try:
+        yield
+    finally:
+        for key in moved:
+            del own[key]
 
 
 def _keep_input(read: dict[str, torch.Tensor], name: str, _module: nn.Module, args: tuple[Any, ...], _: Any) -> None:

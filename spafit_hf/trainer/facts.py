@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PretrainedConfig, Trainer
 
+from spafit_hf.architecture.experts import by_module
 from spafit_hf.card import Base, CardFacts, Cost, Data, Layers, Score, Step, glue_data
 from spafit_hf.data.glue import TASKS
 from spafit_hf.names import is_remote
@@ -138,6 +139,8 @@ def layers_of_plan(plan: Plan) -> tuple[Layers, ...]:
             for modules in map(set, (group.lora_modules, group.bias_modules, group.bottleneck_modules))
         )
         lora += EXPERT_ROLES if group.experts else ()
+        owners = {owner for layer in layers for owner in by_module(layer.experts)}
+        biases += EXPERT_ROLES if owners.intersection(group.bias_modules) else ()
         found.append(
             Layers(
                 name=group.name,

@@ -29,9 +29,11 @@ from peft.tuners import lora
 from peft.tuners.lora.layer import VARIANT_KWARG_KEYS, LoraLayer
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
+from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from spafit_hf.architecture import is_linear, takes_delta
+from spafit_hf.architecture import biases_of, is_linear, split_delta, takes_delta
+from spafit_hf.architecture.experts import expert_biases
 from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.handed import Handed
 from spafit_hf.tuner.masters import HALF
@@ -49,7 +51,7 @@ class DeltaLayer(LoraLayer):
     """A LoRA layer of PEFT that also holds bias deltas and bottlenecks. Mixed in before one of PEFT's layer classes.
 
     Attributes:
-        lora_delta: adapter name -> delta, fp32 vector of the module's output width.
+        lora_delta: adapter name -> delta, fp32, as wide as the module's output (of experts: `split_delta`).
         lora_down, lora_up: adapter name -> the matrices of its bottleneck, fp32, each with a bias.
         bottlenecks: adapter name -> the bottleneck's settings.
         input_to: where this module leaves its input for one with a parallel bottleneck.
@@ -74,7 +76,7 @@ class DeltaLayer(LoraLayer):
     def add_delta(self, adapter_name: str, *, zero: bool, inference_mode: bool = False) -> None:
         """Give an adapter a bias delta on this module: zero, so that the model computes what its base does, or not."""
         device = next(self.get_base_layer().parameters()).device
-        delta = torch.zeros(self.out_features, dtype=torch.float32, device=device)
+        delta = torch.zeros(self.delta_shape, dtype=torch.float32, device=device)
         if not zero:
             delta.normal_(std=DELTA_INIT_STD)
         trains = adapter_name in self.active_adapters and not inference_mode
@@ -117,6 +119,16 @@ class DeltaLayer(LoraLayer):
             # PEFT also casts to the base's dtype, and back to fp32 later: too late for what a delta has lost by then.
             delta.data = delta.data.to(self.lora_delta[adapter_name].device)
             self.lora_delta[adapter_name] = delta
+
+    @property
+    def delta_shape(self) -> tuple[int, ...]:
+        """Of a delta on this module."""
+        return (self.out_features,)
+
+    @property
+    def lacks_bias(self) -> bool:
+        """Whether the module has no bias, so that a delta is added as one."""
+        return not biases_of(self.get_base_layer())
 
     def has_lora(self, adapter_name: str) -> bool:
         """Whether the adapter has LoRA factors on this module."""
@@ -208,17 +220,19 @@ class DeltaLayer(LoraLayer):
         if not with_lora and not with_delta:
             return
         base = self.get_base_layer()
-        if with_delta and base.bias is None:
+        if with_delta and self.lacks_bias:
             raise ValueError(missing_bias_message(type(base).__name__, with_delta))
         if not self.merged:
             self._keep_originals()
         if with_lora:
             super().merge(safe_merge=safe_merge, adapter_names=with_lora)
         for name in with_delta:
-            bias = (base.bias + self.lora_delta[name].to(base.bias.device)).to(base.bias.dtype).detach()
-            if safe_merge and not torch.isfinite(bias).all():
-                raise ValueError(f"NaNs detected in the merged bias. The adapter {name} seems to be broken")
-            base.bias.data = bias
+            for key, part in split_delta(base, self.lora_delta[name].detach()).items():
+                bias = base.get_parameter(key)
+                merged = (bias.data + part.to(bias.device)).to(bias.dtype)
+                if safe_merge and not torch.isfinite(merged).all():
+                    raise ValueError(f"NaNs detected in the merged bias. The adapter {name} seems to be broken")
+                bias.data = merged
             if name not in self.merged_adapters:
                 self.merged_adapters.append(name)
 
@@ -294,7 +308,63 @@ class Norm(nn.Module, DeltaLayer):
         return "spafit." + nn.Module.__repr__(self)
 
 
-def wrap(module: nn.Module) -> Linear | Norm:
+class Experts(nn.Module, DeltaLayer):
+    """Experts that are one module, with biases: each with deltas of its own, in one tensor for all of them."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        nn.Module.__init__(self)
+        LoraLayer.__init__(self, base_layer)
+        self._hold_nothing()
+
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        width = sum(bias.shape[-1] for bias in expert_biases(module).values())
+        return width, width
+
+    @property
+    def delta_shape(self) -> tuple[int, ...]:
+        """(experts, outputs of all their biases)"""
+        return (len(next(iter(expert_biases(self.get_base_layer()).values()))), self.out_features)
+
+    def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
+        """The experts with the deltas of the active adapters added to their biases; `adapter_names` says whose the
+        tokens are, row by row."""
+        for key in VARIANT_KWARG_KEYS:
+            kwargs.pop(key, None)
+        if adapter_names is not None:
+            return self._mixed_batch_forward(*args, adapter_names=adapter_names, **kwargs)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        return self._moved_by(None if self.disable_adapters or self.merged else self._active_delta(), args, kwargs)
+
+    def _moved_by(self, delta: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if delta is None:
+            return self.base_layer(*args, **kwargs)
+        parts, biases = split_delta(self.base_layer, delta), expert_biases(self.base_layer)
+        moved = {key: (bias + parts[key]).to(bias.dtype) for key, bias in biases.items()}
+        return functional_call(self.base_layer, moved, args, kwargs)
+
+    def _mixed_batch_forward(self, *args: Any, adapter_names: list[str], **kwargs: Any) -> torch.Tensor:
+        # They see the tokens of all rows in a row, and treat each for itself: those of an adapter can go alone.
+        tokens = len(next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)))
+        each, rest = divmod(tokens, len(adapter_names))
+        if rest:
+            raise ValueError(
+                f"experts see {tokens} tokens of {len(adapter_names)} rows: no batch can mix adapters here."
+            )
+        owners = [name for name in adapter_names for _ in range(each)]
+        order: list[int] = []
+        results = []
+        for name in dict.fromkeys(owners):
+            own = [token for token, owner in enumerate(owners) if owner == name]
+            mine = tuple(value[own] if isinstance(value, torch.Tensor) else value for value in args)
+            named = {key: value[own] if isinstance(value, torch.Tensor) else value for key, value in kwargs.items()}
+            results.append(self._moved_by(self.lora_delta.get(name, None), mine, named))
+            order += own
+        result = torch.cat(results)
+        return result[torch.tensor(order, device=result.device).argsort()]
+
+
+def wrap(module: nn.Module) -> Linear | Norm | Experts:
     """A delta layer around a plain module, for an adapter that wants no LoRA there.
 
     Raises:
@@ -302,6 +372,8 @@ def wrap(module: nn.Module) -> Linear | Norm:
     """
     if is_linear(module):
         return Linear(module)
+    if expert_biases(module):
+        return Experts(module)
     if takes_delta(module):
         return Norm(module)
     raise ValueError(

@@ -17,7 +17,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from spafit_hf.architecture import is_linear, is_norm
+from spafit_hf.architecture import biases_of, delta_between, is_linear, is_norm
 from spafit_hf.architecture.kinds import keeps_statistics
 from spafit_hf.planner import plan
 from spafit_hf.strategy import Bottleneck
@@ -190,9 +190,11 @@ class SpafitModel(LoraModel):
         native = dict(state_dict)
         for name, layer in model.named_modules():
             if isinstance(layer, DeltaLayer) and adapter_name in layer.lora_delta:
-                for key in (f"{name}.bias", f"{name}.base_layer.bias"):
-                    if key in native:
-                        native[f"{name}.lora_delta"] = native.pop(key).float() - layer.get_base_layer().bias.float()
+                base = layer.get_base_layer()
+                for inner in (name, f"{name}.base_layer"):
+                    biases = {key: native.pop(f"{inner}.{key}", None) for key in biases_of(base)}
+                    if biases and None not in biases.values():
+                        native[f"{name}.lora_delta"] = delta_between(base, biases)
                 if (key := f"{name}.lora_B.bias") in native:
                     native[f"{name}.lora_delta"] = native.pop(key).float() * layer.scaling.get(adapter_name, 1.0)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, native)
@@ -325,7 +327,7 @@ class SpafitModel(LoraModel):
             raise ValueError(not_linear_message(bottlenecks))
         for key, layer in self._delta_layers().items():
             here = [name for name in names if name in layer.lora_delta]
-            if here and layer.get_base_layer().bias is None:
+            if here and layer.lacks_bias:
                 raise ValueError(missing_bias_message(f"{key} ({type(layer.get_base_layer()).__name__})", here))
         for key, parameter in self.model.named_parameters() if safe_merge else ():
             owner = next((name for name in names if name in key.split(".")), None)
