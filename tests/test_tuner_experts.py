@@ -243,6 +243,24 @@ def test_rows_with_different_biases_of_experts(tmp_path: Path) -> None:
     assert torch.equal(logits(served.model, INPUTS), logits(mixture("GptOss"), INPUTS))
 
 
+def test_replicas_have_the_biases_of_experts() -> None:
+    model = stirred("GptOss", "bitfit")
+    layer = model.get_base_model().model.layers[2].mlp.experts
+    states = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    routed = torch.tensor([[0, 1]] * 3 + [[2, 3]] * 3), torch.full((6, 2), 0.5)
+    expected = layer(states, *routed)
+    replicas = [each._replicate_for_data_parallel() for each in (layer.base_layer, layer.lora_delta)]
+    for replica, parameters in zip(
+        replicas, (layer.base_layer._parameters, layer.lora_delta._parameters), strict=True
+    ):
+        replica._former_parameters = parameters.copy()  # type: ignore[assignment]
+        for key, parameter in parameters.items():
+            setattr(replica, key, parameter.data)
+    twin = layer._replicate_for_data_parallel()
+    twin.base_layer, twin.lora_delta = replicas
+    assert torch.equal(twin(states, *routed), expected)
+
+
 def test_biases_of_experts_that_do_not_fit(tmp_path: Path) -> None:
     save_adapter(stirred("GptOss", "bitfit"), tmp_path / "good")
     stored = load_file(tmp_path / "good" / "adapter_model.safetensors")

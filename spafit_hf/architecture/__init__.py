@@ -45,10 +45,20 @@ How a role is meant where a layer is not BERT's:
 
 from spafit_hf.architecture.described import DescriptionLike, register_architecture
 from spafit_hf.architecture.find import describe_architecture, find_architecture
-from spafit_hf.architecture.kinds import biases_of, delta_between, in_out, is_linear, is_norm, split_delta, takes_delta
+from spafit_hf.architecture.kinds import (
+    biases_of,
+    biases_with,
+    delta_between,
+    in_out,
+    is_linear,
+    is_norm,
+    split_delta,
+    takes_delta,
+)
 from spafit_hf.architecture.parts import Architecture, Layer, Stack
 
 __all__ = [
-    "Architecture", "DescriptionLike", "Layer", "Stack", "biases_of", "delta_between", "describe_architecture",
-    "find_architecture", "in_out", "is_linear", "is_norm", "register_architecture", "split_delta", "takes_delta",
+    "Architecture", "DescriptionLike", "Layer", "Stack", "biases_of", "biases_with", "delta_between",
+    "describe_architecture", "find_architecture", "in_out", "is_linear", "is_norm", "register_architecture",
+    "split_delta", "takes_delta",
 ]  # fmt: skip

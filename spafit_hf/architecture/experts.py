@@ -50,12 +50,13 @@ def expert_matrices(module: nn.Module) -> dict[str, ExpertMatrix]:
 
 def expert_biases(module: nn.Module) -> dict[str, nn.Parameter]:
     """The biases of experts, (experts, outputs) each, in order: `gate_up_proj_bias` of gpt-oss, say."""
+    own = module._parameters or vars(module).get("_former_parameters", {})  # as DataParallel's replicas have them
     return {
         key: each
-        for key, each in module._parameters.items()
+        for key, each in own.items()
         if each is not None
         and key.endswith(BIAS_ENDING)
-        and (matrix := module._parameters.get(key.removesuffix(BIAS_ENDING))) is not None
+        and (matrix := own.get(key.removesuffix(BIAS_ENDING))) is not None
         and (matrix.dim(), each.dim(), len(matrix)) == (3, 2, len(each))
     }
 

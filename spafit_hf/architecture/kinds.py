@@ -49,6 +49,12 @@ def split_delta(module: nn.Module, delta: torch.Tensor) -> dict[str, torch.Tenso
     return dict(zip(biases, delta.split([each.shape[-1] for each in biases.values()], dim=-1), strict=True))
 
 
+def biases_with(module: nn.Module, delta: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A module's biases with a delta added, each in its own type, by name."""
+    parts, biases = split_delta(module, delta), biases_of(module)
+    return {key: (bias + parts[key].to(bias.device)).to(bias.dtype) for key, bias in biases.items()}
+
+
 def delta_between(module: nn.Module, biases: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Inverse of adding a `split_delta`: the fp32 delta that makes a module's biases these, by name."""
     own = biases_of(module).items()

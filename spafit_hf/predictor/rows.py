@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from spafit_hf.architecture import Architecture, split_delta
+from spafit_hf.architecture import Architecture, biases_with
 from spafit_hf.architecture.experts import expert_biases
 from spafit_hf.predictor.patch import LoadedAdapter, Patch, PatchStack
 from spafit_hf.shortcuts.first_token import FirstToken
@@ -179,8 +179,7 @@ class RowForward:
 def _moved(experts: nn.Module, patch: Patch) -> Iterator[None]:
     """Within it experts have the biases of an adapter."""
     assert patch.shift is not None  # they take nothing else
-    parts, own = split_delta(experts, patch.shift), vars(experts)
-    moved = {key: (bias + parts[key]).to(bias.dtype) for key, bias in expert_biases(experts).items()}
+    moved, own = biases_with(experts, patch.shift), vars(experts)
     own.update(moved)  # what stands there is found before the parameter of that name, which stays as it is
     try:
         yield

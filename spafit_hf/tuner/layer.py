@@ -32,7 +32,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from spafit_hf.architecture import biases_of, is_linear, split_delta, takes_delta
+from spafit_hf.architecture import biases_of, biases_with, is_linear, takes_delta
 from spafit_hf.architecture.experts import expert_biases
 from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.handed import Handed
@@ -227,12 +227,10 @@ class DeltaLayer(LoraLayer):
         if with_lora:
             super().merge(safe_merge=safe_merge, adapter_names=with_lora)
         for name in with_delta:
-            for key, part in split_delta(base, self.lora_delta[name].detach()).items():
-                bias = base.get_parameter(key)
-                merged = (bias.data + part.to(bias.device)).to(bias.dtype)
-                if safe_merge and not torch.isfinite(merged).all():
+            for key, bias in biases_with(base, self.lora_delta[name]).items():
+                if safe_merge and not torch.isfinite(bias).all():
                     raise ValueError(f"NaNs detected in the merged bias. The adapter {name} seems to be broken")
-                bias.data = merged
+                base.get_parameter(key).data = bias.detach()
             if name not in self.merged_adapters:
                 self.merged_adapters.append(name)
 
@@ -339,9 +337,7 @@ class Experts(nn.Module, DeltaLayer):
     def _moved_by(self, delta: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if delta is None:
             return self.base_layer(*args, **kwargs)
-        parts, biases = split_delta(self.base_layer, delta), expert_biases(self.base_layer)
-        moved = {key: (bias + parts[key]).to(bias.dtype) for key, bias in biases.items()}
-        return functional_call(self.base_layer, moved, args, kwargs)
+        return functional_call(self.base_layer, biases_with(self.base_layer, delta), args, kwargs)
 
     def _mixed_batch_forward(self, *args: Any, adapter_names: list[str], **kwargs: Any) -> torch.Tensor:
         # They see the tokens of all rows in a row, and treat each for itself: those of an adapter can go alone.
