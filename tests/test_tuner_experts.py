@@ -61,6 +61,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def assert_can_be_undone(model: PeftModel, base: torch.Tensor, trained: torch.Tensor) -> None:
+    """Disabled it computes what the base does; merged what it was trained to, and unmerged that to the bit."""
+    with model.disable_adapter():
+        assert torch.equal(logits(model, INPUTS), base)
+    model.merge_adapter(safe_merge=True)
+    torch.testing.assert_close(logits(model, INPUTS), trained)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model, INPUTS), trained)
+
+
 @pytest.mark.parametrize("name", MIXTURES)
 def test_experts_train_travel_and_leave_no_trace(name: str, tmp_path: Path) -> None:
     base = mixture(name)
@@ -90,12 +100,7 @@ def test_experts_train_travel_and_leave_no_trace(name: str, tmp_path: Path) -> N
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes()
 
-    with model.disable_adapter():
-        assert torch.equal(logits(model, INPUTS), expected)
-    model.merge_adapter(safe_merge=True)
-    torch.testing.assert_close(logits(model, INPUTS), trained)
-    model.unmerge_adapter()
-    assert torch.equal(logits(model, INPUTS), trained)
+    assert_can_be_undone(model, expected, trained)
     merged = copy.deepcopy(model).merge_and_unload()
     torch.testing.assert_close(logits(merged, INPUTS), trained)
     untouched = {key: tensor for key, tensor in tensors(merged).items() if ".layers.0." in key}
@@ -200,12 +205,7 @@ def test_biases_of_experts_train_travel_and_leave_no_trace(tmp_path: Path) -> No
     set_peft_model_state_dict(again, {key: tensor + 0.5 for key, tensor in stored.items()})
     torch.testing.assert_close(started, delta + 0.5)
 
-    with model.disable_adapter():
-        assert torch.equal(logits(model, INPUTS), expected)
-    model.merge_adapter(safe_merge=True)
-    torch.testing.assert_close(logits(model, INPUTS), trained)
-    model.unmerge_adapter()
-    assert torch.equal(logits(model, INPUTS), trained)
+    assert_can_be_undone(model, expected, trained)
     merged = merge_adapter(mixture("GptOss"), folder, tmp_path / "merged")
     torch.testing.assert_close(logits(type(merged).from_pretrained(tmp_path / "merged"), INPUTS), trained)
     assert_equal(tensors(model.unload()), before)
