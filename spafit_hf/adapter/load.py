@@ -21,7 +21,7 @@ from spafit_hf.adapter.folder import BOTTLENECK_PARTS, KEY_PREFIX, AdapterError
 from spafit_hf.adapter.pair import is_half, load_seq2seq
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
-from spafit_hf.architecture import delta_between
+from spafit_hf.architecture import biases_of, delta_between
 from spafit_hf.architecture.experts import by_module, expert_wrappers
 from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
 from spafit_hf.hub.pull import MAX_BYTES
@@ -315,14 +315,9 @@ def native_tensors(
 ) -> dict[str, torch.Tensor]:
     """Tensors as `verify_and_read` gives them, under this package's own names: deltas, whatever form they were stored
     in."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = {}
     biases, with_lora = set(adapter.bias_modules), {*adapter.lora, *expert_wrappers(adapter.experts)}
     absolute: dict[str, dict[str, torch.Tensor]] = {}
-
-    def add(module: str, delta: torch.Tensor) -> None:
-        key = f"{KEY_PREFIX}{module}.lora_delta"
-        tensors[key] = tensors[key] + delta if key in tensors else delta
-
     for key, name in adapter.tensors.items():
         tensor = stored[key]
         if (
@@ -337,11 +332,13 @@ def native_tensors(
         if name.part == "lora_B.bias":
             tensor = tensor * adapter.bias_scaling[name.module]
         elif name.part != "lora_delta":
-            absolute.setdefault(name.module, {})[name.part.removeprefix("base_layer.")] = tensor
-            continue
-        add(name.module, tensor.float())
-    for module, own in absolute.items():
-        add(module, delta_between(plain.get_submodule(module), own))
+            module, own = plain.get_submodule(name.module), absolute.setdefault(name.module, {})
+            own[name.part.removeprefix("base_layer.")] = tensor
+            if own.keys() != biases_of(module).keys():
+                continue  # experts have several, for one delta
+            tensor = delta_between(module, own)
+        delta = f"{KEY_PREFIX}{name.module}.lora_delta"
+        tensors[delta] = tensors[delta] + tensor.float() if delta in tensors else tensor.float()
     return tensors
 
 
