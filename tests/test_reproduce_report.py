@@ -248,9 +248,10 @@ def test_results_of_no_planned_run_are_counted_and_in_no_number(folder: Path, co
     assert lines_of(copy) == lines_of(folder)
 
 
-def test_the_report_that_is_kept_is_that_of_its_results(tmp_path: Path) -> None:
-    kept = Path(__file__).parents[1] / "docs" / "reproduce" / "grid"
-    shutil.copytree(kept, tmp_path / "grid")
-    write_report(tmp_path / "grid")
-    for name in ("report.md", "report.csv"):
-        assert (tmp_path / "grid" / name).read_bytes() == (kept / name).read_bytes()
+@pytest.mark.parametrize("name", ["grid", "rates"])
+def test_the_report_that_is_kept_is_that_of_its_results(name: str, tmp_path: Path) -> None:
+    kept = Path(__file__).parents[1] / "docs" / "reproduce" / name
+    shutil.copytree(kept, tmp_path / name)
+    write_report(tmp_path / name)
+    for file in ("report.md", "report.csv"):
+        assert (tmp_path / name / file).read_bytes() == (kept / file).read_bytes()
