@@ -103,7 +103,7 @@ def _rates(summary: Summary) -> Figure | None:
                 panels.axes[task].plot(sorted(rates), means, markersize=5, label=title(method), **style)
     for task, axis in panels.axes.items():
         ticks = sorted({rate for place, rates in several.items() if place[0] == task for rate in rates})
-        axis.set_xticks(ticks, [rate_text(rate) for rate in ticks], rotation=60)
+        axis.set_xticks(ticks, [rate_text(rate) for rate in ticks], rotation=90, fontsize=7)
         axis.xaxis.set_minor_locator(NullLocator())
     return panels.finish()
 
