@@ -248,7 +248,7 @@ def test_results_of_no_planned_run_are_counted_and_in_no_number(folder: Path, co
     assert lines_of(copy) == lines_of(folder)
 
 
-@pytest.mark.parametrize("name", ["grid", "rates"])
+@pytest.mark.parametrize("name", ["grid", "large", "rates"])
 def test_the_report_that_is_kept_is_that_of_its_results(name: str, tmp_path: Path) -> None:
     kept = Path(__file__).parents[1] / "docs" / "reproduce" / name
     shutil.copytree(kept, tmp_path / name)
