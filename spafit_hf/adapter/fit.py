@@ -15,7 +15,7 @@ from spafit_hf.adapter.folder import (
 )
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture import find_architecture, in_out, is_linear, takes_delta
-from spafit_hf.architecture.experts import expert_biases, lora_places
+from spafit_hf.architecture.experts import expert_biases, expert_delta_shape, lora_places
 from spafit_hf.names import is_remote
 from spafit_hf.tuner import labels_of
 
@@ -138,14 +138,10 @@ def _check_shape(key: str, shape: tuple[int, ...], expected: tuple[int, ...], pl
 
 def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if biases := expert_biases(module):
-        shapes = {key: tuple(bias.shape) for key, bias in biases.items()}
-        every = {
-            **shapes,
-            "lora_delta": (len(next(iter(biases.values()))), sum(width for _, width in shapes.values())),
-        }
-        if part not in every:
-            raise AdapterError(f"it has {part} for experts; allowed are {sorted(every)}.")
-        return every[part]
+        shapes = {key: tuple(bias.shape) for key, bias in biases.items()} | {"lora_delta": expert_delta_shape(biases)}
+        if part not in shapes:
+            raise AdapterError(f"it has {part} for experts; allowed are {sorted(shapes)}.")
+        return shapes[part]
     if not is_linear(module) and not (takes_delta(module) and part in ("bias", "lora_delta")):
         raise AdapterError(f"it has {part} for a {type(module).__name__}; allowed are dense modules and norms.")
     weight = module.get_parameter("weight")

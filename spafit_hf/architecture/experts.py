@@ -61,6 +61,11 @@ def expert_biases(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def expert_delta_shape(biases: Mapping[str, nn.Parameter]) -> tuple[int, int]:
+    """Of the one delta for `expert_biases`: experts, and the outputs of all their biases."""
+    return len(next(iter(biases.values()))), sum(bias.shape[-1] for bias in biases.values())
+
+
 def by_module(parameters: Iterable[str]) -> dict[str, list[str]]:
     """The full names of parameters by that of the module that holds them."""
     owners: dict[str, list[str]] = {}

@@ -33,7 +33,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.architecture import biases_of, biases_with, is_linear, takes_delta
-from spafit_hf.architecture.experts import expert_biases
+from spafit_hf.architecture.experts import expert_biases, expert_delta_shape
 from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.handed import Handed
 from spafit_hf.tuner.masters import HALF
@@ -315,13 +315,13 @@ class Experts(nn.Module, DeltaLayer):
         self._hold_nothing()
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        width = sum(bias.shape[-1] for bias in expert_biases(module).values())
+        width = expert_delta_shape(expert_biases(module))[1]
         return width, width
 
     @property
     def delta_shape(self) -> tuple[int, ...]:
         """(experts, outputs of all their biases)"""
-        return (len(next(iter(expert_biases(self.get_base_layer()).values()))), self.out_features)
+        return expert_delta_shape(expert_biases(self.get_base_layer()))
 
     def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """The experts with the deltas of the active adapters added to their biases; `adapter_names` says whose the
