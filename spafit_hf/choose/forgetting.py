@@ -99,7 +99,7 @@ def measure(
     for data in probes:
         split = data.text.splits[data.text.evaluation_splits[0]]
         tasks.append(
-            probe_of(data, tuple(encode(tokenizer, split[name], max_length)[0] for name in data.text.columns))
+            probe_of(data, tuple(encode(tokenizer, split[name][:], max_length)[0] for name in data.text.columns))
         )
     reader, device = reader_of(model), model.device
     before = [predictions(task, reader, tokenizer, device, SEED) for task in tasks]

@@ -49,7 +49,7 @@ def probe_of(data: RunData, columns: tuple[list[Any], ...]) -> Probe:
     Raises:
         SpafitError: for fewer rows, or rows of a class, than there are folds.
     """
-    labels = np.array(data.text.splits[data.text.evaluation_splits[0]][LABEL])
+    labels = np.array(data.text.splits[data.text.evaluation_splits[0]][LABEL][:])
     regression = not data.labelled.labels
     counts = [len(labels)] if regression else np.unique(labels, return_counts=True)[1].tolist()
     if min(counts) < FOLDS or (not regression and len(counts) < 2):

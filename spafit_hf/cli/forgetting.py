@@ -90,7 +90,7 @@ def _texts(args: argparse.Namespace, probes: list[RunData]) -> tuple[str, list[s
         data = probes[0]
         split = data.text.evaluation_splits[0]
         rows = data.text.splits[split]
-        name, found = f"{data.title}, {split}", [text for column in data.text.columns for text in rows[column]]
+        name, found = f"{data.title}, {split}", [text for column in data.text.columns for text in rows[column][:]]
     else:
         from spafit_hf.data.reviews import TEXT, load_movie_reviews
 

@@ -73,7 +73,7 @@ def carve_validation(
             f"Cannot hold {rows} of {total} rows out for validation. Give more rows or a validation split."
         )
     stratified = isinstance(dataset.features.get(LABEL), ClassLabel)
-    classes = list(dataset[LABEL]) if stratified else [0] * total
+    classes = dataset[LABEL][:] if stratified else [0] * total
     groups: dict[str, list[int]] = {}
     for row, key in enumerate(_keys(dataset, columns)):
         groups.setdefault(key, []).append(row)

@@ -73,7 +73,7 @@ def _limit(max_length: int, tokenizer: PreTrainedTokenizerBase, needed: int) -> 
 
 def _warned(encoded: Dataset, name: str, limit: int, what: str = "rows", setting: str = "max_length") -> Dataset:
     """Without the column "cut", after a warning of the rows that it marks."""
-    cut = sum(encoded["cut"])
+    cut = sum(encoded["cut"][:])
     if cut:
         logger.warning(
             "%s: %d of %d %s are longer than %d tokens and lose their end; raise %s to keep it.",

@@ -24,7 +24,7 @@ def warn_of_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: 
         tokenizer: which pads the batches.
         rows: as tokens.
     """
-    lengths = [len(ids) for ids in rows["input_ids"]]
+    lengths = [len(ids) for ids in rows["input_ids"][:]]
     names = [name for name in tokenizer.model_input_names if name in rows.column_names]
     device = next(model.parameters()).device
 

@@ -88,7 +88,7 @@ def example_lengths(dataset: Any, processor: Any, length_column: str) -> list[in
     input_name = main_input(processor)
     if isinstance(dataset, datasets.Dataset):
         if length_column in dataset.column_names:
-            return [int(length) for length in dataset[length_column]]
+            return [int(length) for length in dataset[length_column][:]]
         if dataset.format["type"] is None and input_name in dataset.column_names:
             return _arrow_lengths(dataset, input_name)
     if not _is_sequence(dataset[0], input_name):  # type: ignore[index]
