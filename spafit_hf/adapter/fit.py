@@ -14,7 +14,7 @@ from spafit_hf.adapter.folder import (
     facts_of_plain,
 )
 from spafit_hf.adapter.verified import VerifiedAdapter
-from spafit_hf.architecture import find_architecture, in_out, is_linear, takes_delta
+from spafit_hf.architecture import find_architecture, find_head, in_out, is_linear, takes_delta
 from spafit_hf.architecture.experts import expert_biases, expert_delta_shape, lora_places
 from spafit_hf.names import is_remote
 from spafit_hf.tuner import labels_of
@@ -48,8 +48,8 @@ def check_fit(adapter: VerifiedAdapter, plain: nn.Module) -> None:
 def head_names(plain: nn.Module) -> set[str]:
     """Modules that an adapter may bring whole: the task head's, others that no checkpoint brought, and no pretrained
     part."""
-    found = find_architecture(plain, layers=False)
-    return {*PEFT_HEADS, *found.head, *found.new}
+    head, new = find_head(plain)
+    return {*PEFT_HEADS, *head, *new}
 
 
 def head_output(plain: nn.Module, heads: tuple[str, ...]) -> tuple[str, ...]:

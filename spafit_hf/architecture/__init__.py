@@ -44,7 +44,7 @@ How a role is meant where a layer is not BERT's:
 """
 
 from spafit_hf.architecture.described import DescriptionLike, register_architecture
-from spafit_hf.architecture.find import describe_architecture, find_architecture
+from spafit_hf.architecture.find import describe_architecture, find_architecture, find_head
 from spafit_hf.architecture.kinds import (
     biases_of,
     biases_with,
@@ -59,6 +59,6 @@ from spafit_hf.architecture.parts import Architecture, Layer, Stack
 
 __all__ = [
     "Architecture", "DescriptionLike", "Layer", "Stack", "biases_of", "biases_with", "delta_between",
-    "describe_architecture", "find_architecture", "in_out", "is_linear", "is_norm", "register_architecture",
-    "split_delta", "takes_delta",
+    "describe_architecture", "find_architecture", "find_head", "in_out", "is_linear", "is_norm",
+    "register_architecture", "split_delta", "takes_delta",
 ]  # fmt: skip

@@ -40,7 +40,8 @@ def find_architecture(model: nn.Module, *, layers: bool = True) -> Architecture:
         ValueError: when the model is wrapped, holds one layer twice, or its parts cannot be found.
     """
     model_type = model_type_of(model)
-    if any(kind.__module__.startswith("peft.") for module in model.modules() for kind in type(module).__mro__):
+    classes = {kind for each in {type(module) for module in model.modules()} for kind in each.__mro__}
+    if any(kind.__module__.startswith("peft.") for kind in classes):
         raise ValueError(
             "the model is wrapped by PEFT already; pass the plain model (model.unload() of a PeftModel gives it back)."
         )
@@ -141,16 +142,8 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     """The architecture of a model with these stacks: with what lies outside them."""
     model_type = model_type_of(model)
     base_name, base = _base(model)
-    kept = tuple(name for name in PRETRAINED_OUTSIDE.get(model_type, ()) if name in dict(model.named_children()))
-    head = told_apart(model, _head(model, base, kept))
-    parameters = new_parameters(model)
-    new = tuple(name for name in owners(model, parameters) if not f"{name}.".startswith(_below(head)))
-    if not head:
-        # A bare encoder's pooler is for whoever reads it; what is trained on the states never does.
-        new = tuple(name for name in new if "pooler" not in name.split("."))
-    elif model_type in NEW_POOLER and "pooler" in dict(base.named_children()):
-        head = (join(base_name, "pooler"), *head)
-        new = tuple(name for name in new if not f"{name}.".startswith(_below(head)))
+    kept = _kept(model)
+    head, new, parameters = _new_with_the_task(model)
     # A head may have layers of its own (V-JEPA 2's attentive pooler): they train whole, with the head.
     stacks = tuple(stack for stack in stacks if not f"{stack.path}.".startswith(_below(head)))
     in_body = _below((base_name, *kept)) if base_name else ("",)
@@ -176,6 +169,33 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
         new=new,
         new_biases=new_biases(model, parameters),
     )
+
+
+def find_head(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the modules that are new with the task: those of its head, and others; without looking for stacks."""
+    described = description_of(model_type_of(model)) or {}
+    head, new, _ = _new_with_the_task(model)
+    return head if described.get("head") is None else tuple(described["head"]), new
+
+
+def _kept(model: nn.Module) -> tuple[str, ...]:
+    """Modules beside the base that came with the pretraining."""
+    return tuple(name for name in PRETRAINED_OUTSIDE.get(model_type_of(model), ()) if name in model._modules)
+
+
+def _new_with_the_task(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Names of the head's modules, of others that no checkpoint brought, and of all parameters that none brought."""
+    base_name, base = _base(model)
+    head = told_apart(model, _head(model, base, _kept(model)))
+    parameters = new_parameters(model)
+    new = tuple(name for name in owners(model, parameters) if not f"{name}.".startswith(_below(head)))
+    if not head:
+        # A bare encoder's pooler is for whoever reads it; what is trained on the states never does.
+        new = tuple(name for name in new if "pooler" not in name.split("."))
+    elif model_type_of(model) in NEW_POOLER and "pooler" in dict(base.named_children()):
+        head = (join(base_name, "pooler"), *head)
+        new = tuple(name for name in new if not f"{name}.".startswith(_below(head)))
+    return head, new, parameters
 
 
 def _below(names: Iterable[str]) -> tuple[str, ...]:

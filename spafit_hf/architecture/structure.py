@@ -13,6 +13,7 @@ lists side by side (XLM's attentions, ffns, layer_norm1)                     one
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class _Block:
 
 
 _ATTENTION_ROLES = (*_PROJECTIONS, "attention_output")
+_per_name = functools.lru_cache(maxsize=1 << 14)  # layers repeat the names of their modules
 _LISTS = (nn.ModuleList, nn.Sequential)  # of a stage's layers: CvT's are a Sequential
 _Run = tuple[str, list[_Block]]  # path of a list, and its blocks
 
@@ -317,6 +319,7 @@ def _last(name: str) -> str:
     return name.removesuffix(".linear").rpartition(".")[2].lower()
 
 
+@_per_name
 def _role_by_name(name: str) -> tuple[str, ...]:
     if _APART.search(name):
         return ()
@@ -338,6 +341,7 @@ def _role_by_name(name: str) -> tuple[str, ...]:
     return ()
 
 
+@_per_name
 def _ends(name: str) -> tuple[int, int]:
     """Where the last words of a name end that speak of attention, and of feed-forward."""
     attention, feed_forward = (
@@ -357,6 +361,7 @@ def _in_feed_forward(name: str) -> bool:
     return feed_forward > attention
 
 
+@_per_name
 def _attention_of(name: str) -> str:
     """The module that is the attention of one of its projections: "attention" of "attention.self.query"."""
     parts = name.removesuffix(".linear").split(".")

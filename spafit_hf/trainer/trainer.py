@@ -33,7 +33,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from spafit_hf.adapter import AdapterError, save_adapter, start_from
-from spafit_hf.architecture import DescriptionLike, find_architecture, register_architecture
+from spafit_hf.architecture import DescriptionLike, find_head, register_architecture
 from spafit_hf.planner import Plan
 from spafit_hf.planner.notes import NATIVE_NOTE
 from spafit_hf.strategy import Strategy, StrategyLike
@@ -431,11 +431,7 @@ class StrataTrainer(Trainer):
                     "the head learns at %g, %d times --learning_rate. Another rate: --head_learning_rate.",
                     *(rates["head"], UNTRAINED_POOLER_FACTOR),
                 )
-            head = (
-                find_architecture(opt_model, layers=False).head
-                if "head" in rates and not self._trains_adapter()
-                else ()
-            )
+            head = find_head(opt_model)[0] if "head" in rates and not self._trains_adapter() else ()
             present = split_groups(optimizer, opt_model, rates, head)
             for kind in sorted(set(rates) - present):
                 logger.warning("%s_learning_rate is set, and no parameter of that kind trains.", kind)
