@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from pathlib import Path
 
@@ -19,11 +20,15 @@ torch.set_num_threads(1)
 GLUE_DIR = Path(os.environ.get("SPAFIT_GLUE_DIR", Path(__file__).parents[2] / "shared" / "glue"))
 
 
-def pytest_collection_finish() -> None:
-    # What the imports left is here to stay. Looking through it took a run in ten of its time: accelerate collects
-    # garbage before each training, for half a second.
-    gc.collect()
-    gc.freeze()
+_tests = itertools.count()
+
+
+def pytest_runtest_logstart() -> None:
+    # What imports, caches and fixtures of a session left is here to stay. Looking through it took a run a quarter of
+    # its time: accelerate collects garbage before each training, for half a second.
+    if next(_tests) % 10 == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
