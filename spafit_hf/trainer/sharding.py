@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from spafit_hf.architecture import biases_of
 from spafit_hf.tuner.layer import DeltaLayer
 
 
@@ -23,9 +24,10 @@ from spafit_hf.tuner.layer import DeltaLayer
 def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
     """Within it, what an adapter folder is made of is whole on this process, where FSDP or ZeRO-3 shard the model.
 
-    The trained parameters, the base's vectors (biases, norm weights) and its embeddings are whole tensors (on the CPU,
-    where this process needs to `keep` them); the large frozen matrices stay as they are. Modules have their own
-    classes, not those that FSDP gave them. Every process has to enter, and nothing may be computed or changed within.
+    The trained parameters, what a delta is added to, and the base's vectors (norm weights, biases) and embeddings are
+    whole tensors (on the CPU, where this process needs to `keep` them); the large frozen matrices stay as they are.
+    Modules have their own classes, not those that FSDP gave them. Every process has to enter, and nothing may be
+    computed or changed within.
     """
     with ExitStack() as stack:
         gathered = []
@@ -35,10 +37,14 @@ def whole_parameters(model: nn.Module, keep: bool) -> Iterator[None]:
                 sharded = type(module)
                 module.__class__ = sharded.__mro__[sharded._orig_cls_mro_index]  # type: ignore[assignment]
                 stack.callback(setattr, module, "__class__", sharded)
+        changed = {id(bias) for layer in _delta_layers(model) for bias in biases_of(layer.get_base_layer()).values()}
         for module in model.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is None or not (
-                    parameter.requires_grad or parameter.dim() <= 1 or isinstance(module, nn.Embedding)
+                    parameter.requires_grad
+                    or parameter.dim() <= 1
+                    or id(parameter) in changed
+                    or isinstance(module, nn.Embedding)
                 ):
                     continue
                 if isinstance(parameter, DTensor):
@@ -70,10 +76,13 @@ def gather_deltas(model: nn.Module) -> None:
     """
     import deepspeed
 
-    for module in model.modules():
-        if isinstance(module, DeltaLayer):
-            for delta in module.lora_delta.values():
-                deepspeed.zero.register_external_parameter(module, delta)
+    for layer in _delta_layers(model):
+        for delta in layer.lora_delta.values():
+            deepspeed.zero.register_external_parameter(layer, delta)
+
+
+def _delta_layers(model: nn.Module) -> list[DeltaLayer]:
+    return [module for module in model.modules() if isinstance(module, DeltaLayer)]
 
 
 def shard_by_layer(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
