@@ -150,25 +150,24 @@ class Fields:
         return kind(**{name: self._value(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
     def _value(self, hint: Any, value: Any, where: str) -> Any:
-        if is_dataclass(hint) and isinstance(hint, type):
-            return self.read(hint, value, where)
+        if isinstance(hint, type):
+            return self.read(hint, value, where) if is_dataclass(hint) else self._scalar(hint, value, where)
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if origin in (types.UnionType, typing.Union):
             return None if value is None else self._value(arguments[0], value, where)
-        if origin in (tuple, dict):
-            if not isinstance(value, list if origin is tuple else dict):
-                expected = "a list" if origin is tuple else "an object"
-                raise self.error(f"{where} is a {type(value).__name__}; expected is {expected}.")
-            if len(value) > (most := self.most.get(where.rpartition(".")[2], self.most_others)):
-                raise self.error(f"{where} has {len(value):,} entries; at most {most:,} are read.")
-            if origin is tuple:
-                return tuple(self._value(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(value))
-            items = dict(value).items()
-            return (
-                dict(items)
-                if arguments[1] is Any
-                else {key: self._value(arguments[1], each, f"{where}.{key}") for key, each in items}
-            )
+        wanted: Any = list if origin is tuple else dict
+        if not isinstance(value, wanted):
+            expected = "a list" if origin is tuple else "an object"
+            raise self.error(f"{where} is a {type(value).__name__}; expected is {expected}.")
+        if len(value) > (most := self.most.get(where.rpartition(".")[2], self.most_others)):
+            raise self.error(f"{where} has {len(value):,} entries; at most {most:,} are read.")
+        if origin is tuple:
+            return tuple(self._value(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(value))
+        if arguments[1] is Any:
+            return dict(value)
+        return {key: self._value(arguments[1], each, f"{where}.{key}") for key, each in value.items()}
+
+    def _scalar(self, hint: type, value: Any, where: str) -> Any:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         wrong = not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)

@@ -6,7 +6,6 @@ written again after an edit.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -218,13 +217,12 @@ class CardFacts:
 
 def _known(value: Any) -> Any:
     """Without what is None, empty, False or not a number: what is unknown is not written."""
-    if dataclasses.is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        kept = {str(key): _known(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item not in (None, {}, []) and item is not False}
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
         return [_known(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    items = value if isinstance(value, Mapping) else vars(value)
+    kept = {str(key): _known(item) for key, item in items.items()}
+    return {key: item for key, item in kept.items() if item not in (None, {}, []) and item is not False}
