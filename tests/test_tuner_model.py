@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -805,3 +806,12 @@ def test_what_batch_norms_have_seen_stays_as_it_is() -> None:
     wrapped.get_base_model().bert.seen(torch.randn(8, 4) + 3)
     assert not base.bert.seen.running_mean.any()
     assert base.bert.encoder.layer[0].attention.self.dropout.training
+
+
+def test_what_python_shows_once_is_not_shown_again_for_every_adapter() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            warnings.warn("once", stacklevel=1)
+            get_spafit_model(tiny("bert"), "spafit-4-9-II")
+    assert [str(each.message) for each in shown].count("once") == 1

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spafit_hf.architecture import biases_of, delta_between, is_linear, is_norm
+from spafit_hf.architecture.experts import expert_matrices
 from spafit_hf.architecture.kinds import keeps_statistics
 from spafit_hf.planner import plan
 from spafit_hf.strategy import Bottleneck
@@ -51,11 +52,14 @@ class SpafitModel(LoraModel):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Wrap what the adapter's configuration names; arguments as in PEFT."""
-        with warnings.catch_warnings():
-            config = self.peft_config[adapter_name]
-            if config.strategy is not None or config.target_parameters:
-                # PEFT follows the ranks of experts, and says that it ignored them: it looks among modules alone.
-                warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
+        config = self.peft_config[adapter_name]
+        ours = config.strategy is not None or config.target_parameters
+        if not ours or not any(map(expert_matrices, model.modules())):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            return
+        with warnings.catch_warnings():  # not for every model: Python shows again after it what it had shown once
+            # PEFT follows the ranks of experts, and says that it ignored them: it looks among modules alone.
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
             super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: SpafitConfig, model_config: dict[str, Any]) -> SpafitConfig:
