@@ -18,14 +18,12 @@ import torch
 torch.set_num_threads(1)
 
 GLUE_DIR = Path(os.environ.get("SPAFIT_GLUE_DIR", Path(__file__).parents[2] / "shared" / "glue"))
-
-
 _tests = itertools.count()
 
 
 def pytest_runtest_logstart() -> None:
-    # What imports, caches and fixtures of a session left is here to stay. Looking through it took a run a quarter of
-    # its time: accelerate collects garbage before each training, for half a second.
+    # What imports, caches and fixtures of a session left is here to stay. Looking through it took a run a seventh of
+    # its time: accelerate collects garbage before each training.
     if next(_tests) % 10 == 0:
         gc.collect()
         gc.freeze()
