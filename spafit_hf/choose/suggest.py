@@ -268,9 +268,10 @@ def _analysis(base: str, place: BaseArguments, data: RunData, options: Options, 
     roles = paying_roles(sensitivity.biases, probes.n1)
     lora = {"r": options.lora_r, "lora_alpha": options.lora_alpha}
     cuts = proposed(base, len(layers), probes.n1, n2, roles, options.seed, lora)
-    tokens = max(1, round(float(np.mean(rows["length"][:])))), int(max(rows["length"][:]))
+    lengths = rows["length"][:]
+    tokens = max(1, round(float(np.mean(lengths)))), int(max(lengths))
     empty = build_model(base, data.labelled.num_labels)
-    work = len(some) * plan(empty, "full").flops(1, max(1, round(float(np.mean(some["length"][:]))))).total
+    work = len(some) * plan(empty, "full").flops(1, max(1, round(float(np.mean(lengths[: len(some)]))))).total
     return {
         "headed": base_of_grid(str(headed))[0],
         "layers": len(layers),

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from spafit_hf.shortcuts.probe import difference, evaluating, tolerance
+from spafit_hf.trainer.sampler import example_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ def warn_of_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: 
         tokenizer: which pads the batches.
         rows: as tokens.
     """
-    lengths = [len(ids) for ids in rows["input_ids"][:]]
+    lengths = example_lengths(rows, tokenizer, "length")
+    assert lengths is not None  # as they are tokens
     names = [name for name in tokenizer.model_input_names if name in rows.column_names]
     device = next(model.parameters()).device
 
