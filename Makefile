@@ -10,6 +10,8 @@ PYTEST := -m pytest -n 2 --dist worksteal -q
 
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
+# Where it is set, each process of the tests would compile every module that it imports.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: quickstart demo test browser newest pins audit lint clean
 

@@ -206,7 +206,7 @@ class SpafitModel(LoraModel):
     def train(self, mode: bool = True) -> SpafitModel:
         """As of any module. What the base's batch norms have seen stays as it is: no adapter folder would hold it."""
         super().train(mode)
-        for module in self.model.modules():
+        for module in self.model.modules() if mode else ():
             if keeps_statistics(module):
                 module.eval()
         return self
