@@ -16,6 +16,9 @@ os.environ.setdefault("SSL_CERT_DIR", os.path.dirname(__file__))
 
 import pytest
 import torch
+from hub.fixtures import busy_hub, client, clients, ours, quiet, stock
+
+__all__ = ["busy_hub", "client", "clients", "ours", "quiet", "stock"]
 
 torch.set_num_threads(1)
 

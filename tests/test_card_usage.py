@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub import HubClient, HubServer
-from hub.fixtures import busy_hub, quiet
 
 from spafit_hf.data.glue import TASKS
-
-__all__ = ["busy_hub", "quiet"]
 
 RUN_BLOCKS = """
 import contextlib, io, sys
@@ -26,26 +22,6 @@ for block in blocks:
     result.append(said.getvalue())
 imported = "spafit_hf" in sys.modules
 """
-
-
-@pytest.fixture(scope="module")
-def ours(busy_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
-    """A client with this package, and the bases it adapts on the Hub."""
-    made = HubClient(busy_hub.endpoint, tmp_path_factory.mktemp("home"))
-    folder = tmp_path_factory.mktemp("bases")
-    made("from hub.runs import *; tiny_base(f'{folder}/bert'); tiny_language_models(folder)", folder=folder)
-    for place in folder.iterdir():
-        busy_hub.store.add_files(f"tiny/{place.name}", {path.name: path.read_bytes() for path in place.iterdir()})
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def stock(busy_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
-    """A client that never imports this package."""
-    made = HubClient(busy_hub.endpoint, tmp_path_factory.mktemp("stock"), PYTHONPATH=None)
-    yield made
-    made.close()
 
 
 def blocks(card: str) -> list[str]:

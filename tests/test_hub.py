@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 from hub import ClientFailure, Fault, HubClient, HubServer
-from hub.fixtures import busy_hub, client, clients, quiet
 from hub.folders import PUSHED, adapter_folder
 from safetensors.torch import load_file, save_file
-
-__all__ = ["busy_hub", "client", "clients", "quiet"]
 
 PUSH = """
 from spafit_hf.hub import Patience, push_adapter

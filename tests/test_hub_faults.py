@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub import ClientFailure, HubClient, HubServer
-from hub.fixtures import busy_hub, client, quiet
 from hub.folders import PUSHED, adapter_folder, safetensors_bytes
-
-__all__ = ["busy_hub", "client", "quiet"]
 
 SEEDS = itertools.count(100)
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 from hub import ClientFailure, HubClient, HubServer
-from hub.fixtures import busy_hub, client, quiet
-
-__all__ = ["busy_hub", "client", "quiet"]
 
 UPLOAD = """
 from huggingface_hub import upload_file

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 from hub import HubClient, HubServer
-from hub.fixtures import busy_hub, quiet
 from hub.folders import PUSHED, adapter_folder, safetensors_bytes
 from hub.xet import lz4_frame, ungroup
 
 pytest.importorskip("hf_xet", reason="hf_xet is not installed")
-
-__all__ = ["busy_hub", "quiet"]
 
 PUSH = """
 from spafit_hf.hub import Patience, push_adapter

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 from hub import HubClient, HubServer
-from hub.fixtures import busy_hub
 from hub.metadata import validate
 from huggingface_hub import ModelCard
-from test_card_usage import blocks, ours, run, stock
+from test_card_usage import blocks, run
 
 from spafit_hf.data.glue import TASKS
 from spafit_hf.names import BASE_FILES, BASE_ID, embedded_base
-
-__all__ = ["busy_hub", "ours", "stock"]
 
 ROOT = Path(__file__).parents[1]
 CARDS = ROOT / "model_cards"
@@ -72,7 +69,7 @@ def test_a_folder_stays_small_and_holds_no_pickle() -> None:
         assert not [file.name for file in files if file.suffix in (".bin", ".pt", ".pkl", ".pth")]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub_with_base(busy_hub: HubServer) -> HubServer:
     base = embedded_base()
     busy_hub.store.add_files(BASE_ID, {name: (base / name).read_bytes() for name in BASE_FILES})
@@ -85,7 +82,7 @@ def test_the_code_of_a_pushed_card_runs(
     hub_with_base: HubServer, ours: HubClient, stock: HubClient, task: str
 ) -> None:
     token = hub_with_base.token("ann")
-    card = ours(PUSH, folder=ADAPTERS / task, repo=f"ann/{task}", token=token)
+    card = ours(PUSH, folder=ADAPTERS / task, repo=f"ann/shipped-{task}", token=token)
     assert validate(card) == ([], [])
     assert len(blocks(card)) == 3
     peft, pipeline, package = run(ours, stock, card)

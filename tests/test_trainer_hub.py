@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub import ClientFailure, HubClient, HubServer
-from hub.fixtures import busy_hub, quiet
-
-__all__ = ["busy_hub", "quiet"]
 
 REPO_FILES = {
     "README.md",
@@ -22,18 +18,6 @@ REPO_FILES = {
     "tokenizer_config.json",
     "training_curve.png",
 }
-
-
-@pytest.fixture(scope="module")
-def trains(busy_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
-    """A client that trains; torch and transformers are imported once. The base is on the Hub."""
-    home = tmp_path_factory.mktemp("home")
-    made = HubClient(busy_hub.endpoint, home)
-    folder = tmp_path_factory.mktemp("base")
-    made("from hub.runs import tiny_base; tiny_base(folder)", folder=folder)
-    busy_hub.store.add_files("tiny/bert", {path.name: path.read_bytes() for path in folder.iterdir()})
-    yield made
-    made.close()
 
 
 RUN = """
@@ -48,10 +32,10 @@ def files(hub: HubServer, repo: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
-def test_every_hub_strategy(quiet: HubServer, trains: HubClient, tmp_path: Path, strategy: str) -> None:
+def test_every_hub_strategy(quiet: HubServer, ours: HubClient, tmp_path: Path, strategy: str) -> None:
     repo, token = f"ann/run-{strategy.replace('_', '-')}", quiet.token("ann")
     options = {"hub_strategy": strategy, "hub_always_push": True}
-    trains(RUN, out=tmp_path / "out", repo=repo, token=token, options=options)
+    ours(RUN, out=tmp_path / "out", repo=repo, token=token, options=options)
     found = set(files(quiet, repo))
     places = {
         "end": [],
@@ -60,17 +44,17 @@ def test_every_hub_strategy(quiet: HubServer, trains: HubClient, tmp_path: Path,
         "all_checkpoints": ["", *(f"checkpoint-{step}/" for step in (3, 6, 9))],
     }[strategy]
     assert found == {place + name for place in places for name in REPO_FILES}
-    trains("trainer.push_to_hub()")
+    ours("trainer.push_to_hub()")
     assert set(files(quiet, repo)) >= REPO_FILES
     assert not any(token.encode() in body for body in quiet.uploaded())
     assert not any("training_args" in name or name.endswith((".pt", ".pth", ".bin")) for name in files(quiet, repo))
     assert files(quiet, repo)["adapter_model.safetensors"] == (tmp_path / "out/adapter_model.safetensors").read_bytes()
 
 
-def test_round_trip_to_plain_peft(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
+def test_round_trip_to_plain_peft(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
     """Trained and pushed here, loaded by a process that has only peft and transformers, on the base as it was then."""
     token = quiet.token("ann")
-    said = trains(
+    said = ours(
         RUN
         + """
 from hub.runs import logits
@@ -109,7 +93,7 @@ result = dict(logits=logits(trainer.model, out), oid=info.oid)
             result = dict(logits=logits, base=config.base_model_name_or_path, revision=config.revision,
                           ours="spafit_hf" in sys.modules, card=card.data.to_dict(), text=card.text)
             """,
-            texts=trains("from hub.runs import tiny_rows; result = list(tiny_rows(2, 4)['text'])"),
+            texts=ours("from hub.runs import tiny_rows; result = list(tiny_rows(2, 4)['text'])"),
         )
     finally:
         elsewhere.close()
@@ -126,17 +110,17 @@ result = dict(logits=logits(trainer.model, out), oid=info.oid)
     assert "None" not in got["text"]
 
 
-def test_a_failure_in_the_background_is_raised_at_the_end(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
+def test_a_failure_in_the_background_is_raised_at_the_end(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
     quiet.fail("refuse", "POST", "/commit/", status=403, times=-1)
     with pytest.raises(ClientFailure) as caught:
-        trains(RUN, out=tmp_path / "out", repo="ann/refused", token=quiet.token("ann"), options={})
+        ours(RUN, out=tmp_path / "out", repo="ann/refused", token=quiet.token("ann"), options={})
     assert caught.value.kind[0] == "HubError"
     said = caught.value.chain[0]
     assert "may not write to ann/refused" in said
     assert f"spafit push {tmp_path / 'out'} ann/refused" in said
     # All three epochs were trained, and what came of them is on disk and can be pushed.
     quiet.forget()
-    done = trains(
+    done = ours(
         """
         from spafit_hf.hub import push_adapter
         result = [trainer.state.global_step, push_adapter(out, "ann/refused", token=token).files]
@@ -148,10 +132,10 @@ def test_a_failure_in_the_background_is_raised_at_the_end(quiet: HubServer, trai
     assert set(files(quiet, "ann/refused")) == REPO_FILES
 
 
-def test_a_failure_that_a_later_push_made_good_is_none(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
+def test_a_failure_that_a_later_push_made_good_is_none(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
     quiet.fail("refuse", "POST", "/commit/", status=500, times=3)
     options = {"hub_always_push": True}
-    trains(RUN, out=tmp_path / "out", repo="ann/mended", token=quiet.token("ann"), options=options)
+    ours(RUN, out=tmp_path / "out", repo="ann/mended", token=quiet.token("ann"), options=options)
     assert len(quiet.commits("ann/mended")) == 2
     assert (
         files(quiet, "ann/mended")["adapter_model.safetensors"]
@@ -161,7 +145,7 @@ def test_a_failure_that_a_later_push_made_good_is_none(quiet: HubServer, trains:
 
 @pytest.mark.parametrize("times", [2, -1])
 def test_a_busy_hub_does_not_end_the_run_before_it_began(
-    quiet: HubServer, trains: HubClient, tmp_path: Path, times: int
+    quiet: HubServer, ours: HubClient, tmp_path: Path, times: int
 ) -> None:
     quiet.fail("refuse", "POST", "/api/repos/create", status=503, times=times)
     source = """
@@ -171,17 +155,17 @@ def test_a_busy_hub_does_not_end_the_run_before_it_began(
     result = trainer.state.global_step
     """
     arguments = {"out": tmp_path / "out", "repo": f"ann/busy{times}", "token": quiet.token("ann")}
-    assert trains(source, **arguments) == 9
+    assert ours(source, **arguments) == 9
     quiet.forget()
-    trains("trainer.push_to_hub()")
+    ours("trainer.push_to_hub()")
     assert set(files(quiet, f"ann/busy{times}")) == REPO_FILES
 
 
 def test_a_card_names_a_repo_that_could_not_be_made_at_first(
-    quiet: HubServer, trains: HubClient, tmp_path: Path
+    quiet: HubServer, ours: HubClient, tmp_path: Path
 ) -> None:
     quiet.fail("refuse", "POST", "/api/repos/create", status=503, times=-1)
-    trains(
+    ours(
         """
         from hub.runs import tiny_trainer
         hub = dict(push_to_hub=True, hub_model_id="late", hub_token=token, hub_strategy="end")
@@ -192,9 +176,9 @@ def test_a_card_names_a_repo_that_could_not_be_made_at_first(
         token=quiet.token("ann"),
     )
     quiet.forget()
-    trains("trainer.push_to_hub()")
+    ours("trainer.push_to_hub()")
     assert 'PeftModel.from_pretrained(base, "ann/late")' in files(quiet, "ann/late")["README.md"].decode()
-    trains('trainer.push_to_hub(revision="try-2")')
+    ours('trainer.push_to_hub(revision="try-2")')
     card = quiet.store.files("ann/late", "try-2")["README.md"].decode()
     assert 'PeftModel.from_pretrained(base, "ann/late", revision="try-2")' in card
     assert json.loads(files(quiet, "ann/late")["spafit_results.json"])["form"] == "absolute"
@@ -202,51 +186,51 @@ def test_a_card_names_a_repo_that_could_not_be_made_at_first(
 
 @pytest.mark.parametrize(("role", "text"), [("read", "may not write"), ("", "does not accept this token")])
 def test_a_token_that_will_not_do_is_said_at_once(
-    quiet: HubServer, trains: HubClient, tmp_path: Path, role: str, text: str
+    quiet: HubServer, ours: HubClient, tmp_path: Path, role: str, text: str
 ) -> None:
     token = quiet.token("ann", "read") if role else "hf_wrong"
     with pytest.raises(ClientFailure) as caught:
-        trains(RUN, out=tmp_path / "out", repo=f"ann/no-{role or 'body'}", token=token, options={})
+        ours(RUN, out=tmp_path / "out", repo=f"ann/no-{role or 'body'}", token=token, options={})
     assert text in caught.value.chain[0]
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_a_branch_and_a_pull_request(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
+def test_a_branch_and_a_pull_request(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
     options = {"hub_revision": "try-1", "hub_strategy": "end"}
-    trains(RUN, out=tmp_path / "out", repo="ann/branches", token=quiet.token("ann"), options=options)
-    trains("trainer.push_to_hub()")
+    ours(RUN, out=tmp_path / "out", repo="ann/branches", token=quiet.token("ann"), options=options)
+    ours("trainer.push_to_hub()")
     assert set(quiet.store.files("ann/branches", "try-1")) - {".gitattributes"} == REPO_FILES
     assert files(quiet, "ann/branches") == {}
-    result = trains("info = trainer.push_to_hub(create_pr=True)\nresult = [info.pr_num, info.pr_revision]")
+    result = ours("info = trainer.push_to_hub(create_pr=True)\nresult = [info.pr_num, info.pr_revision]")
     assert result == [1, "refs/pr/1"]
-    future = trains("job = trainer.push_to_hub(blocking=False)\nresult = job.result().oid")
+    future = ours("job = trainer.push_to_hub(blocking=False)\nresult = job.result().oid")
     assert future == quiet.store.repos["model", "ann/branches"].refs["try-1"]
 
 
-def test_full_fine_tuning_pushes_a_model(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
+def test_full_fine_tuning_pushes_a_model(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
     options = {"strategy": "full"}
-    trains(RUN, out=tmp_path / "out", repo="ann/full", token=quiet.token("ann"), options=options)
-    trains("trainer.push_to_hub()")
+    ours(RUN, out=tmp_path / "out", repo="ann/full", token=quiet.token("ann"), options=options)
+    ours("trainer.push_to_hub()")
     found = files(quiet, "ann/full")
     assert {"config.json", "model.safetensors", "README.md", "spafit_results.json"} <= set(found)
     assert not any(name.startswith("adapter") or name.endswith(".bin") for name in found)
-    card = trains("from huggingface_hub import ModelCard\nresult = ModelCard.load('ann/full').data.to_dict()")
+    card = ours("from huggingface_hub import ModelCard\nresult = ModelCard.load('ann/full').data.to_dict()")
     assert card["library_name"] == "transformers"
     assert card["base_model_relation"] == "finetune"
 
 
-def test_a_plain_trainer_with_plain_lora(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
+def test_a_plain_trainer_with_plain_lora(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
     options = {"plain": True, "hub_always_push": True}
-    trains(RUN, out=tmp_path / "out", repo="ann/plain", token=quiet.token("ann"), options=options)
-    trains("trainer.push_to_hub()")
+    ours(RUN, out=tmp_path / "out", repo="ann/plain", token=quiet.token("ann"), options=options)
+    ours("trainer.push_to_hub()")
     assert (tmp_path / "out/training_args.bin").is_file()  # Trainer wrote it, and it stayed here
     assert set(files(quiet, "ann/plain")) == REPO_FILES - {"spafit_config.json"}
     assert not any(quiet.token("ann").encode() in body for body in quiet.uploaded())
 
 
-def test_a_local_base_is_nobodys_business(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
+def test_a_local_base_is_nobodys_business(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
     """Its path is no base_model, which the Hub would refuse, and the card gives its name alone."""
-    trains(
+    ours(
         """
         from hub.runs import tiny_base, tiny_trainer
         base = tiny_base(folder)
@@ -265,8 +249,8 @@ def test_a_local_base_is_nobodys_business(quiet: HubServer, trains: HubClient, t
     assert "my-base" in card
 
 
-def test_facts_of_the_card(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
-    facts = trains(
+def test_facts_of_the_card(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
+    facts = ours(
         RUN
         + """
 import json
@@ -303,18 +287,18 @@ result = json.load(open(f"{out}/spafit_results.json"))
     assert facts["cost"]["seconds"] > 0
     assert facts["file_bytes"] == (tmp_path / "out/adapter_model.safetensors").stat().st_size
     with pytest.raises(ClientFailure, match="no fact 'colour'"):
-        trains("trainer.describe(colour='red')")
+        ours("trainer.describe(colour='red')")
 
 
 # -- loading what was pushed ------------------------------------------------------------------------------------------
 
 
-def test_load_adapter_by_name(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
+def test_load_adapter_by_name(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
     """By repo and revision; label names restored; private; from the cache when there is no Hub."""
     token = quiet.token("ann")
     options = {"hub_strategy": "end", "hub_private_repo": True}
-    trains(RUN, out=tmp_path / "out", repo="ann/by-name", token=token, options=options)
-    trains("trainer.push_to_hub()")
+    ours(RUN, out=tmp_path / "out", repo="ann/by-name", token=token, options=options)
+    ours("trainer.push_to_hub()")
     first = quiet.commits("ann/by-name")[0].oid
     quiet.store.add_files("ann/by-name", {"adapter_model.safetensors": b"broken later on"})
     source = """
@@ -323,9 +307,9 @@ def test_load_adapter_by_name(quiet: HubServer, trains: HubClient, tmp_path: Pat
     model = load_adapter(base, "ann/by-name", revision=revision, token=token)
     result = dict(logits=logits(model, "tiny/bert"), labels=model.config.id2label)
     """
-    expected = trains("from hub.runs import logits; result = logits(trainer.model, 'tiny/bert')")
+    expected = ours("from hub.runs import logits; result = logits(trainer.model, 'tiny/bert')")
     for base in ("tiny/bert", None):
-        got = trains(source, base=base, revision=first, token=token)
+        got = ours(source, base=base, revision=first, token=token)
         assert got["logits"] == expected
         assert list(got["labels"].values()) == ["bad", "good"]
     for revision, who, word in (
@@ -334,22 +318,22 @@ def test_load_adapter_by_name(quiet: HubServer, trains: HubClient, tmp_path: Pat
         (first, quiet.token("eve"), "repository"),
     ):
         with pytest.raises(ClientFailure) as caught:
-            trains(source, base="tiny/bert", revision=revision, token=who)
+            ours(source, base="tiny/bert", revision=revision, token=who)
         assert caught.value.kind[0] == "AdapterError"
         assert word in caught.value.chain[0]
 
 
-def test_load_adapter_offline(quiet: HubServer, trains: HubClient, tmp_path: Path) -> None:
-    trains(RUN, out=tmp_path / "out", repo="ann/cached", token=quiet.token("ann"), options={"hub_strategy": "end"})
-    trains("trainer.push_to_hub()")
+def test_load_adapter_offline(quiet: HubServer, ours: HubClient, tmp_path: Path) -> None:
+    ours(RUN, out=tmp_path / "out", repo="ann/cached", token=quiet.token("ann"), options={"hub_strategy": "end"})
+    ours("trainer.push_to_hub()")
     source = """
     from hub.runs import logits
     from spafit_hf import load_adapter
     result = logits(load_adapter(None, "ann/cached", revision=revision), "tiny/bert")
     """
-    expected = trains(source, revision=None)
+    expected = ours(source, revision=None)
     quiet.forget()
-    offline = HubClient(quiet.endpoint, Path(trains.env["HF_HOME"]), HF_HUB_OFFLINE="1")  # with the same cache
+    offline = HubClient(quiet.endpoint, Path(ours.env["HF_HOME"]), HF_HUB_OFFLINE="1")  # with the same cache
     try:
         for revision in (None, quiet.commits("ann/cached")[0].oid):
             assert offline(source, revision=revision) == expected

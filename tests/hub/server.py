@@ -158,6 +158,7 @@ class Listener(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for the other side to acknowledge the headers
     server: Listener
 
     def handle_any(self) -> None:

@@ -1,10 +1,11 @@
 """The page as a person uses it, in a real browser: every tab, on a desktop and a phone, in light and dark.
 
-Screenshots lie in build/screenshots/ afterwards.
+With SPAFIT_SCREENSHOTS=1 pictures of what was looked at lie in build/screenshots/ afterwards.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,11 +81,16 @@ def _is_elsewhere(url: str, own: str) -> bool:
     return not url.startswith((own, "data:", "blob:"))
 
 
-def _shoot(page: Page, name: str) -> None:
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.wait_for_timeout(300)  # movements end
-    page.screenshot(path=SHOTS / f"{page.screenshot_name}-{name}.png", full_page=True)  # type: ignore[attr-defined]
+def _look(page: Page, name: str) -> None:
+    """What holds of the page in every state; a picture of it, if wanted."""
+    if os.environ.get("SPAFIT_SCREENSHOTS"):
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.wait_for_timeout(300)  # movements end
+        page.screenshot(path=SHOTS / f"{page.screenshot_name}-{name}.png", full_page=True)  # type: ignore[attr-defined]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    assert page.evaluate(LOWEST_CONTRAST, WORDS) >= 4.5
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    assert dark is page.screenshot_name.endswith("dark")  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
@@ -100,7 +106,7 @@ def test_every_tab_as_a_person_uses_it(page: Page) -> None:
     expect(answer.locator(".sf-facts")).to_contain_text("adapter")
     expect(page.locator("#one-strata .sf-cell.sf-lora").first).to_be_visible()
     expect(page.locator("#one-pair textarea")).to_be_hidden()
-    _shoot(page, "1-sentiment")
+    _look(page, "1-sentiment")
     page.get_by_label("Inference", exact=True).check()
     expect(page.get_by_label("Premise")).to_have_value("")
     page.get_by_label("Premise").fill("Every seat on the boat is taken.")
@@ -113,7 +119,7 @@ def test_every_tab_as_a_person_uses_it(page: Page) -> None:
     expect(answer.locator(".sf-hint")).to_be_visible()
     page.locator("#one-examples button").nth(1).click()
     expect(answer.locator(".sf-scale")).to_be_visible()
-    _shoot(page, "1-similarity")
+    _look(page, "1-similarity")
 
     # Every task: a single text, then a pair.
     page.get_by_role("tab", name="Every task", exact=True).click()
@@ -123,7 +129,7 @@ def test_every_tab_as_a_person_uses_it(page: Page) -> None:
     page.locator("#all-examples button").last.click()
     expect(page.locator("#all-answers .sf-card")).to_have_count(7)
     expect(page.locator("#all-answers")).to_contain_text("7 answers in one pass")
-    _shoot(page, "2-every-task")
+    _look(page, "2-every-task")
 
     # Compare: SPAFIT against LoRA, then against full fine-tuning.
     page.get_by_role("tab", name="Compare", exact=True).click()
@@ -133,12 +139,12 @@ def test_every_tab_as_a_person_uses_it(page: Page) -> None:
     _choose(page, "#two-right", "full fine-tuning")
     page.locator("#two-ask").click()
     expect(page.locator("#two-answers")).to_contain_text("every weight")
-    _shoot(page, "3-compare")
+    _look(page, "3-compare")
 
     page.get_by_role("tab", name="Results", exact=True).click()
     expect(page.locator(".sf-chart")).to_be_visible()
     expect(page.locator(".sf-results")).to_contain_text(".83 (paper .93)")
-    _shoot(page, "4-results")
+    _look(page, "4-results")
 
 
 def _choose(page: Page, dropdown: str, words: str) -> None:
@@ -153,7 +159,7 @@ def test_a_mistake_is_a_sentence_on_the_page(page: Page) -> None:
     toast = page.locator(".toast-body")
     expect(toast).to_contain_text("There is no text yet")
     assert "Traceback" not in page.content()
-    _shoot(page, "5-mistake")
+    _look(page, "5-mistake")
 
 
 @pytest.mark.parametrize("page", [("desktop", 1280, 860, "light")], indirect=True, ids=["desktop"])
@@ -173,12 +179,12 @@ def test_a_page_without_adapters_says_so_and_takes_one(browser: Browser, launche
     page.goto(launched_open.url)
     expect(page.get_by_text("No adapters are here")).to_be_visible()
     expect(page.get_by_role("tab", name="One task")).to_have_count(0)
-    _shoot(page, "6-empty")
+    _look(page, "6-empty")
     page.get_by_role("tab", name="Add", exact=True).click()
     page.locator("#add-repo input, #add-repo textarea").fill("user/stsb")
     page.locator("#add-button").click()
     expect(page.locator("#add-done")).to_contain_text("user/stsb is here")
-    _shoot(page, "7-added")
+    _look(page, "7-added")
     page.close()
 
 
@@ -187,10 +193,3 @@ def test_the_answer_comes_into_view_on_a_phone(page: Page) -> None:
     expect.set_options(timeout=PATIENCE)
     page.locator("#one-examples button").first.click()
     expect(page.locator("#one-answer .sf-verdict")).to_be_in_viewport()
-
-
-def test_light_and_dark_differ_and_can_be_read(page: Page) -> None:
-    contrast = page.evaluate(LOWEST_CONTRAST, WORDS)
-    assert contrast >= 4.5
-    dark = page.evaluate("document.body.classList.contains('dark')")
-    assert dark is page.screenshot_name.endswith("dark")  # type: ignore[attr-defined]
