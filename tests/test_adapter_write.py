@@ -627,3 +627,11 @@ def test_names_that_peft_would_rename_on_reading_stay_ours(tmp_path):
     assert save_adapter(model, tmp_path) == "native"
     batch = {"input_ids": torch.arange(8)[None]}
     assert torch.equal(logits(load_adapter(build(), tmp_path), batch), logits(model, batch))
+
+
+def test_a_base_that_counts_its_layers_by_their_kind(tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 50}
+    sizes |= {"l_layers": 2, "x_layers": 2, "r_layers": 1, "visual_feat_dim": 8, "num_qa_labels": 5}
+    base = transformers.LxmertForQuestionAnswering(transformers.LxmertConfig(**sizes))
+    save_adapter(get_spafit_model(base, "spafit-4-9-II", r=2), tmp_path)
+    assert json.loads((tmp_path / "spafit_config.json").read_text())["base"]["num_hidden_layers"] is None

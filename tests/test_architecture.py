@@ -1084,3 +1084,33 @@ def test_a_model_cut_in_memory_is_no_model_that_shares_its_layers() -> None:
     assert (len(stack.layers), stack.depth) == (2, None)
     model.config.num_hidden_groups = 2
     assert find_architecture(model).stacks[0].depth == 3
+
+
+def test_a_norm_belongs_to_the_attention_whose_name_begins_alike() -> None:
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    vision = text | {"image_size": 16, "patch_size": 8, "mit_hidden_size": 32, "mit_intermediate_size": 64}
+    vision |= {"mit_num_hidden_layers": 2, "mit_num_attention_heads": 2, "num_frames": 2}
+    with torch.device("meta"):
+        model = hf.XCLIPModel(hf.XCLIPConfig(text_config=text, vision_config=vision))
+    layer = find_architecture(model).stacks[1].layers[0]
+    ends = {role: [name.rpartition(".")[2] for name in layer.modules[role]] for role in ("attention_norm", "output_norm")}
+    assert ends == {"attention_norm": ["layer_norm1", "message_ln"], "output_norm": ["layer_norm2"]}
+
+
+def test_bark_has_one_matrix_for_query_key_and_value() -> None:
+    with torch.device("meta"):
+        sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "input_vocab_size": 9, "output_vocab_size": 9}
+        model = hf.BarkSemanticModel(hf.BarkSemanticConfig(**sizes))
+    layer = find_architecture(model).stacks[0].layers[0]
+    assert {layer.modules[role] for role in ROLES[:3]} == {("layers.0.attn.att_proj",)}
+    assert layer.modules["attention_norm"] == ("layers.0.layernorm_1",)
+
+
+def test_lists_of_nothing_and_several_output_matrices() -> None:
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "prediction_length": 4, "context_length": 8}
+    informer = hf.InformerForPrediction(hf.InformerConfig(**sizes, num_time_features=1))
+    assert [len(stack.layers) for stack in find_architecture(informer).stacks] == [2, 2]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "vocab_size": 16}
+    with torch.device("meta"):
+        musicgen = hf.MusicgenForCausalLM(hf.MusicgenDecoderConfig(**sizes, num_codebooks=2))
+    assert find_architecture(musicgen).projections == ()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
 import scripts.tiny
 import torch
 import transformers as hf
-from models import FAMILIES
+from models import FAMILIES, stir
+from peft import PeftModel
 from programs import Program
 from safetensors.torch import load_file
 from scripts.runs import spafit_trainer
@@ -20,7 +22,7 @@ from spafit_hf import get_spafit_model, load_adapter, plan, save_adapter
 from spafit_hf.adapter.folder import facts_of_plain
 from spafit_hf.architecture import find_architecture
 from spafit_hf.architecture.new import copy_marks, new_parameters
-from spafit_hf.tuner import entrance
+from spafit_hf.planner import obstacles
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TRANSFORM = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")
@@ -161,9 +163,10 @@ def test_a_new_decoder_of_many_layers_can_be_read_back_and_too_many_are_refused_
     assert len(model.peft_config["default"].modules_to_save) > 64
     save_adapter(model, tmp_path / "adapter")
     load_adapter(pair(), tmp_path / "adapter")
-    monkeypatch.setattr(entrance, "MAX_HEADS", 8)
+    monkeypatch.setattr(obstacles, "MAX_HEADS", 8)
     with pytest.raises(ValueError, match=r"are to train whole .* holds 8\. Save"):
         get_spafit_model(pair(), "spafit-4-9-II")
+    assert "are to train whole" in plan(pair(), "spafit-4-9-II").notes[0]
 
 
 def test_a_copy_is_what_it_was_copied_from(language_model: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -206,3 +209,62 @@ def test_every_reader_gives_the_logits_of_the_training(tmp_path: Path) -> None:
     expected = {"predict": scores, "predictor": scores, "evaluate": loss}
     for reader, found in json.loads(log.read_text().splitlines()[-1]).items():
         assert torch.allclose(torch.tensor(found), expected.get(reader, logits), atol=2e-6, rtol=0), reader
+
+
+DPT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32}
+DPT |= {"patch_size": 8, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8}
+DPT |= {"is_hybrid": False, "reassemble_factors": [4, 2, 1, 0.5]}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "bare", "config", "strategy", "head"),
+    [
+        # A module within the head is called as the head is.
+        (hf.DPTForDepthEstimation, hf.DPTModel, hf.DPTConfig(**DPT), "spafit-4-9-II", "head.head.4"),
+        # A list is a part of the head, as layers are of the base; its bias is drawn at random.
+        (hf.ResNetForImageClassification, hf.ResNetModel, hf.ResNetConfig(**RESNET), "linear-probe", "classifier"),
+    ],
+    ids=["dpt", "resnet"],
+)
+def test_heads_within_heads_train_and_come_back(kind, bare, config, strategy, head, tmp_path: Path) -> None:
+    bare(config).save_pretrained(tmp_path / "base")
+
+    def fresh(seed: int) -> hf.PreTrainedModel:
+        torch.manual_seed(seed)
+        return kind.from_pretrained(tmp_path / "base", config=config).eval()
+
+    pixels = torch.randn(2, 3, 32, 32)
+    model = get_spafit_model(fresh(1), strategy)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    model.eval()(pixels)[0].square().mean().backward()
+    assert sum(each.numel() for each in trained) == plan(fresh(1), strategy).trainable_parameters
+    assert all(each.grad is not None for name, each in model.named_parameters() if f".{head}.modules_to_save" in name)
+    assert plan(fresh(1), strategy).head[-1] == head
+    stir(model)
+    expected = model(pixels)[0]
+    save_adapter(model, tmp_path / "adapter")
+    for read in (load_adapter, PeftModel.from_pretrained):
+        assert torch.equal(read(fresh(2), tmp_path / "adapter").eval()(pixels)[0], expected)
+
+
+def test_what_no_folder_could_hold_is_said_by_the_plan_and_refused_at_the_entrance(encoder: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.tagger = hf.BertModel.from_pretrained(encoder), nn.Module()
+            self.tagger.decoder = nn.Linear(16, 5)
+            self.tagger.bias = self.tagger.decoder.bias
+
+    sizes = {"hidden_sizes": [16] * 4, "decoder_hidden_size": 16, "num_attention_heads": [1, 1, 2, 2]}
+    for model, why in (
+        (Tied(), "tagger.decoder.bias is a weight of the head by a second name"),
+        (hf.SegformerForSemanticSegmentation(hf.SegformerConfig(**sizes)), "decode_head.batch_norm.running_mean"),
+        (hf.BertForSequenceClassification(FAMILIES["bert"].config(id2label={0: "a", 1: "a"})), "called 'a'"),
+    ):
+        the_plan = plan(model, "spafit-4-9-II")
+        assert the_plan.notes[0] == f"no adapter can be made by this plan: {the_plan.obstacles[0]}"
+        assert why in the_plan.obstacles[0]
+        with pytest.raises(ValueError, match="^" + re.escape(the_plan.obstacles[0])):
+            get_spafit_model(model, "spafit-4-9-II")
+        assert plan(model, "full").obstacles == ()

@@ -16,8 +16,8 @@ from spafit_hf.adapter.folder import (
 from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture import find_architecture, find_head, in_out, is_linear, takes_delta
 from spafit_hf.architecture.experts import expert_biases, expert_delta_shape, lora_places
+from spafit_hf.architecture.labels import labels_of
 from spafit_hf.names import is_remote
-from spafit_hf.tuner import labels_of
 
 #: Names of heads that PEFT itself adds to `modules_to_save`, whether the model has them or not.
 PEFT_HEADS = ("classifier", "score", "qa_outputs")

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spafit_hf.architecture import find_head
 from spafit_hf.architecture.experts import BIAS_ENDING
 from spafit_hf.architecture.new import outside_parameters
 from spafit_hf.files import Fields
@@ -54,6 +55,8 @@ PARTS = (
 )
 
 FORMS = ("absolute", "lora-bias", "mixed", "native")
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+"""Of a configuration, where they are numbers: LXMERT counts its layers by their kind."""
 
 
 class AdapterError(SpafitError):
@@ -75,7 +78,7 @@ class BaseFacts:
 
     def difference(self, other: BaseFacts) -> str | None:
         """What tells this base (an adapter's) from another (the loaded one) apart, as a sentence; None if nothing."""
-        for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        for name in ("model_type", *SIZES):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is not None and theirs is not None and mine != theirs:
                 return f"its {name} is {theirs}, the adapter was trained on a base with {mine}"
@@ -189,9 +192,7 @@ def facts_of_plain(plain: nn.Module) -> BaseFacts:
         name_or_path=getattr(config, "_name_or_path", None) or None,
         revision=getattr(config, "_commit_hash", None),
         model_type=getattr(config, "model_type", None),
-        hidden_size=getattr(config, "hidden_size", None),
-        num_hidden_layers=getattr(config, "num_hidden_layers", None),
-        vocab_size=getattr(config, "vocab_size", None),
+        **{name: size if isinstance(size := getattr(config, name, None), int) else None for name in SIZES},
         vectors=_digests(plain),
     )
 
@@ -200,11 +201,15 @@ _NUMBERED = re.compile(r"\.\d+\.")
 
 
 def _digests(base: nn.Module) -> dict[str, str]:
-    new = set(outside_parameters(base))  # drawn at random in each process
+    new = set(outside_parameters(base))  # drawn at random in each process, as a head is
+    head = tuple(f"{name}." for name in find_head(base)[0])
     vectors = [
         parameter.detach()
         for name, parameter in base.named_parameters()
-        if parameter.dim() == 1 and parameter.is_floating_point() and _NUMBERED.search(f".{name}") and name not in new
+        if parameter.dim() == 1
+        and parameter.is_floating_point()
+        and _NUMBERED.search(f".{name}")
+        and not (name in new or name.startswith(head))
     ]
     # Models that were never trained all have biases of 0 and norm weights of 1, but not the same embeddings.
     vectors += [table.detach()[:64] for table in _embeddings(base) if table.is_floating_point()]

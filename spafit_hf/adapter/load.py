@@ -23,10 +23,11 @@ from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.adapter.verify import look_at, verify_and_read
 from spafit_hf.architecture import biases_of, delta_between
 from spafit_hf.architecture.experts import by_module, expert_wrappers
+from spafit_hf.architecture.labels import labels_of
 from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
 from spafit_hf.hub.pull import MAX_BYTES
 from spafit_hf.names import AUTO_CLASSES, published_base, resolve_base
-from spafit_hf.tuner import SpafitConfig, SpafitModel, labels_of
+from spafit_hf.tuner import SpafitConfig, SpafitModel
 from spafit_hf.tuner.plain import base_of, plain_view
 from spafit_hf.words import first_line
 

@@ -145,7 +145,8 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     kept = _kept(model)
     head, new, parameters = _new_with_the_task(model)
     # A head may have layers of its own (V-JEPA 2's attentive pooler): they train whole, with the head.
-    stacks = tuple(stack for stack in stacks if not f"{stack.path}.".startswith(_below(head)))
+    whole = _below((*head, *_head(model, base, kept)))
+    stacks = tuple(stack for stack in stacks if not f"{stack.path}.".startswith(whole))
     in_body = _below((base_name, *kept)) if base_name else ("",)
     apart = (*_below((*head, *new)), *(prefix for stack in stacks for prefix in stack.prefixes))
     outer = [
@@ -155,7 +156,8 @@ def _complete(model: nn.Module, stacks: tuple[Stack, ...]) -> Architecture:
     ]
     # The output matrix of a language model that is its own base (T5ForConditionalGeneration), or stands in one (BLIP's
     # decoder of texts), is no part of the body.
-    outputs = {id(each.get_output_embeddings()) for each in model.modules() if isinstance(each, PreTrainedModel)}
+    tables = (each.get_output_embeddings() for each in model.modules() if isinstance(each, PreTrainedModel))
+    outputs = {id(module) for table in tables if table is not None for module in table.modules()}
     linear = [name for name, module in outer if is_linear(module) and id(module) not in outputs]
     pooler = tuple(name for name in linear if "pooler" in name.split(".") or name.startswith(_below(kept)))
     return Architecture(

@@ -93,20 +93,23 @@ def outside_parameters(model: nn.Module) -> list[str]:
 
 
 def namesakes(model: nn.Module, names: tuple[str, ...]) -> list[str]:
-    """Other modules that PEFT would train whole with those named: for it a name means each that ends with it."""
-    inside = tuple(f"{name}." for name in names)
-    modules = [name for name, _ in model.named_modules()]
-    return [name for name in modules if name.endswith(names) and name not in names and not name.startswith(inside)]
+    """Other modules that PEFT would train whole with those named: for it a name means each that ends with it.
+
+    Also one within what is named (DPT's head.head), which PEFT would wrap a second time.
+    """
+    return [name for name, _ in model.named_modules() if name.endswith(names) and name not in names]
 
 
 def told_apart(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names, with the parts of a module in place of it where it has a namesake."""
+    """The names, with the parts of a module in place of it where it has a namesake, or holds another's."""
+    others = namesakes(model, names)
     parts = {
         name: owners(model, tuple(f"{name}.{key}" for key, _ in model.get_submodule(name).named_parameters()))
         for name in names
-        if any(other not in names for other in namesakes(model, (name,)))
+        if any(other.endswith(name) or other.startswith(f"{name}.") for other in others)
     }
-    return tuple(part for name in names for part in parts.get(name, (name,)))
+    told = tuple(part for name in names for part in parts.get(name, (name,)))
+    return told if told == names else told_apart(model, told)
 
 
 def copy_marks(source: nn.Module, target: nn.Module) -> None:

@@ -44,7 +44,7 @@ _INTO = {  # last parts of names, lower case
     *("wi", "wi_0", "wi_1", "w1", "w3", "gate_proj", "up_proj", "gate_up_proj"),
 }
 _OUT_OF = {*("fc2", "lin2", "linear2", "c_proj", "fc_out", "dense_4h_to_h", "output_dense", "wo", "w2", "down_proj")}
-_FUSED = {"c_attn", "in_proj", "w_pack", "query_key_value"}
+_FUSED = {"c_attn", "att_proj", "in_proj", "w_pack", "query_key_value"}
 _POSITIONS = {"pos_proj", "linear_pos"}  # what a key is for relative positions
 _ATTENTION_OUTPUT = re.compile(
     r"(attn_|attention_|linear_|to_)?(o|out|output|dense|proj|projection|wo)(_(b_)?(proj|lin|linear|layer))?|c_proj"
@@ -99,7 +99,8 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
         ValueError: when there is none.
     """
     modules = dict(model.named_modules())
-    lists = {name: module for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)}
+    # Informer has a list of nothing.
+    lists = {name: each for name, each in modules.items() if isinstance(each, nn.ModuleList) and any(each.children())}
     within = tuple(f"{name}." for name in lists)
     outer = {name: blocks for name, blocks in lists.items() if not name.startswith(within)}
     types = {str(getattr(vars(module).get("config"), "model_type", "")) for module in modules.values()}
@@ -149,7 +150,7 @@ def _stack(model: nn.Module, name: str, run: _Run, model_type: str) -> Stack:
 def _run(path: str, blocks: nn.ModuleList, fused: bool) -> _Run:
     """The blocks of a list; of a list of stages those of all its stages."""
     paths = {f"{path}.{key}": block for key, block in blocks.named_children()}
-    inner = next((name for block in blocks if (name := _stages(block, fused)) is not None), None)
+    inner = next((name for block in paths.values() if (name := _stages(block, fused)) is not None), None)
     if inner is not None:
         below = [(join(each, inner), dict(block.named_modules()).get(inner)) for each, block in paths.items()]
         lists = [(each, items) for each, items in below if isinstance(items, _LISTS)]
@@ -401,6 +402,11 @@ def _norm_roles(block: nn.Module, roles: Mapping[str, list[str]]) -> dict[str, l
         return {"attention_norm": [], "output_norm": [name for name in norms if name in loose or name in found]}
     if not feed_forward and not has_experts(block):
         return {"attention_norm": [name for name in norms if name in loose or name in found], "output_norm": []}
+    for name in loose:  # X-CLIP's message_ln, of its message_attn
+        word, more = re.fullmatch(r"((?:.*\.)?[^._]*)(_?).*", name).groups()  # type: ignore[union-attr]
+        if more and any(each.startswith(f"{word}_") for each in attention):
+            found[name] = "attention_norm"
+    loose = [name for name in loose if name not in found]
     sides: dict[str, list[str]] = {}  # how the names of norms begin that stand side by side -> how they end
     for name in loose:
         own = name.rpartition(".")[2]

@@ -84,6 +84,8 @@ class PlanFacts:
     """Tensors the activation function keeps for its backward pass: 4 for a GELU written out in Python (GPT-2, Phi)."""
     notes: tuple[str, ...] = ()
     """Sentences a user should read: what has no bias, what could not train, how a figure is meant."""
+    obstacles: tuple[str, ...] = ()
+    """Why no adapter could be made by it, though its figures hold: `get_spafit_model` refuses it with the first."""
 
     @cached_property
     def trainable_parameters(self) -> int:

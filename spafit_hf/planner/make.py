@@ -18,6 +18,7 @@ from spafit_hf.architecture import (
     biases_of,
     find_architecture,
     in_out,
+    is_linear,
     register_architecture,
     takes_delta,
 )
@@ -28,6 +29,7 @@ from spafit_hf.planner import text
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.planner.facts import Group
 from spafit_hf.planner.notes import head_notes, notes
+from spafit_hf.planner.obstacles import obstacles
 from spafit_hf.planner.source import ModelLike, build_model
 from spafit_hf.strategy import (
     EXPERT_ROLES,
@@ -153,8 +155,8 @@ def _checked(*plans: Plan) -> tuple[Plan, ...]:
 def _plan(model: nn.Module, strategy: Strategy, architecture: Architecture) -> Plan:
     modules = dict(model.named_modules())
     names = [name for stack in architecture.stacks for layer in stack.layers for name in layer.names(LORA_ROLES)]
-    table = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    output = next((name for name, module in modules.items() if module is table), None)
+    table = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # Musicgen's is a list
+    output = next((name for name, module in modules.items() if is_linear(module) and module is table), None)
     parameters = list(model.parameters())
     python_gelu = any(type(module).__name__ == "NewGELUActivation" for module in modules.values())
     base = Plan(
@@ -308,7 +310,9 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
         _check_beside_experts(strategy, lora, without_bias)
     parts: dict[str, Any] = {"lora": lora, "biases": biases, "bottlenecks": bottlenecks, "experts": experts}
     result = replace(base, groups=tuple(groups), tensors=tensors, **parts)
-    return replace(result, notes=notes(result, modules, passed_over))
+    why_not = tuple(obstacles(result, modules[""]))
+    said = tuple(f"no adapter can be made by this plan: {sentence}" for sentence in why_not)
+    return replace(result, notes=(*said, *notes(result, modules, passed_over)), obstacles=why_not)
 
 
 def _check_beside_experts(strategy: Strategy, lora: dict[str, LoraSettings], without_bias: list[str]) -> None:

@@ -21,13 +21,13 @@ from spafit_hf.planner import plan
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner.config import LORA_DEFAULTS, SpafitConfig, SpafitPeftType
 from spafit_hf.tuner.entrance import check_entrance
-from spafit_hf.tuner.labels import apply_labels, labels_of
+from spafit_hf.tuner.labels import apply_labels
 from spafit_hf.tuner.layer import DeltaLayer
 from spafit_hf.tuner.model import SpafitModel
 
 __all__ = [
     "DeltaLayer", "SpafitConfig", "SpafitModel", "SpafitPeftType",
-    "apply_labels", "get_spafit_model", "labels_of", "task_type_of",
+    "apply_labels", "get_spafit_model", "task_type_of",
 ]  # fmt: skip
 
 # `peft.utils.register_peft_method` takes only members of its own closed enum, hence the three mappings.

@@ -20,13 +20,14 @@ from transformers.pytorch_utils import Conv1D
 from spafit_hf.architecture import biases_of, delta_between, is_linear, is_norm
 from spafit_hf.architecture.experts import expert_matrices
 from spafit_hf.architecture.kinds import keeps_statistics
+from spafit_hf.architecture.labels import labels_of
 from spafit_hf.planner import plan
 from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.combine import combine_deltas
 from spafit_hf.tuner.config import SpafitConfig, rewrites_base
 from spafit_hf.tuner.entrance import check_entrance
 from spafit_hf.tuner.experts import STARTS, ParamWrapper, adopt_wrapper
-from spafit_hf.tuner.labels import apply_labels, check_heads_stack, labels_of
+from spafit_hf.tuner.labels import apply_labels, check_heads_stack
 from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, not_linear_message, wrap
 from spafit_hf.tuner.masters import make_masters
 from spafit_hf.tuner.mixed import BASE, mixed_batch

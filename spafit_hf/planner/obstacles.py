@@ -1,0 +1,61 @@
+"""Why a plan cannot be carried out: what there is of a model that no adapter folder could give back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import nn
+
+from spafit_hf.architecture.labels import labels_of
+from spafit_hf.architecture.new import owners
+from spafit_hf.names import MAX_HEADS, MAX_LABEL, MAX_LABELS
+from spafit_hf.planner.facts import PlanFacts
+from spafit_hf.planner.notes import untrained
+from spafit_hf.words import listed
+
+
+def obstacles(result: PlanFacts, model: nn.Module) -> Iterator[str]:
+    """Sentences with what to do: label ids with gaps, two labels of one name, more or longer ones than a folder may
+    name, a head of too many modules, with batch norms or tied weights, and a new parameter that can neither train with
+    a module of its own nor as a bias."""
+    names: dict[str, str] = (labels_of(model) or {"id2label": {}})["id2label"]
+    if list(names) != [str(index) for index in range(len(names))]:
+        yield f"id2label has the ids {listed(names)}; they must be 0 to {len(names) - 1}: number them so."
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        yield f"two labels are called {twice[0]!r}; give each id of id2label a name of its own."
+    if len(names) > MAX_LABELS or max(map(len, names.values()), default=0) > MAX_LABEL:
+        yield (
+            f"id2label has {len(names):,} names; an adapter folder holds at most {MAX_LABELS:,}, of {MAX_LABEL} "
+            'characters each. Give the model the labels of the task (num_labels=...), or take strategy="full".'
+        )
+    if len(result.head) > MAX_HEADS:
+        yield (
+            f"{len(result.head):,} modules are to train whole ({result.head[0]}, ...), most new with the task, "
+            f"and an adapter folder holds {MAX_HEADS}. Save the model once (model.save_pretrained(folder)) and train "
+            'what is loaded from there, or take strategy="full".'
+        )
+    for head in result.head:
+        module = model.get_submodule(head)
+        known, parameters = (dict(module.named_parameters(remove_duplicate=once)) for once in (True, False))
+        odd = next((key for key in module.state_dict() if key not in known), None)
+        if odd is not None:
+            yield (
+                f"{head}.{odd} is a weight of the head by a second name: an adapter folder holds each but once. Give "
+                'it one name, or take strategy="full".'
+                if odd in parameters
+                else f"the head keeps {head}.{odd}, which is no weight, as the statistics of a batch norm: no adapter "
+                'folder holds it. Take strategy="full", or a class whose head has none.'
+            )
+            break
+    new = untrained(result, model)
+    idle = tuple(f"{module}." for module in owners(model, tuple(new)))
+    loose = [name for name in new if not name.startswith(idle)]
+    if loose:
+        yield (
+            f"{loose[0]} is new with the task and would neither train nor be saved: PEFT stores whole modules, and it "
+            "is none. Save the model once (model.save_pretrained(folder)) and train what is loaded from there, which "
+            "keeps it as it is, or configure the model without it (use_weighted_layer_sum=False); in a model of your "
+            "own, put it into a module of its own."
+        )
