@@ -1093,7 +1093,8 @@ def test_a_norm_belongs_to_the_attention_whose_name_begins_alike() -> None:
     with torch.device("meta"):
         model = hf.XCLIPModel(hf.XCLIPConfig(text_config=text, vision_config=vision))
     layer = find_architecture(model).stacks[1].layers[0]
-    ends = {role: [name.rpartition(".")[2] for name in layer.modules[role]] for role in ("attention_norm", "output_norm")}
+    roles = ("attention_norm", "output_norm")
+    ends = {role: [name.rpartition(".")[2] for name in layer.modules[role]] for role in roles}
     assert ends == {"attention_norm": ["layer_norm1", "message_ln"], "output_norm": ["layer_norm2"]}
 
 
