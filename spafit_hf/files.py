@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+import tempfile
 import types
 import typing
 from collections.abc import Mapping
@@ -174,6 +175,26 @@ class Fields:
         if wrong or (hint is float and not math.isfinite(value)):
             raise self.error(f"{where} is {value!r:.80}; expected is a {hint.__name__}.")
         return value
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a machine that has lost its power, finds the old one or all of the new."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's are its owner's alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
 
 
 FULL = ("No space left on device", "PytorchStreamWriter failed writing")

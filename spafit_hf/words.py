@@ -125,11 +125,12 @@ def one_line(text: object) -> str:
     return _BLANKS.sub(" ", str(text)).strip()
 
 
+_MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]|~"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
 def plain(text: object) -> str:
     """A stranger's words, such as a label, as text that is neither Markdown nor HTML, on one line."""
-    words = one_line(text)
-    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", words)
+    return one_line(text).translate(_MARKS)
 
 
 def code(text: object) -> str:

@@ -236,6 +236,17 @@ def _huge_stratum(folder: Path) -> None:
     )
 
 
+@kind("a base's name of 5,000 letters")
+def _long_base(folder: Path) -> None:
+    edit(folder, CONFIG, base_model_name_or_path="a" * 5000)
+    edit(folder, SIDECAR, base=lambda old: {**old, "name_or_path": "a" * 5000})
+
+
+@kind("an unknown task of PEFT")
+def _task_type(folder: Path) -> None:
+    edit(folder, CONFIG, task_type="x")
+
+
 @kind("a task of 10 ** 400")
 def _huge_task(folder: Path) -> None:
     edit(folder, SIDECAR, task={"name": HUGE, "columns": HUGE})
@@ -332,7 +343,37 @@ def _scaling(folder: Path) -> None:
     edit(folder, CONFIG, lora_alpha=2**31, use_rslora=True)
 
 
+def _outputs(folder: Path, count: int) -> None:
+    layer = "bert.encoder.layer.0.attention.self.query"
+    plain_lora(folder, [], ["query"], target_modules=[layer], modules_to_save=["classifier"])
+    parts = {"lora_A.weight": torch.zeros(1, 16), "lora_B.weight": torch.zeros(16, 1)}
+    head = {"weight": torch.zeros(count, 16), "bias": torch.zeros(count)}
+    tensors = {f"{layer}.{part}": each for part, each in parts.items()}
+    tensors |= {f"classifier.{part}": each for part, each in head.items()}
+    save_file({f"{KEY}{name}": each for name, each in tensors.items()}, folder / WEIGHTS)
+
+
+@kind("a head without outputs")
+def _no_outputs(folder: Path) -> None:
+    _outputs(folder, 0)
+
+
+@kind("a head of 1,000,000 outputs without names")
+def _many_outputs(folder: Path) -> None:
+    _outputs(folder, 1_000_000)
+
+
 # ---- what stands beside the adapter ----
+
+
+@kind("results with 2,000 versions full of marks")
+def _versions(folder: Path) -> None:
+    edit(folder, RESULTS, versions={f"v{index}": "|*_" * 600 for index in range(2000)})
+
+
+@kind("a tokenizer's settings of 2,000,000 lists")
+def _settings_of_tokenizer(folder: Path) -> None:
+    (folder / TOKENIZER).write_text(f'{{"a": [{",".join(["[]"] * 2_000_000)}]}}')
 
 
 @kind("results counted 10 ** 400")

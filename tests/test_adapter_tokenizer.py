@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from models import tiny
 from test_predictor import TEXTS, make_tokenizer, write_adapter
+from tokenizers import Tokenizer
 
 from spafit_hf.adapter import AdapterError
 from spafit_hf.adapter import tokenizer as module
@@ -44,6 +45,14 @@ CHANGES = {
     "an unhashable type": lambda rules: rules.update(normalizer={"type": []}),
     "many parts": lambda rules: rules.update(
         normalizer={"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 99}
+    ),
+    "a text twice": lambda rules: rules["post_processor"]["single"].extend(rules["post_processor"]["single"]),
+    "words without end": lambda rules: rules.update(
+        model={"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", "continuing_subword_prefix": "##"}
+        | {"max_input_chars_per_word": 10**9}
+    ),
+    "pieces without end": lambda rules: rules.update(
+        model={"type": "Unigram", "unk_id": 0, "vocab": [["a" * length, -1.0] for length in range(1, 300)]}
     ),
     "an unknown model": lambda rules: rules["model"].update(type="Surprise"),
 }
@@ -118,6 +127,15 @@ def test_one_that_takes_too_much_is_ended(adapter: Path, tmp_path: Path) -> None
     folder = with_rules(shutil.copytree(adapter, tmp_path / "own"), lambda rules: rules.update(normalizer=doubling))
     with pytest.raises(AdapterError, match=r"cannot be used: it (took more time or memory|cannot read)"):
         SpafitPredictor(tiny("bert")).add(folder, "own")
+
+
+def test_more_tokens_than_were_to_come_are_an_error_of_the_text() -> None:
+    twice = make_tokenizer()
+    rules = json.loads(twice.backend_tokenizer.to_str())
+    rules["post_processor"]["single"] *= 2
+    twice._tokenizer = Tokenizer.from_str(json.dumps(rules))
+    with pytest.raises(ValueError, match="gives 20 tokens for a text where it was to give 12"):
+        encode(["a fine film " * 9], twice, 12)
 
 
 def test_a_panic_is_an_error_of_the_text() -> None:

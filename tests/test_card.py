@@ -576,3 +576,22 @@ def test_the_main_figure_comes_first_also_from_a_file() -> None:
     again = CardFacts.from_json(known.to_json())
     assert list(again.scores[0].figures) == list(known.scores[0].figures) == ["f1", "accuracy"]
     assert ModelCard(render_card(again)).data.eval_results[0].metric_type == "f1"
+
+
+def test_links_of_a_strangers_folder_are_replaced_and_not_followed(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    steps = tuple(Step(step=step, train_loss=1 / step) for step in (1, 2, 3))
+    names = ("training_curve.png", ".README.md.partial", ".spafit_results.json.partial")
+    for name in names:
+        (folder / name).symlink_to(mine)
+    write_card(folder, dataclasses.replace(facts_of_folder(folder), steps=steps))
+    assert mine.read_text() == "precious"
+    assert not [name for name in ("training_curve.png", "README.md") if (folder / name).is_symlink()]
+
+
+def test_a_folder_that_takes_no_card(folder: Path) -> None:
+    (folder / "spafit_results.json").mkdir()
+    with pytest.raises(CardError, match="takes no card: Is a directory"):
+        write_card(folder, CardFacts(method="bitfit"))
+    assert not list(folder.glob(".*"))

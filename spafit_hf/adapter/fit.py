@@ -17,7 +17,7 @@ from spafit_hf.adapter.verified import VerifiedAdapter
 from spafit_hf.architecture import find_architecture, find_head, in_out, is_linear, takes_delta
 from spafit_hf.architecture.experts import expert_biases, expert_delta_shape, lora_places
 from spafit_hf.architecture.labels import labels_of
-from spafit_hf.names import is_remote
+from spafit_hf.names import MAX_LABELS, is_remote
 
 #: Names of heads that PEFT itself adds to `modules_to_save`, whether the model has them or not.
 PEFT_HEADS = ("classifier", "score", "qa_outputs")
@@ -207,6 +207,8 @@ def _check_heads(adapter: VerifiedAdapter, plain: nn.Module) -> None:
         # The head's last layer may have another number of outputs than the base's: that of the adapter's labels.
         output = [name for name in head_output(plain, adapter.head) if name in expected]
         rows = (*found[output[0]], 0)[0] if output else base_labels["num_labels"]
+        if not 0 < rows <= max(MAX_LABELS, base_labels["num_labels"]):
+            raise AdapterError(f"the head has {rows:,} outputs; an adapter has 1 to {MAX_LABELS:,}.")
         if adapter.labels is not None and adapter.labels["num_labels"] != rows:
             raise AdapterError(f"the labels name {adapter.labels['num_labels']} outputs, but the head has {rows}.")
         expected.update({name: (rows, *expected[name][1:]) for name in output})

@@ -191,7 +191,7 @@ def local_folder(
 ) -> Path:
     """An adapter's folder on this machine: the given one, or the download of a repository."""
     folder = Path(folder_or_repo)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # of a name that is too long for a disk pathlib raises
         return fetch_adapter(str(folder_or_repo), revision=revision, token=token).folder
     if revision is not None:
         raise AdapterError(f"revision={revision!r} was given, but {folder} is a folder here; drop the revision.")

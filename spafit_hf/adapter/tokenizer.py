@@ -31,8 +31,13 @@ from spafit_hf.words import first_line, listing
 logger = logging.getLogger(__name__)
 
 CONFIG, RULES = "tokenizer_config.json", "tokenizer.json"
-BOUNDS = Bounds(size=60_000_000, entries=2**22, text=2**22, marks=2**23)
-"""Of either file: the largest in use has 34 MB."""
+BOUNDS = {
+    CONFIG: Bounds(size=8_000_000, entries=2**17, text=2**20),
+    RULES: Bounds(size=60_000_000, entries=2**22, text=2**22, marks=2**22),
+}
+"""The largest in use have 1.2 and 34 MB."""
+MAX_WORD = 256
+"""Characters of a word, or piece of one, that a model looks up: it takes their square, and BERT has 100."""
 MAX_PARTS = 16
 """Of a tokenizer's normalizer, pre-tokenizer or post-processor."""
 MAX_SECONDS = 120
@@ -110,7 +115,7 @@ def tokenizer_of(
         trusted = [part for each in known if each.is_fast for part in _parts(rules_of(each))]
         _check_plain(rules, trusted)
         _try(folder / RULES)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise AdapterError(f"the tokenizer in {folder} cannot be used: {error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -141,7 +146,7 @@ def _most(tokenizer: Any) -> int:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    data = read_json(file, BOUNDS, AdapterError)
+    data = read_json(file, BOUNDS[file.name], AdapterError)
     if not isinstance(data, dict):
         raise ValueError(f"{file.name} holds a {type(data).__name__}; it must hold an object")
     return data
@@ -185,11 +190,22 @@ def _check_plain(rules: dict[str, Any], known: list[dict[str, Any]]) -> None:
     """Refuse parts that are neither plain nor the base's own."""
     for part in _parts(rules):
         kind = part.get("type", "BPE")  # old files name no type for it
-        if kind not in PLAIN and part not in known and not _is_short(kind, part):
+        if part in known:
+            continue
+        if (longest := _longest_word(kind, part)) > MAX_WORD:
+            raise ValueError(f"its {kind} looks words of {longest:,} characters up; at most {MAX_WORD} are admitted.")
+        if kind not in PLAIN and not _is_short(kind, part):
             raise ValueError(
                 f"its {kind!s:.40} may take any time and memory, and the base's tokenizer has no such part; give "
                 "SpafitPredictor(base, tokenizer=...) the tokenizer."
             )
+
+
+def _longest_word(kind: Any, part: dict[str, Any]) -> int:
+    """Characters of the longest word, or piece, of which a model tries all parts."""
+    if kind == "WordPiece":
+        return int(part.get("max_input_chars_per_word", 0))
+    return max((len(piece) for piece, *_ in part.get("vocab", [])), default=0) if kind == "Unigram" else 0
 
 
 def _is_short(kind: Any, part: dict[str, Any]) -> bool:
@@ -199,7 +215,10 @@ def _is_short(kind: Any, part: dict[str, Any]) -> bool:
         return isinstance(pattern, str) and len(pattern) > 0 and len(str(part.get("content", ""))) <= len(pattern)
     if kind == "Prepend":
         return len(str(part.get("prepend", ""))) <= MAX_PARTS
-    return kind == "TemplateProcessing" and len(json.dumps(part)) <= 4096
+    if kind != "TemplateProcessing" or len(json.dumps(part)) > 4096:
+        return False
+    placed = [[each["Sequence"]["id"] for each in part[way] if "Sequence" in each] for way in ("single", "pair")]
+    return all(len(set(ids)) == len(ids) for ids in placed)  # a text stands in it once
 
 
 def _try(rules: Path) -> None:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError, safe_open
 
@@ -119,10 +119,8 @@ def _check_types(config: dict[str, Any]) -> None:
         "init_lora_weights": config.get("init_lora_weights") in HARMLESS_INITS,
         "bias_modules": names(config.get("bias_modules") or []),
         "module_settings": pattern("module_settings", own_settings),
-        **{
-            name: isinstance(config.get(name), (str, type(None)))
-            for name in ("task_type", "base_model_name_or_path", "revision")
-        },
+        **{name: isinstance(config.get(name), (str, type(None))) for name in ("base_model_name_or_path", "revision")},
+        "task_type": config.get("task_type") in (None, *TaskType),
         **{name: flag(config.get(name)) for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")},
     }
     for name, fine in good.items():
@@ -145,6 +143,7 @@ def bottlenecks_of(config: dict[str, Any]) -> dict[str, Bottleneck]:
 
 
 _HINTS = {
+    "task_type": f": PEFT knows {', '.join(TaskType)}",
     "target_modules": ": a regular expression is not run from a file; list the modules",
     "bias_modules": ": a regular expression is not run from a file; list the modules",
     "init_lora_weights": ", since it trained on a base that the initialization had changed; convert the adapter with "

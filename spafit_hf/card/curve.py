@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from spafit_hf.card.facts import CardFacts
+from spafit_hf.files import write_whole
 from spafit_hf.words import figure_name
 
 CURVE_FILE = "training_curve.png"
@@ -49,7 +51,9 @@ def draw_curve(facts: CardFacts, folder: Path) -> str | None:
             axis.legend(fontsize=11, frameon=False)
     axes[-1].set_xlabel("Step", fontsize=12)
     # Without the name of the software, so that the bytes do not change with it.
-    figure.savefig(folder / CURVE_FILE, metadata={"Software": None})
+    picture = BytesIO()
+    figure.savefig(picture, metadata={"Software": None})
+    write_whole(folder / CURVE_FILE, picture.getvalue())  # in place of a link, too
     return CURVE_FILE
 
 

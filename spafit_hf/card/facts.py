@@ -19,7 +19,7 @@ FACTS_FILE = "spafit_results.json"
 """Beside the card in the folder: `CardFacts.to_json`."""
 FACTS_FORMAT = 1
 FACTS_BOUNDS = Bounds(size=16 * 2**20, entries=20_000, text=2**16)
-MOST = {"steps": 20_000, "layers": 1000, "scores": 100, "figures": 100}
+MOST = {"steps": 20_000, "layers": 1000, "scores": 100, "figures": 100, "versions": 100}
 """Entries of a field, where they are not 10,000."""
 
 

@@ -13,7 +13,7 @@ from spafit_hf.card.facts import FACTS_BOUNDS, FACTS_FILE, Base, CardError, Card
 from spafit_hf.card.forgetting import forgetting_section
 from spafit_hf.card.render import is_generated, own_section, render_card
 from spafit_hf.data.glue import TASKS
-from spafit_hf.files import read_json, size_of
+from spafit_hf.files import read_json, size_of, write_whole
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, is_hub_id, task_of_class
 from spafit_hf.strategy import Strategy
 
@@ -45,12 +45,13 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
         raise CardError(f"{path} was not written by spafit-hf; to replace it, remove it or say --force (force=True).")
     # A picture that was drawn before stays, unless there is nothing any more that it could show.
     old = CURVE_FILE if facts.steps and (place / CURVE_FILE).is_file() else None
-    facts = replace(facts, curve=draw_curve(facts, place) or old)
-    text = render_card(facts, own=own_section(before), forgotten=forgetting_section(place))
-    for name, content in ((FACTS_FILE, facts.to_json()), (CARD_FILE, text)):
-        partial = place / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8", errors="surrogateescape")
-        partial.replace(place / name)
+    try:
+        facts = replace(facts, curve=draw_curve(facts, place) or old)
+        text = render_card(facts, own=own_section(before), forgotten=forgetting_section(place))
+        for name, content in ((FACTS_FILE, facts.to_json()), (CARD_FILE, text)):
+            write_whole(place / name, content.encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise CardError(f"{place} takes no card: {error.strerror}.") from error
     return path
 
 
@@ -85,7 +86,7 @@ def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
     sidecar = _json(place / SIDECAR_FILE) or {}
     named, labels, task, chosen = (_mapping(sidecar, key) for key in ("base", "labels", "task", "strategy"))
     name = _word(named.get("name_or_path") or config.get("base_model_name_or_path"))
-    known = is_hub_id(name) and not Path(str(name)).exists()
+    known = is_hub_id(name) and not os.path.exists(str(name))
     try:
         strategy = Strategy.from_dict(chosen) if chosen else None
     except (ValueError, TypeError) as error:

@@ -36,9 +36,10 @@ from spafit_hf.choose.search import SEEDS, Clock, Search, Stage, Trainings
 from spafit_hf.choose.sensitivity import HEAD_EPOCHS, choose_n2, kappa_shares, measure, paying_roles
 from spafit_hf.choose.verdict import decide
 from spafit_hf.data.tokens import logger as notices
+from spafit_hf.files import write_whole
 from spafit_hf.planner import build_model, plan
 from spafit_hf.reproduce.cell import key_versions, levels_kept
-from spafit_hf.reproduce.results import STATES, as_line, write_whole
+from spafit_hf.reproduce.results import STATES, as_line
 from spafit_hf.reproduce.work import base_of_grid, fingerprint
 from spafit_hf.run import BaseArguments, DataArguments, RunData, hold_out, load_data, prepare
 from spafit_hf.trainer import SpafitTrainingArguments

@@ -152,7 +152,7 @@ class SpafitPredictor:
         folder = local_folder(source, revision=revision, token=token if token is not None else self._token)
         stamp = stamp_of(folder)
         facts, adapter = self._read(name, source, folder)
-        own = Path(source).is_dir() if own_tokenizer is None else own_tokenizer
+        own = os.path.isdir(source) if own_tokenizer is None else own_tokenizer
         # Outside of the lock: a tokenizer that is tried takes its time, and requests go on.
         tokenizer, difference = tokenizer_of(folder, self._tokenizers(), own=own)
         if difference:
@@ -353,7 +353,7 @@ def _known(entries: dict[str, Entry], name: str) -> Entry:
     if entry is None:
         close = difflib.get_close_matches(str(name), entries, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"there is no adapter {name!r}; there are {', '.join(entries) or 'none yet'}.{hint}")
+        raise ValueError(f"there is no adapter {name!r:.80}; there are {', '.join(entries) or 'none yet'}.{hint}")
     return entry
 
 

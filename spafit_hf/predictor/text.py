@@ -85,6 +85,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, max_length: int, *texts: list[st
         cut = [len(row) < len(full) for row, full in zip(ids, whole, strict=True)]
     else:
         cut = [bool(row.overflowing) for row in batch.encodings]
+    if (longest := max(map(len, ids), default=0)) > max_length:
+        raise ValueError(f"the tokenizer gives {longest:,} tokens for a text where it was to give {max_length:,}.")
     types = [tuple(row) for row in batch["token_type_ids"]] if "token_type_ids" in batch else [None] * len(ids)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     return [

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from spafit_hf.files import write_whole
 
 GRID_FILE = "grid.json"
 RESULT_FILE = "result.json"
@@ -83,26 +84,6 @@ class Results:
 def as_line(value: Any) -> bytes:
     """JSON on a line."""
     return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a machine that has lost its power, finds the old one or all of the new."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's are its owner's alone
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
 
 
 def clean(place: Path) -> None:

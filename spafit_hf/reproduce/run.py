@@ -18,11 +18,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from typing import Any
 
+from spafit_hf.files import write_whole
 from spafit_hf.reproduce.backends import Attempt, Local
 from spafit_hf.reproduce.cell import Job, Outcome, lost
 from spafit_hf.reproduce.claim import Claims
 from spafit_hf.reproduce.grid import Cell, Grid
-from spafit_hf.reproduce.results import GRID_FILE, Results, as_line, write_whole
+from spafit_hf.reproduce.results import GRID_FILE, Results, as_line
 from spafit_hf.reproduce.work import Work
 from spafit_hf.words import duration, figure, first_line
 
