@@ -1115,3 +1115,14 @@ def test_lists_of_nothing_and_several_output_matrices() -> None:
     with torch.device("meta"):
         musicgen = hf.MusicgenForCausalLM(hf.MusicgenDecoderConfig(**sizes, num_codebooks=2))
     assert find_architecture(musicgen).projections == ()
+
+
+def test_layers_in_a_sequential_are_found_as_in_a_list() -> None:
+    config = hf.MgpstrConfig(image_size=[16, 32], patch_size=4, hidden_size=32, num_hidden_layers=4)
+    with torch.device("meta"):
+        model = hf.MgpstrForSceneTextRecognition(config)
+    found = find_architecture(model)
+    model.mgp_str.encoder.blocks = nn.ModuleList(model.mgp_str.encoder.blocks)
+    assert find_architecture(model) == found
+    assert [(stack.path, len(stack.layers)) for stack in found.stacks] == [("mgp_str.encoder.blocks", 4)]
+    assert found.stacks[0].layers[0].modules["intermediate"] == ("mgp_str.encoder.blocks.0.mlp.fc1",)

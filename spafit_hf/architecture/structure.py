@@ -17,6 +17,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -99,24 +100,31 @@ def stacks_by_structure(model: nn.Module, model_type: str) -> tuple[Stack, ...]:
         ValueError: when there is none.
     """
     modules = dict(model.named_modules())
-    # Informer has a list of nothing.
-    lists = {name: each for name, each in modules.items() if isinstance(each, nn.ModuleList) and any(each.children())}
-    within = tuple(f"{name}." for name in lists)
-    outer = {name: blocks for name, blocks in lists.items() if not name.startswith(within)}
     types = {str(getattr(vars(module).get("config"), "model_type", "")) for module in modules.values()}
     fused = not types.isdisjoint(READ_PAST)
-    runs = [_run(path, blocks, fused) for path, blocks in outer.items()]
-    found = [run for run in runs if _is_stack(run)] or _side_by_side(outer, fused)
-    if not found:
-        known = [run for run in runs if _is_known(run)]
-        found = sorted(known, key=lambda run: sum(_size(block.module) for block in run[1]))[-1:]
-    if not found:
+    outer, found = _outermost(modules, nn.ModuleList), list[_Run]()
+    for lists in (outer, _outermost(modules, nn.Sequential)):  # timm's layers are a Sequential
+        runs = [_run(path, blocks, fused) for path, blocks in lists.items()]
+        found = [run for run in runs if _is_stack(run)] or _side_by_side(lists, fused)
+        if not found:
+            known = [run for run in runs if _is_known(run)]
+            found = sorted(known, key=lambda run: sum(_size(block.module) for block in run[1]))[-1:]
+        if found:
+            break
+    else:
         raise ValueError(f"model type {model_type!r}: {_why_none(model, model_type, outer)}")
     unnamed = "encoder" if model_type in ENCODERS else "layers"
     names = [next((word for word in ("encoder", "decoder") if word in path.split(".")), unnamed) for path, _ in found]
     if len(found) > 1 and (len(set(names)) < len(names) or "layers" in names):
         names = [path for path, _ in found]
     return tuple(_stack(model, name, run, model_type) for name, run in zip(names, found, strict=True))
+
+
+def _outermost(modules: Mapping[str, nn.Module], kind: type[nn.Module]) -> dict[str, Any]:
+    """The lists of a kind that stand in none of its others, by name; Informer has one of nothing."""
+    lists = {name: each for name, each in modules.items() if isinstance(each, kind) and any(each.children())}
+    within = tuple(f"{name}." for name in lists)
+    return {name: each for name, each in lists.items() if not name.startswith(within)}
 
 
 def _why_none(model: nn.Module, model_type: str, lists: Mapping[str, nn.ModuleList]) -> str:
@@ -147,7 +155,7 @@ def _stack(model: nn.Module, name: str, run: _Run, model_type: str) -> Stack:
     return Stack(name, path, layers, depth if shared else None)
 
 
-def _run(path: str, blocks: nn.ModuleList, fused: bool) -> _Run:
+def _run(path: str, blocks: nn.Module, fused: bool) -> _Run:
     """The blocks of a list; of a list of stages those of all its stages."""
     paths = {f"{path}.{key}": block for key, block in blocks.named_children()}
     inner = next((name for block in paths.values() if (name := _stages(block, fused)) is not None), None)
