@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import torch
 from gradio.route_utils import FnIndexInferError
 from spafit_space.config import load_config
 from spafit_space.page import CSS, HEAD, build, theme
@@ -47,6 +48,7 @@ def launch_options(service: Service) -> dict[str, Any]:
 def main() -> int:
     """Start the Space and serve until it is stopped."""
     keep_freed_memory()
+    torch.set_flush_denormal(True)  # an adapter of weights like 1e-39 would take everyone's pass seven times as long
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         service = Service.start(load_config())

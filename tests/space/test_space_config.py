@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import app
 import pytest
+import torch
 import yaml
 from spafit_space.config import CONFIG_FILE, Config, ConfigError, Source, load_config
 
@@ -98,3 +101,18 @@ def test_the_readme_has_what_a_hub_space_asks_for() -> None:
     assert f"gradio[mcp]=={facts['sdk_version']}" in requirements
     for name in ("SPAFIT_SPACE_CONFIG", "SPAFIT_SPACE_ALLOW_ADDING", "/predict_all"):
         assert name in body
+
+
+def test_the_process_counts_the_smallest_numbers_as_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fail(config: Config) -> None:
+        raise ConfigError("no base")
+
+    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(app.Service, "start", fail)
+    assert (torch.full((4,), 1e-39) * 1).all()
+    try:
+        assert app.main() == 2
+        assert not (torch.full((4,), 1e-39) * 1).any()
+    finally:
+        torch.set_flush_denormal(False)
+    assert capsys.readouterr().err == "The Space cannot start: no base\n"
