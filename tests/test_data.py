@@ -338,8 +338,25 @@ def test_words_for_integer_labels(tmp_path: Path) -> None:
     assert data.labels == ("bad", "good")
     row = data.splits["train"][0]
     assert row["label"] == int(row["text"][1:]) % 2
+    assert data.notes[1] == "Label 'label': ids in order, from 0 on, named 'bad', 'good' as given."
     with pytest.raises(DataError, match="labels '0', '1', not given"):
         load_text_data(file, labels=["bad"])
+
+
+@pytest.mark.parametrize(
+    ("first", "names"), [(0, ["1", "0"]), (1, ["2", "1"]), (1, ["2", "1", "0"]), (0, ["1.0", "0.0"])]
+)
+def test_names_made_of_digits_are_those_in_the_file(first: int, names: list[str], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "text,label\n" + "".join(f"t{i},{i % 2 + first}\n" for i in range(40)))
+    data = load_text_data(file, labels=names)
+    for row in data.splits["train"]:
+        assert float(data.labels[row["label"]]) == int(row["text"][1:]) % 2 + first
+
+
+@pytest.mark.parametrize(("more", "names"), [([], ("0", "1")), ([0.5], ("0.0", "0.5", "1.0"))])
+def test_zero_has_no_sign(more: list[float], names: tuple[str, ...], tmp_path: Path) -> None:
+    file = write_scores(tmp_path / "a.csv", [-0.0, 0.0, 1.0, *more] * 10)
+    assert load_text_data(file, regression=False).labels == names
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     ClassLabel              its names, in its order
     "yes" "no"              words in alphabetical order
     3 1 2, "3" "1" "2"      whole numbers in order, as words "1" "2" "3"
-    0.0 1.0, "0.0" "1.0"    the same, "0" "1": so pandas writes them beside a missing label
+    0.0 1.0, "0.0" "1.0"    the same, "0" "1": so pandas writes them beside a missing label; -0.0 is 0.0
     true false              "false" "true"
     0.5, "0.5"              regression
 
@@ -62,10 +62,10 @@ def encode_labels(
     Args:
         splits: the splits; the names of the classes are those of `train`, or of the first split where there is none.
         column: the label column: plain values, no empty cells.
-        given: label names in id order; integer labels 0..n-1 are then their ids. None: inferred.
+        given: label names in id order; integer labels 0..n-1 that are not all names are ids. None: inferred.
         regression: whether labels are numbers to predict. None: inferred.
         origin: what the data is called in errors.
-        notes: receives a sentence for each thing inferred.
+        notes: receives a sentence for each thing inferred, and for ids that are given names.
 
     Returns:
         The splits, and the label names in id order (empty for regression).
@@ -95,14 +95,17 @@ def encode_labels(
         feature = Value("float32")
     else:
         words = {name: _words(split, column, f"the {name} split of {origin}") for name, split in splits.items()}
-        if whole:
-            words = {name: [re.sub(r"\.0*$", "", word) for word in split] for name, split in words.items()}
+        if numbers is not None:
+            words = {name: [_bare(word, whole) for word in split] for name, split in words.items()}
         reference = words.get("train", next(iter(words.values())))
         names, how = _label_names(reference, class_labels, given)
         if how:
             notes.append(f"Label '{column}': {len(names)} classes, {_listing(names)} ({how}).")
-        digits = [str(index) for index in range(len(names))]
-        ids = {word: index for index, word in enumerate(digits if given and set(digits) >= set(reference) else names)}
+        ids = {word if numbers is None else _bare(word, whole): index for index, word in enumerate(names)}
+        digits = {str(index): index for index in range(len(names))}
+        if given and not set(reference) <= set(ids) and set(reference) <= set(digits):
+            ids = digits
+            notes.append(f"Label '{column}': ids in order, from 0 on, named {_listing(names)} as given.")
         _require_classes(words, names, ids, column, origin, given is not None)
         if how and len(names) > 20 and len(names) == len(reference):
             raise DataError(
@@ -115,6 +118,11 @@ def encode_labels(
         for name, split in splits.items()
     }
     return encoded, names
+
+
+def _bare(word: str, whole: bool) -> str:
+    """A number without the sign of zero, and a whole one without its point."""
+    return re.sub(r"^-(?=[0.]+$)|\.0*$" if whole else r"^-(?=[0.]+$)", "", word)
 
 
 def _require_numbers(numbers: list[float] | None, whose: str, given: Sequence[str] | None) -> None:

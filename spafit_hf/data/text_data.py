@@ -106,7 +106,7 @@ def load_text_data(
         config_name: of the Hub dataset.
         text_columns: the text column, or the two of a pair ("a,b" is taken apart). None: inferred from the names.
         label_column: the label. None: inferred from the names.
-        labels: label names in id order. For integer labels 0..n-1 these are the words of the ids. None: the names of
+        labels: label names in id order. Integer labels 0..n-1 that are not all among them are ids. None: the names of
             a `ClassLabel`, whole numbers in order, or strings in alphabetical order.
         regression: whether the label is a number. None: true for numbers of which one is not whole.
         need_train: False to load a test or validation split alone, as evaluation does.
