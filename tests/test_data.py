@@ -252,8 +252,15 @@ def test_columns_are_known_whatever_their_case_and_blanks(header: str, tmp_path:
 
 def test_other_ways_to_write_a_table_are_named(tmp_path: Path) -> None:
     text = "text,label\n" + "".join(f"text {number},{number % 2}\n" for number in range(9))
-    with pytest.raises(DataError, match=r"columns are separated by semicolons\. Save it with commas"):
-        load_text_data(write(tmp_path / "a.csv", text.replace(",", ";")))
+    for separator, suffix, words in (
+        (";", "csv", r"semicolons\. Save it with commas"),
+        ("\t", "csv", r"tabs\. Save it with commas"),
+        ("|", "csv", r"vertical bars\. Save it with commas"),
+        (",", "tsv", r"commas\. Save it with tabs"),
+        (";", "tsv", r"semicolons\. Save it with tabs"),
+    ):
+        with pytest.raises(DataError, match=f"columns are separated by {words}"):
+            load_text_data(write(tmp_path / f"a.{suffix}", text.replace(",", separator)))
     (tmp_path / "b.csv").write_bytes(text.encode("utf-16"))
     with pytest.raises(DataError, match="iconv -f utf-16 -t utf-8"):
         load_text_data(tmp_path / "b.csv")

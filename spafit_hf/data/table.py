@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 LONGEST_FIELD = 2**31 - 1  # the csv module keeps its limit in a C long, which has 32 bits on Windows
 
 
@@ -144,10 +145,11 @@ def _delimited(file: Path, delimiter: str, *, quoted: bool = True) -> dict[str, 
         finally:
             csv.field_size_limit(limit)
     header = rows[0][1] if rows else []
-    if len(header) == 1 and ";" in header[0]:  # as spreadsheets write CSV where the comma is for decimals
+    other = max(SEPARATORS, key=header[0].count) if len(header) == 1 else delimiter
+    if other != delimiter and other in header[0]:  # spreadsheets write semicolons where the comma is for decimals
         raise DataError(
-            f"The header of '{file}' is {header[0]!r}: its columns are separated by semicolons. Save it with commas, "
-            "quoting fields that hold one."
+            f"The header of '{file}' is {header[0]!r}: its columns are separated by {SEPARATORS[other]}. Save it with "
+            f"{SEPARATORS[delimiter]}, quoting fields that hold one."
         )
     if len(set(header)) != len(header):
         raise DataError(f"The header of '{file}' repeats a column: {', '.join(header)}. Rename one of them.")
