@@ -553,8 +553,21 @@ def test_tokens_are_unpadded_and_counted(tokenizer: BertTokenizer, caplog: pytes
     assert set(tokens.column_names) == {"input_ids", "token_type_ids", "attention_mask", "label", "length"}
     assert tokens["length"][:] == [4, 6]
     assert list(map(len, tokens["input_ids"])) == [4, 6]
-    assert "train: 1 of 2 rows are longer than 6 tokens" in caplog.text
+    assert (
+        "train: 1 of 2 rows are longer than 6 tokens and lose their end; raise max_length to keep it." in caplog.text
+    )
     assert tokens.features["label"] == data["train"].features["label"]
+
+
+@pytest.mark.parametrize("max_length", [6, 100])
+def test_more_than_the_base_reads_is_no_advice(
+    max_length: int, tokenizer: BertTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer.model_max_length = 6
+    data = datasets.DatasetDict({"train": table(["a film", "the plot is very very dull and sad"], [1, 0])})
+    with caplog.at_level("WARNING"):
+        tokenize(data, tokenizer, ["text"], max_length=max_length)
+    assert "1 of 2 rows are longer than 6 tokens and lose their end; 6 is the most that the base reads." in caplog.text
 
 
 def test_exactly_full_rows_lose_nothing(tokenizer: BertTokenizer, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def tokenize(
         require_columns(split, columns, f"The {name} split")
         dropped = [column for column in split.column_names if column != LABEL]
         encoded = split.map(encode, batched=True, remove_columns=dropped, desc=f"Tokenizing {name}")
-        tokenized[name] = _warned(encoded, name, limit)
+        tokenized[name] = _warned(encoded, name, limit, most=tokenizer.model_max_length)
     return DatasetDict(tokenized)
 
 
@@ -71,14 +72,22 @@ def _limit(max_length: int, tokenizer: PreTrainedTokenizerBase, needed: int) -> 
     return limit
 
 
-def _warned(encoded: Dataset, name: str, limit: int, what: str = "rows", setting: str = "max_length") -> Dataset:
-    """Without the column "cut", after a warning of the rows that it marks."""
+def _warned(
+    encoded: Dataset,
+    name: str,
+    limit: int,
+    what: str = "rows",
+    setting: str = "max_length",
+    most: float = math.inf,
+) -> Dataset:
+    """Without the column "cut", after a warning of the rows that it marks; `most` is what the tokenizer allows."""
     cut = sum(encoded["cut"][:])
     if cut:
         logger.warning(
-            "%s: %d of %d %s are longer than %d tokens and lose their end; raise %s to keep it.",
-            name, cut, encoded.num_rows, what, limit, setting,
-        )  # fmt: skip
+            "%s: %d of %d %s are longer than %d tokens and lose their end; %s.",
+            *(name, cut, encoded.num_rows, what, limit),
+            f"raise {setting} to keep it" if limit < most else f"{limit} is the most that the base reads",
+        )
     return encoded.remove_columns("cut")
 
 
@@ -135,5 +144,5 @@ def tokenize_texts(
     tokenized = {}
     for name, split in splits.items():
         encoded = split.map(encode, batched=True, remove_columns=split.column_names, desc=f"Tokenizing {name}")
-        tokenized[name] = _warned(encoded, name, limit)
+        tokenized[name] = _warned(encoded, name, limit, most=tokenizer.model_max_length)
     return DatasetDict(tokenized)
