@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny as tiny_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from scripts import tiny
 from transformers import TrainerCallback, ViTForImageClassification
@@ -382,11 +383,55 @@ def test_resuming_with_another_strategy_is_refused(tmp_path: Path) -> None:
         ({"strategy": "bitfit"}, "not there"),
         ({"lora_r": 8}, r"\(4, 16\) in the checkpoint, \(8, 16\) in the model"),
         ({"strategy": "spafit-8-12-II"}, "tensors differ"),
+        ({"lora_alpha": 7}, r"scaled by 32 in the checkpoint and by 1\.75 in the model"),
+        ({"use_rslora": True}, "scaled by 32 in the checkpoint and by 64 in the model"),
+        ({"strategy": "full"}, "a checkpoint of an adapter, and this run trains the whole model"),
     ):
         with pytest.raises(ValueError, match=words):
             build(tmp_path, **fields).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     with pytest.raises(ValueError, match="Can't find a valid checkpoint"):
         build(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("weights_alone", [True, False])
+def test_a_checkpoint_of_full_fine_tuning_is_none_of_strata(weights_alone: bool, tmp_path: Path) -> None:
+    build(tmp_path, strategy="full", max_steps=3, save_only_model=weights_alone).train()
+    for strategy in ("spafit-4-9-II", "bitfit", "linear-probe"):
+        with pytest.raises(ValueError, match="a checkpoint of the whole model, and this run trains an adapter"):
+            build(tmp_path, strategy=strategy).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_with_other_bottlenecks_is_refused(tmp_path: Path) -> None:
+    def strategy(scaling: float) -> str:
+        return json.dumps({"strata": [{"layers": [1, 2], "bottleneck": {"kind": "parallel", "scaling": scaling}}]})
+
+    build(tmp_path, strategy=strategy(4.0), max_steps=3).train()
+    with pytest.raises(ValueError, match=r"the bottleneck of \S+ is .*4\.0.* in the checkpoint and .*2\.0"):
+        build(tmp_path, strategy=strategy(2.0)).train(resume_from_checkpoint=True)
+    build(tmp_path, strategy=strategy(4.0), max_steps=4).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_lora_of_plain_peft_resumes_with_its_own_settings(name: str, tmp_path: Path) -> None:
+    def run(steps: int, **fields: Any) -> SpafitTrainer:
+        lora = {"r": 4, "target_modules": r".*\.(query|value)", "alpha_pattern": {r"layer\.[01]\..*query": 3}}
+        made = build(tmp_path, max_steps=steps)
+        config = LoraConfig(**{**lora, **fields}, task_type="SEQ_CLS")
+        return SpafitTrainer(
+            get_peft_model(tiny.bert(), config, adapter_name=name),
+            made.args,
+            train_dataset=made.train_dataset,
+            processing_class=made.processing_class,
+        )
+
+    first = run(3)
+    first.train()
+    again = run(3)
+    again.train(resume_from_checkpoint=True)  # no step is left: what the checkpoint holds
+    assert tiny.differences(tiny.state(first.model), tiny.state(again.model)) == []
+    for fields in ({"lora_alpha": 99}, {"use_rslora": True}):
+        with pytest.raises(ValueError, match=r"scaled by 2 in the checkpoint and by (24\.75|4) in the model"):
+            run(4, **fields).train(resume_from_checkpoint=True)
 
 
 def test_strata_of_ones_own_resume(tmp_path: Path, unstopped: Callable[..., Whole]) -> None:

@@ -305,8 +305,8 @@ def _targets(config: dict[str, Any]) -> frozenset[str]:
 SettingsOf = Callable[..., LoraSettings]
 
 
-def _settings_of(config: dict[str, Any]) -> SettingsOf:
-    """From a module and the shapes of its LoRA A and B to its settings; `several` experts have a rank each."""
+def lora_settings(config: dict[str, Any]) -> Callable[[str], LoraSettings]:
+    """From the name of a module or parameter to the LoRA settings that a configuration gives it."""
 
     def own(field: str, default: Any) -> Callable[[str], Any]:
         items = list((config.get(field) or {}).items())
@@ -321,16 +321,28 @@ def _settings_of(config: dict[str, Any]) -> SettingsOf:
     rank, alpha = own("rank_pattern", config.get("r", 8)), own("alpha_pattern", config.get("lora_alpha", 8))
     others = own("module_settings", {})
 
-    def settings(module: str, a: tuple[int, ...], b: tuple[int, ...], several: bool = False) -> LoraSettings:
-        r, more = rank(module), others(module)
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or (a[0] % r if several else a[0] != r):
-            raise AdapterError(f"{module}: LoRA A is {list(a)}, LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}.")
+    def settings(module: str) -> LoraSettings:
+        more = others(module)
         return LoraSettings(
-            r=r,
+            r=rank(module),
             lora_alpha=alpha(module),
             lora_dropout=more.get("lora_dropout", config.get("lora_dropout") or 0.0),
             use_rslora=bool(more.get("use_rslora", config.get("use_rslora"))),
             use_dora=bool(more.get("use_dora", config.get("use_dora"))),
         )
+
+    return settings
+
+
+def _settings_of(config: dict[str, Any]) -> SettingsOf:
+    """From a module and the shapes of its LoRA A and B to its settings; `several` experts have a rank each."""
+    announced = lora_settings(config)
+
+    def settings(module: str, a: tuple[int, ...], b: tuple[int, ...], several: bool = False) -> LoraSettings:
+        found = announced(module)
+        r = found.r
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or (a[0] % r if several else a[0] != r):
+            raise AdapterError(f"{module}: LoRA A is {list(a)}, LoRA B is {list(b)}, but {CONFIG_FILE} says rank {r}.")
+        return found
 
     return settings

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
+from accelerate.utils import extract_model_from_parallel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from spafit_hf.names import WEIGHTS_FILE
+from spafit_hf.adapter.verify import lora_settings
+from spafit_hf.names import CONFIG_FILE, WEIGHTS_FILE
+from spafit_hf.trainer.wrapping import has_adapter, is_ours
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +33,8 @@ logger = logging.getLogger(__name__)
 TOGETHER = ("optimizer", "scheduler", "rng_state")
 #: Those of folders in which DeepSpeed and FSDP keep what they shard, in files of their own.
 SHARDED = ("global_step", "optimizer_", "pytorch_model_fsdp")
+#: Names under which Trainer finds the weights of a whole model.
+WHOLE = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
 def damage_of(checkpoint: Path) -> str:
@@ -37,9 +46,15 @@ def damage_of(checkpoint: Path) -> str:
         found = [start for start in TOGETHER if any(name.startswith(start) for name in names)]
         if found and len(found) < len(TOGETHER):
             return f"its {next(start for start in TOGETHER if start not in found)} is missing"
-        if not any(name.endswith((".safetensors", ".bin")) and name != "training_args.bin" for name in names):
+        weights = names - {"training_args.bin"} | _adapters_in(checkpoint)
+        if not any(name.endswith((".safetensors", ".bin")) for name in weights):
             return "its weights are missing"
     return next(filter(None, (_flaw(checkpoint / name) for name in sorted(names))), "")
+
+
+def _adapters_in(checkpoint: Path) -> set[str]:
+    """Names of files of adapters; PEFT puts one with a name of its own into a folder of that name."""
+    return {path.name for place in ("", "*/") for path in checkpoint.glob(f"{place}adapter_model.*")}
 
 
 def _flaw(file: Path) -> str:
@@ -93,18 +108,75 @@ def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | No
     return None if before is None else str(before)
 
 
-def check_fits(model: PeftModel, adapter_name: str, checkpoint: str) -> None:
-    """Refuse a native checkpoint of another strategy; PEFT would load what happens to match and leave the rest.
+ANEW = "resume with the arguments it was written with, or start anew in another output_dir."
+
+
+def check_fits(model: nn.Module, checkpoint: str, *, sharded: bool) -> None:
+    """Refuse a checkpoint of another strategy; Trainer and PEFT would load what happens to match and leave the rest.
+
+    Args:
+        model: what is to go on from the checkpoint.
+        checkpoint: its folder.
+        sharded: whether FSDP or DeepSpeed holds the model's tensors, so that their shapes are not looked at.
 
     Raises:
-        ValueError: when tensors are missing, superfluous or of another shape.
+        ValueError: for full fine-tuning in place of an adapter and the other way round, for tensors that are missing,
+            superfluous or of another shape, and for LoRA and bottlenecks of other settings.
     """
-    file = Path(checkpoint) / WEIGHTS_FILE
+    model, folder = extract_model_from_parallel(model, keep_torch_compile=False), Path(checkpoint)
+    _check_kind(has_adapter(model), folder)
+    if not isinstance(model, PeftModel):
+        return
+    if is_ours(model) and not sharded:
+        _check_tensors(model, folder)
+    if isinstance(model.peft_config[model.active_adapter], LoraConfig):
+        _check_settings(model, folder)
+
+
+def _check_kind(trains_adapter: bool, folder: Path) -> None:
+    adapter, whole = bool(_adapters_in(folder)), any((folder / name).is_file() for name in WHOLE)
+    if adapter != whole and adapter != trains_adapter:  # neither is there where all weights are in shards
+        found, wanted = ("an adapter", "the whole model")[:: 1 if adapter else -1]
+        raise ValueError(f"{folder} is a checkpoint of {found}, and this run trains {wanted}; {ANEW}")
+
+
+def _check_settings(model: PeftModel, folder: Path) -> None:
+    """The same tensors mean the same only with the same scaling, and bottlenecks of the same kind."""
+    name = model.active_adapter
+    file = next((file for file in (folder / CONFIG_FILE, folder / name / CONFIG_FILE) if file.is_file()), None)
+    there = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    if there.get("peft_type") not in ("LORA", "SPAFIT"):
+        return
+    here = model.peft_config[name].to_dict()
+    layers = dict(model.get_base_model().named_modules())
+    # LoRA of experts is known by their parameters' names, of which a wrapper has none.
+    lora = [key for key, layer in layers.items() if isinstance(layer, LoraLayer) and name in layer.scaling]
+    modules = [key for key in lora if not isinstance(layers[key], ParamWrapper)] + (here["target_parameters"] or [])
+    for module in modules:
+        found, own = (lora_settings(config)(module).scaling for config in (there, here))
+        if not math.isclose(found, own):
+            raise ValueError(
+                f"{folder} does not fit the strategy of this run: LoRA of {module} is scaled by {found:g} in the "
+                f"checkpoint and by {own:g} in the model (lora_alpha, use_rslora); {ANEW}"
+            )
+    bottlenecks = there.get("bottlenecks") or {}
+    for module, settings in (here.get("bottlenecks") or {}).items():
+        if bottlenecks.get(module) != settings:
+            raise ValueError(
+                f"{folder} does not fit the strategy of this run: the bottleneck of {module} is "
+                f"{bottlenecks.get(module)} in the checkpoint and {settings} in the model; {ANEW}"
+            )
+
+
+def _check_tensors(model: PeftModel, folder: Path) -> None:
+    file = folder / WEIGHTS_FILE
     if not file.is_file():
         return
     with safe_open(file, framework="pt") as tensors:
         found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    state: dict[str, Any] = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    state: dict[str, Any] = get_peft_model_state_dict(
+        model, adapter_name=model.active_adapter, save_embedding_layers=False
+    )
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     # Resized embeddings are in the file as well, and are not part of the adapter.
     adapter = {name for name in found if ".lora_" in name} | set(expected)
@@ -112,7 +184,7 @@ def check_fits(model: PeftModel, adapter_name: str, checkpoint: str) -> None:
     if not odd:
         return
     raise ValueError(
-        f"{checkpoint} does not fit the strategy of this run: {len(odd)} tensors differ, such as {odd[0]} "
+        f"{folder} does not fit the strategy of this run: {len(odd)} tensors differ, such as {odd[0]} "
         f"({found.get(odd[0], 'not there')} in the checkpoint, {expected.get(odd[0], 'not there')} in the model); "
-        "resume with the arguments it was written with, or start anew in another output_dir."
+        f"{ANEW}"
     )

@@ -243,6 +243,8 @@ class StrataTrainer(Trainer):
         if self.is_fsdp_enabled:
             shard_by_layer(self.model, self.accelerator.state.fsdp_plugin)
         if self.is_deepspeed_enabled:
+            if resume_from_checkpoint is not None:  # DeepSpeed loads it past `_load_from_checkpoint`
+                check_fits(self.model, resume_from_checkpoint, sharded=True)
             gather_deltas(self.model)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._prefix.open_for_training()
@@ -566,9 +568,7 @@ class StrataTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target: Any = self.model if model is None else model
-        if is_ours(target) and not self.is_fsdp_enabled:
-            check_fits(target, target.active_adapter, resume_from_checkpoint)
+        check_fits(self.model if model is None else model, resume_from_checkpoint, sharded=self.is_fsdp_enabled)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
