@@ -386,6 +386,7 @@ def test_resuming_with_another_strategy_is_refused(tmp_path: Path) -> None:
         ({"lora_alpha": 7}, r"scaled by 32 in the checkpoint and by 1\.75 in the model"),
         ({"use_rslora": True}, "scaled by 32 in the checkpoint and by 64 in the model"),
         ({"strategy": "full"}, "a checkpoint of an adapter, and this run trains the whole model"),
+        ({"optim": "adafactor"}, "another optimizer, which has no 'beta1'"),
     ):
         with pytest.raises(ValueError, match=words):
             build(tmp_path, **fields).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -409,6 +410,14 @@ def test_a_checkpoint_with_other_bottlenecks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the bottleneck of \S+ is .*4\.0.* in the checkpoint and .*2\.0"):
         build(tmp_path, strategy=strategy(2.0)).train(resume_from_checkpoint=True)
     build(tmp_path, strategy=strategy(4.0), max_steps=4).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "sgd", "adagrad"])
+def test_the_optimizer_of_the_checkpoint_goes_on(optim: str, tmp_path: Path) -> None:
+    build(tmp_path, optim=optim, max_steps=3).train()
+    run = build(tmp_path, optim=optim, max_steps=4)
+    run.train(resume_from_checkpoint=True)
+    assert run.state.global_step == 4
 
 
 @pytest.mark.parametrize("name", ["default", "mine"])

@@ -188,3 +188,22 @@ def _check_tensors(model: PeftModel, folder: Path) -> None:
         f"({found.get(odd[0], 'not there')} in the checkpoint, {expected.get(odd[0], 'not there')} in the model); "
         f"{ANEW}"
     )
+
+
+def settings_of(optimizer: Any) -> set[str]:
+    """Names of an optimizer's own settings that each of its groups has."""
+    return set(optimizer.defaults).intersection(*optimizer.param_groups)
+
+
+def check_optimizer(optimizer: Any, needed: set[str], checkpoint: str) -> None:
+    """Refuse an optimizer into which the state of another one was loaded: its first step would miss a setting.
+
+    Raises:
+        ValueError: naming a setting out of `needed`, the `settings_of` it before.
+    """
+    lost = sorted(needed - settings_of(optimizer))
+    if lost:
+        raise ValueError(
+            f"{checkpoint} holds the state of another optimizer, which has no {lost[0]!r}; resume with that optimizer "
+            "(optim), or start anew in another output_dir."
+        )

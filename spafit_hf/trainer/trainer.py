@@ -45,7 +45,7 @@ from spafit_hf.trainer.arguments import (
     SpafitTrainingArguments,
     StrataArguments,
 )
-from spafit_hf.trainer.checkpoints import check_fits, checkpoints_of, resumable
+from spafit_hf.trainer.checkpoints import check_fits, check_optimizer, checkpoints_of, resumable, settings_of
 from spafit_hf.trainer.gradients import GradientWatch, may_pass_over
 from spafit_hf.trainer.hub import HubPushMixin
 from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, split_groups
@@ -570,6 +570,14 @@ class StrataTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_fits(self.model if model is None else model, resume_from_checkpoint, sharded=self.is_fsdp_enabled)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        needed = settings_of(self.optimizer)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        check_optimizer(self.optimizer, needed, checkpoint)
 
 
 def _with_strategy(theirs: type[Trainer]) -> Any:
