@@ -88,10 +88,19 @@ def test_a_pair_goes_to_the_adapters_that_read_pairs(
     adapters: dict[str, str], predictor: SpafitPredictor, capsys: Captured
 ) -> None:
     assert main(["predict", *adapters.values(), "--text", PAIR[0], "--text_pair", PAIR[1]]) == 0
-    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    out, err = capsys.readouterr()
+    lines = [line.split("\t") for line in out.splitlines()]
     assert [line[0] for line in lines] == ["same", "score"]
+    assert err.splitlines()[-1] == "Adapters that were not asked, since there are no single texts here: film."
     assert lines[1][1] == f"{predictor.predict([PAIR], 'score')[0].value:.3f}"
     assert lines[0][2] == "it rains | a dull film"
+
+
+def test_an_adapter_for_pairs_that_gets_none_is_named(adapters: dict[str, str], capsys: Captured) -> None:
+    assert main(["predict", *adapters.values(), "--text", TEXT]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].endswith("since there are no pairs here: same.")
+    assert main(["predict", adapters["film"], adapters["score"], "--text", TEXT]) == 0
+    assert "not asked" not in capsys.readouterr().err
 
 
 def test_lines_of_stdin(

@@ -88,11 +88,17 @@ def _answers(
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Rows with what adapters say of them, and the same for the terminal."""
     predictor = _load(args, sources)
+    asked = set[str]()
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         some = [(row, name) for row in rows[start : start + ROWS_AT_A_TIME] for name in _adapters(predictor, row)]
         answers = predictor.predict([row[TEXT] for row, _ in some], [name for _, name in some])
         for (row, _), answer in zip(some, answers, strict=True):
+            asked.add(answer.adapter)
             yield {**row, **answer.to_dict()}, _shown(row, answer, len(sources) > 1)
+    left = [name for name in sources if name not in asked]
+    if left and any(ADAPTER not in row for row in rows):
+        kind = "pairs" if predictor.facts(left[0]).texts == 2 else "single texts"
+        print(f"Adapters that were not asked, since there are no {kind} here: {', '.join(left)}.", file=sys.stderr)
 
 
 def _writes(args: argparse.Namespace, sources: dict[str, str]) -> bool:
