@@ -220,6 +220,8 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, caplog: pytest.LogCa
     found.train()
     assert len(losses(found)) == 9
     assert "cannot be written to" in caplog.text
+    assert "cannot be written to" in found.prefix_cache_refused
+    assert found.prefix_cache is None
 
 
 def test_the_folder_is_removed_while_training(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ class PrefixShortCut:
                     cache.prepare(batch)
             else:
                 cache.open()
+            if cache.store.full and not len(cache.store):  # what others have stored can be read all the same
+                raise NotCacheable(f"{cache.store.full}; give a folder that can be, in prefix_cache.")
         except NotCacheable as error:
             self.cache, self.refused = None, str(error)
             if args.should_log:
