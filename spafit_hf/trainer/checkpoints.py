@@ -16,7 +16,7 @@ from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
@@ -152,8 +152,9 @@ def _check_settings(model: PeftModel, folder: Path) -> None:
     # LoRA of experts is known by their parameters' names, of which a wrapper has none.
     lora = [key for key, layer in layers.items() if isinstance(layer, LoraLayer) and name in layer.scaling]
     modules = [key for key in lora if not isinstance(layers[key], ParamWrapper)] + (here["target_parameters"] or [])
+    read = [lora_settings(config) for config in (there, here)]
     for module in modules:
-        found, own = (lora_settings(config)(module).scaling for config in (there, here))
+        found, own = (settings(module).scaling for settings in read)
         if not math.isclose(found, own):
             raise ValueError(
                 f"{folder} does not fit the strategy of this run: LoRA of {module} is scaled by {found:g} in the "
