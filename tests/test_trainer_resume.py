@@ -372,8 +372,12 @@ def test_which_checkpoint_is_taken(tmp_path: Path) -> None:
     assert resumable(name.format(9), "elsewhere") == name.format(2)
     assert resumable(name.format(10), "elsewhere") == name.format(10)
     assert resumable(str(tmp_path / "typo"), "elsewhere") == str(tmp_path / "typo")  # for Trainer to refuse
-    assert resumable(True, str(tmp_path / "empty")) is True
-    assert resumable(None, str(tmp_path)) is resumable(False, str(tmp_path)) is None
+    for word in ("True", "true", "TRUE"):  # as a command line has them
+        assert resumable(word, str(tmp_path)) == name.format(10)
+        with pytest.raises(ValueError, match="empty holds no checkpoint to resume from"):
+            resumable(word, str(tmp_path / "empty"))
+    for nothing in (None, False, "False", "false", ""):
+        assert resumable(nothing, str(tmp_path)) is None
 
 
 def test_resuming_with_another_strategy_is_refused(tmp_path: Path) -> None:

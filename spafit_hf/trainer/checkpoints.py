@@ -83,17 +83,23 @@ def checkpoints_of(folder: str | Path) -> list[Path]:
 def resumable(checkpoint: str | bool | None, output_dir: str) -> str | bool | None:
     """What to resume from, as `Trainer.train` takes it, a checkpoint that was cut short replaced by one before it.
 
-    None where the run was killed during its first save, so that it starts again; `checkpoint` itself where there is
-    nothing to correct.
+    "True" and "False" are what they say, in any case: a command line has words alone. None where the run was killed
+    during its first save, so that it starts again; `checkpoint` itself where there is nothing to correct.
 
     Raises:
-        ValueError: for a damaged folder that is none of a run's numbered checkpoints.
+        ValueError: where there is none, and for a damaged folder that is none of a run's numbered checkpoints.
     """
+    checkpoint = {"true": True, "false": False}.get(str(checkpoint).lower(), checkpoint)
     if not checkpoint:
         return None
     wanted = next(iter(checkpoints_of(output_dir)), None) if checkpoint is True else Path(str(checkpoint))
-    why = "" if wanted is None or not wanted.is_dir() else damage_of(wanted)
-    if wanted is None or not why:
+    if wanted is None:
+        raise ValueError(
+            f"{output_dir} holds no checkpoint to resume from; start without resume_from_checkpoint, or name the "
+            "folder of one."
+        )
+    why = damage_of(wanted) if wanted.is_dir() else ""
+    if not why:
         return checkpoint
     siblings = checkpoints_of(wanted.parent)
     if wanted not in siblings:
