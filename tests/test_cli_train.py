@@ -9,6 +9,8 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import datasets
 import pytest
@@ -80,6 +82,34 @@ def test_labels_are_named_and_numbers_are_numbers_where_the_flags_say_so(
         (arguments,) = parser.parse_args_into_dataclasses(["--task", "rte", *flags])
         with pytest.raises(ValueError, match=r"the labels of rte are known; leave out"):
             load_data(arguments)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "chosen"),
+    [
+        ({}, ("accuracy", True)),
+        ({"metric_for_best_model": "loss"}, ("loss", False)),
+        ({"metric_for_best_model": "eval_f1_macro"}, ("eval_f1_macro", True)),
+        ({"greater_is_better": False}, ("accuracy", False)),
+        ({"regression": True}, ("pearson", True)),
+        ({"regression": True, "metric_for_best_model": "mse"}, ("mse", False)),
+        ({"regression": True, "metric_for_best_model": "mse", "greater_is_better": True}, ("mse", True)),
+    ],
+)
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_checkpoint_is_chosen_by_what_was_named(
+    as_file: bool, recipe: dict[str, Any], chosen: tuple[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f"text {number},{number % 2}.0\n" for number in range(20))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    flags = [text for name, value in recipe.items() for text in (f"--{name}", str(value))]
+    command = ["train", *([str(tmp_path / "recipe.yaml")] if as_file else flags)]
+    train = Mock(side_effect=ValueError("far enough"))
+    monkeypatch.setattr("spafit_hf.run.train", train)
+    assert main([*command, "--train_file", str(tmp_path / "rows.csv"), "--output_dir", str(tmp_path / "out")]) == 2
+    args = train.call_args.args[2]
+    assert (args.metric_for_best_model, args.greater_is_better) == chosen
 
 
 def test_what_is_pushed_at_the_end_has_its_scores(
@@ -189,6 +219,17 @@ def test_train_says_what_is_wrong(
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("figure", ["bogus", "eval_f1"])
+def test_a_figure_that_is_not_measured_is_refused_before_the_base_is_loaded(
+    figure: str, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = train_flags(tmp_path / "nowhere", reviews, tmp_path / "out", metric_for_best_model=figure)
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert f"--metric_for_best_model is '{figure}', which is not measured on" in error
+    assert "allowed are accuracy, f1_macro, loss." in error
 
 
 def test_pairs_in_both_orders(base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

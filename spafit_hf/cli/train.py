@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     from transformers import HfArgumentParser
 
     from spafit_hf.run import BaseArguments, DataArguments, Progress, load_data, quiet, train
+    from spafit_hf.run.data import greater_is_better
     from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments
 
     kinds = (DataArguments, BaseArguments, SpafitSeq2SeqTrainingArguments)
@@ -91,9 +92,11 @@ def run(args: argparse.Namespace) -> None:
         parser.set_defaults(**recipe)
     data_args, base_args, training_args = parser.parse_args_into_dataclasses(rest)
     data = load_data(data_args)
-    if training_args.load_best_model_at_end and training_args.metric_for_best_model in (None, "loss"):
+    named, _ = parser.parse_known_args(rest)  # TrainingArguments have filled in what was left open
+    if training_args.load_best_model_at_end and named.metric_for_best_model is None:
         training_args.metric_for_best_model = data.main_figure
-        training_args.greater_is_better = data.greater_is_better
+    if named.greater_is_better is None and training_args.metric_for_best_model is not None:
+        training_args.greater_is_better = greater_is_better(training_args.metric_for_best_model)
     main = training_args.process_index == 0  # of several processes one alone prints
     if main:
         print(_opening(data, base_args.base), flush=True)

@@ -24,6 +24,8 @@ from spafit_hf.words import SpafitError
 GENERATION = {"summarization": ROUGE, "causal-lm": ("perplexity",)}
 """Tasks of text that is written, and the figures that count."""
 MAX_TARGET_LENGTH = 64
+LESS_IS_BETTER = ("loss", "mse", "perplexity")
+"""Beginnings of the names of figures that get better as they fall."""
 
 AnyText = TypeVar("AnyText", bound=Splits)
 
@@ -91,9 +93,9 @@ class RunData:
         return self.figures[0]
 
     @property
-    def greater_is_better(self) -> bool:
-        """Whether more of the main figure is better."""
-        return self.main_figure != "perplexity"
+    def measured(self) -> tuple[str, ...]:
+        """Names of all that an evaluation gives, and that a checkpoint may be chosen by."""
+        return (*self.figures, *self.spreads, "loss")
 
     @property
     def labelled(self) -> TextData:
@@ -107,6 +109,11 @@ class RunData:
                 f"{self.title} has no labels, which this needs; take a task of GLUE, or rows with labels."
             )
         return self.text
+
+
+def greater_is_better(figure: str) -> bool:
+    """Whether more of a figure, named with or without Trainer's "eval_", is better."""
+    return not figure.removeprefix("eval_").startswith(LESS_IS_BETTER)
 
 
 def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:

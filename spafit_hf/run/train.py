@@ -34,6 +34,7 @@ from spafit_hf.trainer import SpafitSeq2SeqTrainer, SpafitTrainer
 from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments, SpafitTrainingArguments
 from spafit_hf.trainer.machine import machine, versions
 from spafit_hf.trainer.wrapping import has_adapter
+from spafit_hf.words import listed
 
 Arguments = SpafitTrainingArguments | SpafitSeq2SeqTrainingArguments
 """The second for summarization."""
@@ -125,9 +126,19 @@ def prepare(
         The trainer, whose `eval_dataset` is the first evaluation split, and the splits.
     """
     generation.check_flags(data, args)
+    _check_figure(data, args)
     torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
     model, tokenizer = task_of(data).load(base, data)
     return _make_trainer(model, tokenizer, data, names, args, max_length)
+
+
+def _check_figure(data: RunData, args: Arguments) -> None:
+    figure = args.metric_for_best_model
+    if figure is not None and figure.removeprefix("eval_") not in data.measured:
+        raise ValueError(
+            f"--metric_for_best_model is {figure!r}, which is not measured on {data.title}; allowed are "
+            f"{listed(data.measured)}."
+        )
 
 
 def parameters_of(trainer: AnyTrainer) -> tuple[int, int]:
