@@ -741,6 +741,26 @@ def test_metrics_callbacks_and_smoothing(tmp_path: Path) -> None:
     assert run.evaluate()["eval_accuracy"] <= 1
 
 
+@pytest.mark.parametrize("config", [{"problem_type": "regression"}, {}])
+def test_smoothing_of_numbers_is_refused_and_leaves_the_model_plain(config: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny.bert(num_labels=1, **config)
+    with pytest.raises(ValueError, match="rows of one class each, and this model predicts a number; leave it out"):
+        trainer(tmp_path, model, label_smoothing_factor=0.1)
+
+    def loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+        return ((outputs.logits[:, 0] - labels) ** 2).mean()
+
+    rows = tiny.dataset(16, label=lambda row: row["label"] / 3)
+    trainer(tmp_path, model, label_smoothing_factor=0.1, train_dataset=rows, compute_loss_func=loss).train()
+
+
+def test_smoothing_of_several_labels_is_refused(tmp_path: Path) -> None:
+    rows = tiny.dataset(16, label=lambda row: [1.0, 0.0, float(row["label"])])
+    run = trainer(tmp_path, tiny.bert(num_labels=3), label_smoothing_factor=0.1, train_dataset=rows)
+    with pytest.raises(ValueError, match="these labels are no ids of classes; leave it out"):
+        run.train()
+
+
 @pytest.mark.parametrize(
     ("config", "label"),
     [

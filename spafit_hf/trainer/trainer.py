@@ -56,6 +56,7 @@ from spafit_hf.trainer.wrapping import (
     has_adapter,
     is_ours,
     refuse_float16,
+    refuse_smoothing,
     taken_out,
     warn_of_halves,
     wrap,
@@ -135,6 +136,8 @@ class StrataTrainer(Trainer):
                 if optimizers[0] is not None:
                     _check_holds_trainable(optimizers[0], model)
             super().__init__(model=model, args=args, optimizers=optimizers, **others)
+            if self._smooths():
+                refuse_smoothing(self.model)
             self._undo.pop_all()
         self._undo = None
         if isinstance(self.model, PeftModel) and getattr(args, "generation_config", None) is not None:
@@ -205,6 +208,11 @@ class StrataTrainer(Trainer):
     """The narrowed last layer of the model; None while there is none."""
     first_token_refused = property(attrgetter("_first_token.refused"))
     """Why the last layer is computed whole, though narrowing it was wanted."""
+
+    def _smooths(self) -> bool:
+        """Whether the loss is Trainer's own with smoothed labels: a script's own comes before it."""
+        own = self.compute_loss_func or type(self).compute_loss is not Trainer.compute_loss
+        return self.label_smoother is not None and not own
 
     def _trains_adapter(self) -> bool:
         return has_adapter(self.model) if self.model is not None else not self.strategy.full
@@ -313,6 +321,8 @@ class StrataTrainer(Trainer):
         the batch all the same: accumulating k batches, or training on k processes, then multiplied the gradients by k
         (https://github.com/huggingface/transformers/issues/47688).
         """
+        if self._smooths():
+            refuse_smoothing(self.model, inputs.get("labels"))
         several = self.args.gradient_accumulation_steps * self.args.world_size * max(self.args.n_gpu, 1) > 1
         # A script's own loss knows what it takes.
         own = self.compute_loss_func or self.label_smoother or type(self).compute_loss is not Trainer.compute_loss

@@ -23,6 +23,7 @@ from spafit_hf.trainer.arguments import StrataArguments
 from spafit_hf.trainer.optimizer import has_untrained_pooler
 from spafit_hf.trainer.sharding import whole_again
 from spafit_hf.tuner import SpafitConfig, get_spafit_model
+from spafit_hf.tuner.plain import base_of
 
 logger = logging.getLogger(__name__)
 
@@ -138,3 +139,23 @@ def refuse_float16(model: nn.Module) -> None:
             "gradients that have become zero: all would be NaN. Load the model with dtype=torch.float32; --fp16 or "
             "--bf16 give half precision's speed."
         )
+
+
+def refuse_smoothing(model: nn.Module, labels: object = None) -> None:
+    """Refuse label smoothing where a label is no id of a class, whose share others could get a part of.
+
+    Args:
+        model: wrapped or plain.
+        labels: of a batch; without them the configuration of the model decides.
+
+    Raises:
+        ValueError: for a model that predicts a number, and for labels that are not whole.
+    """
+    plain = base_of(model)
+    config, kind = getattr(plain, "config", None), type(plain).__name__
+    # transformers' rule for a head of one output; of tokens it takes ids all the same
+    one = getattr(config, "num_labels", 0) == 1 and kind.endswith("Classification") and "Token" not in kind
+    problem = getattr(config, "problem_type", None) or ("regression" if one else "")
+    if problem == "regression" or (isinstance(labels, torch.Tensor) and labels.is_floating_point()):
+        found = "this model predicts a number" if problem == "regression" else "these labels are no ids of classes"
+        raise ValueError(f"label_smoothing_factor is for rows of one class each, and {found}; leave it out.")
