@@ -80,7 +80,7 @@ def test_labels_are_named_and_numbers_are_numbers_where_the_flags_say_so(
     assert load_data(arguments).text.labels == labels
     if flags:
         (arguments,) = parser.parse_args_into_dataclasses(["--task", "rte", *flags])
-        with pytest.raises(ValueError, match=r"the labels of rte are known; leave out"):
+        with pytest.raises(ValueError, match=r" is for labelled rows of .*, and not for --task rte; leave it out"):
             load_data(arguments)
 
 
@@ -219,6 +219,42 @@ def test_train_says_what_is_wrong(
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("source", "unread"),
+    [
+        ({"task": "mrpc"}, ("dataset_config", "text_columns", "label_column", "labels", "regression")),
+        ({"dataset": "movie-reviews"}, ("data_dir", "dataset_config", "text_columns", "label_column", "labels")),
+        ({"dataset": "."}, ("data_dir", "dataset_config", "max_target_length")),
+        ({"dataset": "user/set"}, ("data_dir", "max_target_length")),
+        ({"train_file": "x.csv"}, ("data_dir", "dataset_config", "max_target_length")),
+        ({"validation_file": "x.csv"}, ("data_dir", "dataset_config", "max_target_length")),
+        ({"task": "causal-lm", "train_file": "x.txt"}, ("dataset_config", "data_dir", "label_column", "both_orders")),
+        ({"task": "summarization", "dataset": "user/set"}, ("data_dir", "labels", "regression", "both_orders")),
+    ],
+)
+def test_what_data_do_not_read_is_refused(source: dict[str, str], unread: tuple[str, ...]) -> None:
+    values = {"max_target_length": 9, "regression": False, "both_orders": True}
+    *_, named = source
+    for flag in unread:
+        with pytest.raises(ValueError, match=rf"--{flag} is for .*, and not for .*--{named}.*; leave it out\."):
+            load_data(DataArguments(**source, **{flag: values.get(flag, "x")}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("flags", [["--do_train", "false"], ["--do_eval=false"], ["--do_predict"]])
+def test_what_the_command_does_in_any_case(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--train_file", "x.csv", "--output_dir", str(tmp_path / "out"), *flags]) == 2
+    assert "train always trains and measures and predicts nothing" in capsys.readouterr().err
+
+
+def test_a_revision_of_a_folder(
+    base_folder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_flags(base_folder, reviews, tmp_path / "out", base_revision="v2")) == 2
+    assert "--base_revision is for a base on the Hub, and " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("figure", ["bogus", "eval_f1"])

@@ -308,9 +308,9 @@ def test_an_encoder_decoder_keeps_what_it_was_asked_to_generate(
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"labels": "a,b"}, "--labels is not for --task summarization"),
+        ({"labels": "a,b"}, "--labels is for labelled rows of --dataset or --train_file, and not"),
         ({"train_file": "", "task": "causal-lm"}, "name one source of data: --dataset, or --train_file; found none"),
-        ({"task": "causal-lm", "label_column": "highlights"}, "leave out --label_column"),
+        ({"task": "causal-lm", "label_column": "highlights"}, "--label_column is for labelled rows of"),
         ({"task": "causal-lm", "generation_num_beams": 2}, "--generation_num_beams is for --task summarization"),
         ({"task": "causal-lm", "max_target_length": 9}, "--max_target_length is for --task summarization"),
         ({"label_column": "abstract"}, "no column 'abstract'; it has article, highlights"),

@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> None:
     folders = named(args.folders)
     if args.max_texts < 2 or args.max_probe_rows < 1:
         raise SpafitError("--max_texts must be 2 or more, and --max_probe_rows 1 or more.")
+    for flag, reader in {"data_dir": "probe_task", "text_columns": "probe_file", "label_column": "probe_file"}.items():
+        if getattr(args, flag) and not getattr(args, reader):
+            raise SpafitError(f"--{flag} is for --{reader}, which was not given; leave it out.")
     most = args.max_probe_rows
     given = [DataArguments(task=task, data_dir=args.data_dir, max_validation_rows=most) for task in args.probe_task]
     if args.probe_file:

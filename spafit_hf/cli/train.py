@@ -44,7 +44,13 @@ DEFAULTS: dict[str, Any] = {
     "logging_strategy": "epoch",
     "save_total_limit": 1,
     "load_best_model_at_end": True,
+    "do_train": True,
+    "do_eval": True,
+    "do_predict": False,
 }
+
+#: Flags of the scripts of transformers; here each does the one thing that the command does.
+FIXED = ("do_train", "do_eval", "do_predict")
 
 #: Flags whose values stay on this machine.
 SECRETS = ("hub_token", "push_to_hub_token")
@@ -91,8 +97,14 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{file} sets {unknown[0]!r}, which is no flag; see `spafit train --help-all`.")
         parser.set_defaults(**recipe)
     data_args, base_args, training_args = parser.parse_args_into_dataclasses(rest)
-    data = load_data(data_args)
     named, _ = parser.parse_known_args(rest)  # TrainingArguments have filled in what was left open
+    for name in FIXED:
+        if getattr(named, name) != DEFAULTS[name]:
+            raise ValueError(
+                f"--{name} is {getattr(named, name)}, and train always trains and measures and predicts nothing; "
+                "leave it out, or see `spafit evaluate` and `spafit predict`."
+            )
+    data = load_data(data_args)
     if training_args.load_best_model_at_end and named.metric_for_best_model is None:
         training_args.metric_for_best_model = data.main_figure
     if named.greater_is_better is None and training_args.metric_for_best_model is not None:

@@ -45,6 +45,10 @@ def load_pretrained(
         ValueError: when the base cannot be loaded.
     """
     name = resolve_base(base.base)
+    if base.base_revision and Path(name).exists():
+        raise ValueError(
+            f"--base_revision is for a base on the Hub, and {base.base!r} lies in a folder here; leave it out."
+        )
     where: dict[str, Any] = {"revision": base.base_revision or None, "local_files_only": hub_is_away(name)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import DatasetDict
@@ -19,11 +20,25 @@ from spafit_hf.data.rouge import ROUGE
 from spafit_hf.data.text_data import Splits
 from spafit_hf.trainer.arguments import option
 from spafit_hf.trainer.facts import data_of
-from spafit_hf.words import SpafitError
+from spafit_hf.words import SpafitError, listing
 
 GENERATION = {"summarization": ROUGE, "causal-lm": ("perplexity",)}
 """Tasks of text that is written, and the figures that count."""
 MAX_TARGET_LENGTH = 64
+_GLUE, _REVIEWS = "a --task of GLUE", f"--dataset {MOVIE_REVIEWS}"
+_ROWS, _HUB = "labelled rows of --dataset or --train_file", "a --dataset on the Hub"
+_SUMMARIES, _CONTINUATIONS = (f"--task {task}" for task in GENERATION)
+READERS = {
+    "data_dir": (_GLUE,),
+    "dataset_config": (_HUB,),
+    "text_columns": (_ROWS, _SUMMARIES, _CONTINUATIONS),
+    "label_column": (_ROWS, _SUMMARIES),
+    "labels": (_ROWS,),
+    "regression": (_ROWS,),
+    "both_orders": (_GLUE, _REVIEWS, _ROWS),
+    "max_target_length": (_SUMMARIES,),
+}
+"""Flag -> the kinds of data that read it; for the others it would change nothing. What is not here, all read."""
 LESS_IS_BETTER = ("loss", "mse", "perplexity")
 """Beginnings of the names of figures that get better as they fall."""
 
@@ -120,7 +135,8 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     """Load what the arguments name.
 
     Raises:
-        ValueError: when they name nothing, or two things, or what they name cannot be loaded.
+        ValueError: when they name nothing, or two things, or what they name cannot be loaded, or say something that
+            such data do not read.
     """
     for name in ("max_train_rows", "max_validation_rows"):
         if (rows := getattr(arguments, name)) < 0:
@@ -136,11 +152,7 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
         found = " and ".join(named) or "none of them"
         also = "" if generation else "--task, "
         raise ValueError(f"name one source of data: {also}--dataset, or --train_file; found {found}.")
-    known = "" if generation else arguments.task or (arguments.dataset if arguments.dataset == MOVIE_REVIEWS else "")
-    if known and (arguments.labels or arguments.regression is not None):
-        raise ValueError(f"the labels of {known} are known; leave out --labels and --regression.")
-    if arguments.max_target_length and arguments.task != "summarization":
-        raise ValueError("--max_target_length is for --task summarization; leave it out.")
+    _refuse_unread(arguments)
     if generation:
         data = _generation(arguments, need_train)
     elif arguments.task:
@@ -164,6 +176,22 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     return _limited(data, arguments)
 
 
+def _refuse_unread(arguments: DataArguments) -> None:
+    task, dataset = arguments.task, arguments.dataset
+    kind = f"--task {task}" if task in GENERATION else _GLUE if task else _ROWS
+    if dataset == MOVIE_REVIEWS and not task:
+        kind = _REVIEWS
+    here = dataset == MOVIE_REVIEWS or Path(dataset).expanduser().exists()
+    kinds = {kind, _HUB} if dataset and not here else {kind}
+    for flag, readers in READERS.items():
+        if getattr(arguments, flag) != getattr(DataArguments, flag) and kinds.isdisjoint(readers):
+            given = {"--task": task, "--dataset": dataset, "--train_file": arguments.train_file}
+            found = [f"{name} {value}" for name, value in given.items() if value] or ["--validation_file"]
+            raise ValueError(
+                f"--{flag} is for {listing(readers, 'or')}, and not for {' with '.join(found)}; leave it out."
+            )
+
+
 def _rows_named(arguments: DataArguments) -> dict[str, Any]:
     """Where a user's own rows are and which columns count, as the loaders take it: what is left open is None."""
     given = {
@@ -178,13 +206,7 @@ def _rows_named(arguments: DataArguments) -> dict[str, Any]:
 
 
 def _generation(arguments: DataArguments, need_train: bool) -> RunData:
-    foreign = {"--labels": arguments.labels, "--both_orders": arguments.both_orders, "--data_dir": arguments.data_dir}
-    foreign |= {"--regression": arguments.regression is not None}
-    if given := [flag for flag, value in foreign.items() if value]:
-        raise ValueError(f"{given[0]} is not for --task {arguments.task}, which has no labels; leave it out.")
     with_targets = arguments.task == "summarization"
-    if arguments.label_column and not with_targets:
-        raise ValueError(f"a text of --task {arguments.task} is all that is learned from; leave out --label_column.")
     text = load_generation_data(**_rows_named(arguments), with_targets=with_targets, need_train=need_train)
     figures = GENERATION[arguments.task]
     spreads = tuple(name + end for name in figures for end in (("_ci_low", "_ci_high") if with_targets else ("_se",)))
