@@ -159,8 +159,23 @@ def test_a_folder_in_use_is_left_alone(
     assert "is in use and holds no search" in capsys.readouterr().err
     before = (searched / BEGUN_FILE).read_bytes()
     assert main(flags(base_folder, glue, searched, lora_r=8)) == 2
-    assert "holds a search with another options" in capsys.readouterr().err
+    assert "holds a search with other options, lora_r 4 and not 8; take another" in capsys.readouterr().err
+    assert main(flags(base_folder, glue, searched, budget="memory=1GB")) == 2
+    different = "another budget, parameters 700 and not none and memory none and not 1000000000; take another"
+    assert different in capsys.readouterr().err
     assert (searched / BEGUN_FILE).read_bytes() == before
+
+
+def test_a_limit_that_no_cut_keeps_may_be_raised(
+    searched: Path, base_folder: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = json.loads((searched / BEGUN_FILE).read_text())
+    begun["asked"]["limits"] = {"parameters": 10, "memory": None}
+    (tmp_path / BEGUN_FILE).write_text(json.dumps({**begun, "stages": []}))
+    assert main(flags(base_folder, glue, tmp_path, budget="parameters=10")) == 2
+    assert "parameters train, and 10 may; raise that limit" in capsys.readouterr().err
+    assert main(flags(base_folder, glue, tmp_path, budget="parameters=700,time=1s")) == 2
+    assert "--budget time leaves" in capsys.readouterr().err
 
 
 def test_a_time_that_is_too_short_may_be_raised(

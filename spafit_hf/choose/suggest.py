@@ -45,7 +45,7 @@ from spafit_hf.run import BaseArguments, DataArguments, RunData, hold_out, load_
 from spafit_hf.trainer import SpafitTrainingArguments
 from spafit_hf.trainer.machine import machine, versions
 from spafit_hf.tuner.plain import base_of
-from spafit_hf.words import SpafitError
+from spafit_hf.words import SpafitError, listing
 
 BEGUN_FILE, HEADED = "begun.json", "base"
 SELECTION_ROWS = 256
@@ -206,13 +206,34 @@ def _begun(output: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
             raise SpafitError(f"{output} is in use and holds no search; name a new folder with --output_dir.")
         return None
     begun: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not begun["stages"]:  # limits choose what is tried, and nothing was
+        begun["asked"]["limits"] = asked["limits"]
     for name, value in json.loads(as_line(asked)).items():
         if begun["asked"][name] != value:
+            differ = _differences(begun["asked"][name], value)
             raise SpafitError(
-                f"{output} holds a search with another {name}, {begun['asked'][name]} for {value}; take another "
-                "--output_dir, or what it was begun with."
+                f"{output} holds a search with {OTHER[name]}, {differ}; take another --output_dir, or what it was "
+                "begun with."
             )
     return begun
+
+
+OTHER = {
+    "base": "another base",
+    "data": "other data",
+    "limits": "another budget",
+    "options": "other options",
+    "versions": "other versions",
+}
+
+
+def _differences(before: Any, now: Any) -> str:
+    """What a folder has and what was given, in words: of mappings the values that differ."""
+    if isinstance(before, dict):
+        odd = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        return listing([f"{name} {_differences(before.get(name), now.get(name))}" for name in odd])
+    found, given = ("none" if each is None else each for each in (before, now))
+    return f"{found} and not {given}"
 
 
 def _analysis(base: str, place: BaseArguments, data: RunData, options: Options, headed: Path) -> dict[str, Any]:
