@@ -62,6 +62,30 @@ def size_of(path: Path, error: type[SpafitError] = SpafitError) -> int | None:
     return found.st_size
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder that cannot be made, before anything is computed for it.
+
+    Raises:
+        SpafitError: where the path, or one above it, is a file.
+    """
+    place = Path(path).absolute()
+    there = next(each for each in (place, *place.parents) if each.exists())
+    if not there.is_dir():
+        raise SpafitError(f"{path} cannot be a folder, since {there} is a file; name another one to write to.")
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it.
+
+    Raises:
+        SpafitError: where its folder is not there, or the path is a folder.
+    """
+    if not path.parent.is_dir():
+        raise SpafitError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
+    if path.is_dir():
+        raise SpafitError(f"{path} cannot be written: it is a folder; name a file in it.")
+
+
 def read_json(path: Path, bounds: Bounds, error: type[SpafitError] = SpafitError) -> Any:
     """What a JSON file holds.
 

@@ -298,6 +298,8 @@ def test_a_folder_that_is_none(tmp_path):
         verify_adapter(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"adapter_config.json cannot be read")
+    tiny("bert").save_pretrained(tmp_path / "whole")
+    refused(tmp_path / "whole", r"holds a whole model and no adapter: pipeline\(\) loads it")
 
 
 class Bomb:

@@ -52,6 +52,30 @@ def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixtur
     assert "is not an empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("below", ["", "/run"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --train_file x.csv --output_dir",
+        "suggest embedded --train_file x.csv --output_dir",
+        "quickstart --output_dir",
+        "reproduce --output",
+    ],
+)
+def test_an_output_that_is_a_file_is_refused_at_once(
+    command: str, below: str, reviews: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), f"{reviews}{below}"]) == 2
+    assert f"cannot be a folder, since {reviews} is a file; name another one" in capsys.readouterr().err
+
+
+def test_a_whole_model_is_no_adapter(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", str(trained), str(tmp_path / "merged")]) == 0
+    for command in (["predict", "--text", "a warm film"], ["merge", str(tmp_path / "again")]):
+        assert main([command[0], str(tmp_path / "merged"), *command[1:]]) == 2
+        assert "merged holds a whole model and no adapter: pipeline() loads it, and `spafit" in capsys.readouterr().err
+
+
 def hurt(folder: Path, file: str, content: bytes | None = None) -> None:
     whole = (folder / file).read_bytes()
     (folder / file).write_bytes(whole[: len(whole) // 2] if content is None else content)

@@ -58,6 +58,8 @@ def test_a_table_a_file_a_picture_and_a_section_of_the_card(
         (["--text", "one.txt"], "one.txt holds 1 texts; at least two"),
         (["--text", "odd.txt"], "odd.txt is not UTF-8 (byte 0"),
         (["--text", "two.txt", "--base", "bare"], "the base 'bare' cannot be loaded"),
+        (["--json", "nowhere/x.json"], "nowhere/x.json cannot be written: there is no folder nowhere; make it"),
+        (["--picture", "bare"], "bare cannot be written: it is a folder; name a file in it"),
         (["--text", "two.txt", "--text_columns", "text"], "--text_columns is for --probe_file, which was not given"),
         (["--text", "two.txt", "--data_dir", "x"], "--data_dir is for --probe_task, which was not given"),
         (["--text", "two.txt", "--probe_file", "few.csv"], "2 of the rarest kind; 5 of each are needed"),

@@ -167,6 +167,7 @@ def test_what_was_cut_off_is_said(adapters: dict[str, str], capsys: Captured) ->
         (["--text", "it rains", "--text_pair", "a film"], "", "is a pair, and no adapter here was trained on such"),
         (["--file", "nowhere.jsonl"], "", "nowhere.jsonl"),
         ([], "", "there are no texts"),
+        (["--text", "a", "--output", "nowhere/x"], "", "nowhere/x cannot be written: there is no folder nowhere"),
         ([], "a film\n\n", "line 2 of stdin is empty"),
         (["--file", "-"], "a film", "line 1 of stdin is not JSON"),
         (["--file", "-"], '{"text": "a film"}\n' + "[" * 200_000, "line 2 of stdin is nested too deeply"),

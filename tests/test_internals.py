@@ -96,6 +96,7 @@ PARAMETERS = {
     "transformers.Trainer._save": "self output_dir state_dict",
     "transformers.Trainer._issue_warnings_after_load": "self load_result",
     "transformers.Trainer._load_from_checkpoint": "self resume_from_checkpoint model",
+    "transformers.Trainer._load_optimizer_and_scheduler": "self checkpoint",
     "transformers.Trainer._push_from_checkpoint": "self checkpoint_folder",
     "transformers.Trainer._finish_current_push": "self",
     "transformers.Trainer._get_dataloader": (

@@ -46,6 +46,10 @@ PASSIVE_FIELDS = frozenset({"auto_mapping", "eva_config"})
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    if size_of(path / CONFIG_FILE, AdapterError) is None and (path / "config.json").is_file():
+        raise AdapterError(
+            f"{path} holds a whole model and no adapter: pipeline() loads it, and `spafit evaluate` measures it."
+        )
     data = read_json(path / CONFIG_FILE, CONFIG_BOUNDS, AdapterError)
     if not isinstance(data, dict):
         raise AdapterError(f"{CONFIG_FILE} holds a {type(data).__name__}; expected is an object.")

@@ -36,7 +36,7 @@ from spafit_hf.choose.search import SEEDS, Clock, Search, Stage, Trainings
 from spafit_hf.choose.sensitivity import HEAD_EPOCHS, choose_n2, kappa_shares, measure, paying_roles
 from spafit_hf.choose.verdict import decide
 from spafit_hf.data.tokens import logger as notices
-from spafit_hf.files import write_whole
+from spafit_hf.files import check_folder, write_whole
 from spafit_hf.planner import build_model, plan
 from spafit_hf.reproduce.cell import key_versions, levels_kept
 from spafit_hf.reproduce.results import STATES, as_line
@@ -96,6 +96,7 @@ def suggest(
     Raises:
         ValueError: for rows, a base or a budget that cannot be, and a folder that is in use by something else.
     """
+    check_folder(output)
     rungs, final = split(load_data(arguments), options.seed)
     known, place = base_of_grid(base)
     asked = {

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spafit_hf.files import check_file
 from spafit_hf.words import SpafitError
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     for flag, reader in {"data_dir": "probe_task", "text_columns": "probe_file", "label_column": "probe_file"}.items():
         if getattr(args, flag) and not getattr(args, reader):
             raise SpafitError(f"--{flag} is for --{reader}, which was not given; leave it out.")
+    for file in filter(None, (args.json, args.picture)):
+        check_file(file)
     most = args.max_probe_rows
     given = [DataArguments(task=task, data_dir=args.data_dir, max_validation_rows=most) for task in args.probe_task]
     if args.probe_file:

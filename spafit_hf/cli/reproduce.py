@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_hf.cli.recipe import read_recipe
+from spafit_hf.files import check_folder
 from spafit_hf.reproduce.grid import FLAGS, Grid
 from spafit_hf.strategy.reading import closest
 
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if not grid.output:
         raise ValueError("name the grid's folder: --output FOLDER.")
+    check_folder(grid.output)
     if not grid.report:
         from spafit_hf.reproduce.backends import make
         from spafit_hf.reproduce.run import run_grid

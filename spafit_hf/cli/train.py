@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spafit_hf.cli.recipe import read_recipe
-from spafit_hf.files import is_disk_full
+from spafit_hf.files import check_folder, is_disk_full
 from spafit_hf.words import SpafitError, listing
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--{name} is {getattr(named, name)}, and train always trains and measures and predicts nothing; "
                 "leave it out, or see `spafit evaluate` and `spafit predict`."
             )
+    check_folder(training_args.output_dir)
     data = load_data(data_args)
     if training_args.load_best_model_at_end and named.metric_for_best_model is None:
         training_args.metric_for_best_model = data.main_figure
