@@ -14,9 +14,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import torch
 from gradio.route_utils import FnIndexInferError
+from spafit_space.bodies import SmallBodies
 from spafit_space.config import load_config
 from spafit_space.page import CSS, HEAD, build, theme
 from spafit_space.service import Service
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
 from spafit_hf.predictor.memory import keep_freed_memory
@@ -41,7 +43,10 @@ def launch_options(service: Service) -> dict[str, Any]:
         "mcp_server": mcp,
         "max_file_size": 1,  # nothing here takes a file
         # Gradio answers neither an unknown name nor an unknown number, and logs a trace for each.
-        "app_kwargs": {"exception_handlers": {FnIndexInferError: no_function, KeyError: no_function}},
+        "app_kwargs": {
+            "exception_handlers": {FnIndexInferError: no_function, KeyError: no_function},
+            "middleware": [Middleware(SmallBodies)],
+        },
     }
 
 

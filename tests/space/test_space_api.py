@@ -275,5 +275,14 @@ def test_a_function_that_is_not_here(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_large_bodies_are_refused_as_they_come(launched: Launched, capfd: pytest.CaptureFixture[str]) -> None:
+    url = f"{launched.url}gradio_api/call/predict"
+    body = json.dumps({"data": ["sst2", "a" * 300_000, ""]}).encode()
+    parts = [body[at : at + 2**16] for at in range(0, len(body), 2**16)]
+    assert httpx.post(url, content=body).status_code == 413
+    assert httpx.post(url, content=iter(parts)).status_code == 413  # which says no length
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_no_file_is_taken(launched: Launched) -> None:
     assert httpx.post(f"{launched.url}gradio_api/upload", files={"files": ("a.txt", b"xx")}).status_code == 413
