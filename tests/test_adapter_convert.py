@@ -141,6 +141,19 @@ def test_other_files_are_not_overwritten(tmp_path):
             convert(tmp_path / "file")
 
 
+def test_a_tokenizer_that_is_refused_leaves_nothing(tmp_path):
+    write(tmp_path / "adapter", tiny("bert"), "bitfit")
+    (tmp_path / "adapter" / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "adapter" / "vocab.txt").mkdir()
+    for output, convert in (
+        (tmp_path / "merged", lambda output: merge_adapter(tiny("bert"), tmp_path / "adapter", output)),
+        (tmp_path / "native", lambda output: export_adapter(tiny("bert"), tmp_path / "adapter", output, "native")),
+    ):
+        with pytest.raises(AdapterError, match=r"vocab\.txt is no regular file"):
+            convert(output)
+        assert not output.exists()
+
+
 def test_a_base_with_adapters_is_not_taken_apart(tmp_path):
     model = write(tmp_path / "adapter", tiny("bert"), "bitfit")
     for convert in (merge_adapter, lambda *args: export_adapter(*args, "native")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,8 +185,8 @@ def test_a_full_model_is_pushed_too(quiet: HubServer, client: HubClient, tmp_pat
     shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     for name in ["config.json", *shards, "model.safetensors.index.json", "training_args.bin"]:
         (folder / name).write_text("{}")
-    push(client, folder, "ann/full", quiet.token("ann"))
-    pushed = set(quiet.store.files("ann/full")) - {".gitattributes"}
+    push(client, folder, "ann/whole", quiet.token("ann"))
+    pushed = set(quiet.store.files("ann/whole")) - {".gitattributes"}
     assert pushed == {"config.json", "model.safetensors.index.json", *shards}
 
 
@@ -345,6 +346,17 @@ def test_into_a_folder(quiet: HubServer, client: HubClient, pushed: str, tmp_pat
     assert not any((tmp_path / "here" / name).is_symlink() for name in got)
     why = refused(client, PULL, repo=pushed, token=False, options={"folder": tmp_path / "here"})
     assert "not an empty folder" in why
+    for folder in (tmp_path / "link", tmp_path / "there" / "." / ""):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / "there")
+        pull(client, pushed, folder=folder)
+        assert {path.name for path in (tmp_path / "there").iterdir()} == PUSHED
+        shutil.rmtree(tmp_path / "there")
+        (tmp_path / "link").unlink()
+    client("import os; before = os.getcwd(); os.mkdir(folder); os.chdir(folder)", folder=tmp_path / "empty")
+    pull(client, pushed, folder=".")
+    client("os.chdir(before)")
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == PUSHED
 
 
 def test_a_full_disk_leaves_nothing_that_blocks_the_next_try(client: HubClient, pushed: str, tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ def merge_adapter(
     name_or_path = model.peft_config["default"].base_model_name_or_path
     merged: Any = model.merge_and_unload(safe_merge=True)
     merged.config._name_or_path = name_or_path or ""
+    tokenizer = _tokenizer(folder, base, name_or_path)
     with writing(target):
         merged.save_pretrained(target)
-        _copy_tokenizer(folder, base, name_or_path, target)
+        _copy(tokenizer, target)
     return merged
 
 
@@ -68,13 +69,13 @@ def export_adapter(
     target = _empty(output, base)
     place = local_folder(folder)
     model = load_adapter(base, place)
-    name_or_path = model.peft_config["default"].base_model_name_or_path
     try:
+        tokenizer = _tokenizer(folder, base, model.peft_config["default"].base_model_name_or_path)
         written = save_adapter(model, target, form=form, task=look_at(place).task)
     finally:
         model.unload()  # a model that was given is plain again
     with writing(target):
-        _copy_tokenizer(folder, base, name_or_path, target)
+        _copy(tokenizer, target)
     return written
 
 
@@ -87,13 +88,18 @@ def _empty(output: str | os.PathLike[str], base: object) -> Path:
     return target
 
 
-def _copy_tokenizer(folder: str | os.PathLike[str], base: Any, named: str | None, target: Path) -> None:
-    """The files of the tokenizer in a folder here, else of the base given or `named`. They are copied and not run."""
+def _tokenizer(folder: str | os.PathLike[str], base: Any, named: str | None) -> list[Path]:
+    """The files of the tokenizer in a folder here, else of the base given or `named`."""
     if base is None or isinstance(base, nn.Module):
         base = named
     for source in (Path(folder), *([] if base is None else [Path(resolve_base(base))])):
         if size_of(source / "tokenizer_config.json", AdapterError) is not None:
-            for name in PROCESSOR_FILES:
-                if size_of(source / name, AdapterError) is not None:
-                    shutil.copyfile(source / name, target / name)
-            return
+            found = (source / name for name in PROCESSOR_FILES)
+            return [file for file in found if size_of(file, AdapterError) is not None]
+    return []
+
+
+def _copy(files: list[Path], target: Path) -> None:
+    """They are copied and not run."""
+    for file in files:
+        shutil.copyfile(file, target / file.name)

@@ -106,17 +106,19 @@ def pull_adapter(
 
 
 def _copy(cached: Path, names: tuple[str, ...], target: Path) -> None:
-    """Files of the cache, which are links there, as a folder that appears whole or not at all."""
+    """Files of the cache, which are links there, as a folder that appears whole or not at all; into one that is there
+    the weights come last."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pulling-") as scratch:
-            made = Path(scratch) / target.name
+            made = Path(scratch) / "made"
             made.mkdir()
             for name in names:
                 shutil.copyfile(cached / name, made / name)
-            if target.exists():  # empty; Windows renames no folder over another
-                target.rmdir()
-            made.rename(target)
+            if not target.exists():
+                made.rename(target)
+            for file in sorted(made.iterdir(), key=lambda file: file.name == WEIGHTS_FILE) if made.exists() else ():
+                shutil.move(file, target / file.name)  # an empty folder, which may be "." or a link, stays what it is
     except OSError as error:
         raise HubError(f"{target} cannot be written: {error.strerror}. Nothing is left there; try again.") from error
 

@@ -36,7 +36,8 @@ class Patience:
         """Sleep before another try, as long as planned or as the Hub asks."""
         found = answer(error)
         wished = "" if found is None else found.headers.get("Retry-After", "")
-        seconds = min(max(float(wished), planned), self.longest_asked) if wished.isdigit() else planned
+        asked = min(float(wished), self.longest_asked) if wished.isascii() and wished.isdecimal() else 0.0
+        seconds = max(planned, asked)
         logger.warning("%s failed (%s); trying again in %g s.", doing, first_line(error)[:200], seconds)
         time.sleep(seconds)
 
