@@ -207,10 +207,10 @@ def _check_heads(adapter: VerifiedAdapter, plain: nn.Module) -> None:
         # The head's last layer may have another number of outputs than the base's: that of the adapter's labels.
         output = [name for name in head_output(plain, adapter.head) if name in expected]
         rows = (*found[output[0]], 0)[0] if output else base_labels["num_labels"]
-        if not 0 < rows <= max(MAX_LABELS, base_labels["num_labels"]):
-            raise AdapterError(f"the head has {rows:,} outputs; an adapter has 1 to {MAX_LABELS:,}.")
         if adapter.labels is not None and adapter.labels["num_labels"] != rows:
             raise AdapterError(f"the labels name {adapter.labels['num_labels']} outputs, but the head has {rows}.")
+        if not 0 < rows <= max(MAX_LABELS, base_labels["num_labels"]):
+            raise AdapterError(f"the head has {rows:,} outputs; an adapter has 1 to {MAX_LABELS:,}.")
         expected.update({name: (rows, *expected[name][1:]) for name in output})
     for name, shape in found.items():
         if shape != expected[name]:

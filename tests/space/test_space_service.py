@@ -338,7 +338,7 @@ def test_what_is_refused_leaves_no_trace(open_service: Service) -> None:
         open_service.add("user/absent")
     with pytest.raises(ValueError, match="no branch, tag or commit"):
         open_service.add("user/sst2", "a b")
-    with pytest.raises(ValueError, match="adapter_config"):
+    with pytest.raises(ValueError, match="whole model and no adapter"):
         open_service.add("user/sst2-full")
     assert open_service.members == ()
 
