@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import transformers as hf
-from models import tiny
+from models import FAMILIES, tiny
 from programs import Program
 from test_predictor import make_tokenizer, write_adapter
 
@@ -173,6 +173,8 @@ def test_what_was_cut_off_is_said(adapters: dict[str, str], capsys: Captured) ->
         (["--file", "-"], '{"text": "a film"}\n' + "[" * 200_000, "line 2 of stdin is nested too deeply"),
         (["--file", "-"], '{"text": "a", "id": ' + "1" * 5000 + "}", "line 1 of stdin is not JSON (Exceeds"),
         (["--max_length", "1", "--text", "a film"], "", "texts would be cut to 1 tokens"),
+        (["--file", "-"], '{"text": "a", "id": 1e999}', "line 1 of stdin is not JSON (1e999 is no number of JSON)"),
+        (["--file", "-"], '{"text": "a", "id": NaN}', "line 1 of stdin is not JSON (NaN is no number of JSON)"),
         (["--file", "-"], '{"sentence": "a"}', 'line 1 of stdin has no "text"'),
         (["--file", "-"], '{"text": ["a"]}', '"text" must be a string or a list of two strings'),
         (["--file", "-"], '{"text": ["a", ""]}', "line 1 of stdin has an empty text"),
@@ -195,6 +197,17 @@ def test_user_errors(
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert (captured.out, "Traceback" in captured.err) == ("", False)
+
+
+def test_a_file_is_kept_until_there_is_an_answer(adapters: dict[str, str], tmp_path: Path, capsys: Captured) -> None:
+    output = tmp_path / "answers.jsonl"
+    output.write_text("precious")
+    FAMILIES["gpt2"].classifier(FAMILIES["gpt2"].config()).save_pretrained(tmp_path / "other")
+    asked = ["predict", adapters["film"], "--text", "a film", "--output", str(output)]
+    assert main([*asked, "--base", str(tmp_path / "other")]) == 2
+    assert output.read_text() == "precious"
+    assert main(asked) == 0
+    assert json_lines(output.read_text())[0]["text"] == "a film"
 
 
 @pytest.mark.parametrize("flags", [["--file", "-"], ["--file", "rows.jsonl"], []])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from models import tiny_generator
 from programs import Program
 from reviews_run import BAD, GOOD, NOUNS, write_base
@@ -26,9 +27,12 @@ from spafit_hf.adapter.pair import load_seq2seq
 from spafit_hf.card import CardFacts
 from spafit_hf.card.usage import usages
 from spafit_hf.cli import main
+from spafit_hf.data import DataError
+from spafit_hf.data.tokens import tokenize_targets
 from spafit_hf.names import BASE_ID
-from spafit_hf.predictor.writer import load_writer
+from spafit_hf.predictor.writer import load_writer, write
 from spafit_hf.run import BaseArguments, DataArguments, load_data
+from spafit_hf.run.base import fit_tokenizer
 from spafit_hf.run.generation import text_losses
 from spafit_hf.run.train import _describe
 
@@ -257,6 +261,26 @@ def test_predict_writes(pair: Path, continued: Path, tmp_path: Path, capsys: pyt
     assert main([*asked, "--text", "a warm", "--generation_num_beams", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == together[:1]
     assert together[0].split("\t")[0]
+    for flag, count in (("batch_size", -1), ("generation_num_beams", 0), ("max_target_length", 0)):
+        assert (
+            main([*flags("predict", pair, output=tmp_path / "rows.jsonl", **{flag: count}), "--text", "a warm"]) == 2
+        )
+        assert f"{flag.removeprefix('generation_')} is {count}; it must be at least 1." in capsys.readouterr().err
+    assert (tmp_path / "rows.jsonl").read_text().count("text") == 2
+
+
+def test_what_a_base_has_no_positions_for(pair: Path, articles: Path, tmp_path: Path, capsys: Any) -> None:
+    asked = flags("evaluate", pair, task="summarization", validation_file=articles, max_length=1000)
+    assert main([*asked, "--max_target_length", "100"]) == 2
+    assert "positions, and 101 are to be written: write fewer." in capsys.readouterr().err
+    model, tokenizer = load_writer(None, str(pair))
+    with pytest.raises(ValueError, match="32 positions, and 32 are to be written"):
+        write(model, tokenizer, ["a warm film"], max_target_length=32)
+    tokenizer.model_max_length = 10**30
+    fit_tokenizer(model, tokenizer)
+    assert tokenizer.model_max_length == 32
+    with pytest.raises(DataError, match="max_target_length is 2, the tokenizer's 32; rows need 3 tokens or more"):
+        tokenize_targets(DatasetDict(), tokenizer, ["article"], max_target_length=2)
 
 
 @pytest.mark.parametrize("name", ["pair", "continued"])
@@ -310,6 +334,8 @@ def test_an_encoder_decoder_keeps_what_it_was_asked_to_generate(
     [
         ({"labels": "a,b"}, "--labels is for labelled rows of --dataset or --train_file, and not"),
         ({"train_file": "", "task": "causal-lm"}, "name one source of data: --dataset, or --train_file; found none"),
+        ({"max_target_length": -3}, "--max_target_length is -3; it must be 1 or more, or 0 for 64."),
+        ({"generation_num_beams": 0}, "--generation_num_beams is 0; it must be at least 1."),
         ({"task": "causal-lm", "label_column": "highlights"}, "--label_column is for labelled rows of"),
         ({"task": "causal-lm", "generation_num_beams": 2}, "--generation_num_beams is for --task summarization"),
         ({"task": "causal-lm", "max_target_length": 9}, "--max_target_length is for --task summarization"),

@@ -40,7 +40,7 @@ from spafit_hf.hub import hub_is_away
 from spafit_hf.names import CONFIG_FILE, published_base, resolve_base
 from spafit_hf.predictor.base import longest
 from spafit_hf.run import RunData
-from spafit_hf.run.base import pad_with_end
+from spafit_hf.run.base import fit_tokenizer
 from spafit_hf.tuner.plain import base_of, plain_view
 from spafit_hf.words import SpafitError, first_line
 
@@ -180,7 +180,7 @@ def load_reference(name: str, revision: str | None = None) -> Reference:
     if tokenizer is None:
         raise SpafitError(f"the base {name!r} comes without a tokenizer; give one that has one: --base FOLDER.")
     tokenizer.padding_side = "right"
-    pad_with_end(model, tokenizer)
+    fit_tokenizer(model, tokenizer)
     if head == "masked" and tokenizer.mask_token_id is None:
         raise SpafitError(f"the tokenizer of {name!r} has no mask token; set one in its tokenizer_config.json.")
     return Reference(name, source, revision, model, tokenizer, head)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     if not rows:
         raise ValueError("there are no texts; give --text, --file, or lines on stdin.")
     answers = _written(args, sources, rows) if _writes(args, sources) else _answers(args, sources, rows)
+    answers = chain([next(answers)], answers)  # with the first one all is loaded, and a file may be overwritten
     answered = truncated = 0
     with ExitStack() as stack:
         output = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
@@ -124,6 +127,8 @@ def _written(
     from spafit_hf.predictor.writer import load_writer, write
     from spafit_hf.run.progress import quiet
 
+    if args.batch_size < 1:
+        raise ValueError(f"--batch_size is {args.batch_size}; it must be at least 1.")
     ((name, source),) = sources.items()
     for row in rows:
         if not isinstance(row[TEXT], str):
@@ -222,7 +227,7 @@ def _read(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _row(line: str, where: str) -> dict[str, Any]:
     """What a JSON line holds, its text or pair checked."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_no_number, parse_float=_finite)
     except ValueError as error:  # also of an integer of thousands of digits, which has no msg
         reason = getattr(error, "msg", error)
         raise ValueError(f'{where} is not JSON ({reason}); expected is {{"text": "..."}}.') from error
@@ -242,6 +247,15 @@ def _row(line: str, where: str) -> dict[str, Any]:
     if taken:
         raise ValueError(f"{where} has {taken[0]!r}, which the answer would overwrite; rename it.")
     return {**row, TEXT: tuple(texts) if pair else row[TEXT]}
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    return number if math.isfinite(number) else _no_number(word)
 
 
 def _adapters(predictor: SpafitPredictor, row: dict[str, Any]) -> tuple[str, ...]:

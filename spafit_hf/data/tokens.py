@@ -61,12 +61,12 @@ def tokenize(
     return DatasetDict(tokenized)
 
 
-def _limit(max_length: int, tokenizer: PreTrainedTokenizerBase, needed: int) -> int:
+def _limit(wanted: int, tokenizer: PreTrainedTokenizerBase, needed: int, setting: str = "max_length") -> int:
     """Tokens that a row keeps."""
-    limit = min(max_length, tokenizer.model_max_length)
+    limit = min(wanted, tokenizer.model_max_length)
     if limit < needed:
         raise DataError(
-            f"max_length is {max_length}, the tokenizer's {tokenizer.model_max_length}; rows need {needed} tokens or "
+            f"{setting} is {wanted}, the tokenizer's {tokenizer.model_max_length}; rows need {needed} tokens or "
             "more. Raise the lower one."
         )
     return limit
@@ -101,17 +101,19 @@ def tokenize_targets(
 ) -> DatasetDict:
     """`tokenize`, and in place of `label`, the text to be written, its tokens as `labels`: at most
     `max_target_length`, special ones included; of how many the end was cut off is logged."""
+    limit = _limit(max_target_length, tokenizer, tokenizer.num_special_tokens_to_add() + 1, "max_target_length")
     tokenized = tokenize(splits, tokenizer, columns, max_length=max_length)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         whole = tokenizer(text_target=batch[LABEL], padding=False, verbose=False)["input_ids"]
-        kept = tokenizer(text_target=batch[LABEL], truncation=True, max_length=max_target_length, padding=False)
-        cut = [len(ids) > max_target_length for ids in whole]
+        kept = tokenizer(text_target=batch[LABEL], truncation=True, max_length=limit, padding=False)
+        cut = [len(ids) > limit for ids in whole]
         return {"labels": kept["input_ids"], "cut": cut}
 
     for name, split in tokenized.items():
         encoded = split.map(encode, batched=True, remove_columns=[LABEL], desc=f"Tokenizing {name}")
-        tokenized[name] = _warned(encoded, name, max_target_length, "texts to be written", "max_target_length")
+        named = ("texts to be written", "max_target_length")
+        tokenized[name] = _warned(encoded, name, limit, *named, most=tokenizer.model_max_length)
     return tokenized
 
 

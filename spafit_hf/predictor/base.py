@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from spafit_hf.adapter.tokenizer import base_tokenizer
 from spafit_hf.architecture.new import loading_quietly
+from spafit_hf.architecture.positions import positions_of
 from spafit_hf.hub import hub_is_away
 from spafit_hf.names import resolve_base
 from spafit_hf.tuner import task_type_of
@@ -93,14 +94,8 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: 
             f"its model_max_length is {most!r:.40}; it must be a number of at least 1: correct it in "
             "tokenizer_config.json."
         )
-    limits = [wanted or MAX_LENGTH, most]
-    positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
-    if isinstance(positions, int) and positions > 0:
-        limits.append(positions)
-    for name, module in model.named_modules():
-        # RoBERTa's first positions are for padding: its table is longer than the texts it reads.
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    positions = positions_of(model)
+    limits = [wanted or MAX_LENGTH, most, *([] if positions is None else [positions])]
     limit = int(min(limits))
     needed = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if limit < needed:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from spafit_hf.architecture.positions import positions_of
 from spafit_hf.predictor.base import longest
 from spafit_hf.predictor.text import check_texts, encode
 from spafit_hf.run.base import load_trained, task_type_in
@@ -58,13 +59,18 @@ def write(
     Raises:
         ValueError: for an empty text, and for a model too short for what is asked.
     """
+    for name, value in (("max_target_length", max_target_length), ("num_beams", num_beams)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
     plain: Any = base_of(model)
     follows = not plain.config.is_encoder_decoder
     most = max_target_length or MAX_TARGET_LENGTH
-    limit = longest(plain, tokenizer, max_length)
-    positions = getattr(plain.config, "max_position_embeddings", None) if follows else None
+    limit, positions = longest(plain, tokenizer, max_length), positions_of(plain)
     if positions is not None:
-        limit = min(limit, positions - most)
+        if max_target_length is None and not follows:
+            most = min(most, positions - 1)  # besides the token that a decoder begins with
+        if follows or most >= positions:
+            limit = min(limit, positions - most)
     if limit < 1:
         raise ValueError(f"the model has {positions} positions, and {most} are to be written: write fewer.")
     rows = encode(check_texts(texts), tokenizer, limit)

@@ -14,6 +14,7 @@ from spafit_hf.adapter import load_adapter
 from spafit_hf.adapter.load import local_folder
 from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of, tried_tokenizer
 from spafit_hf.adapter.verify import look_at
+from spafit_hf.architecture.positions import positions_of
 from spafit_hf.hub import hub_is_away
 from spafit_hf.names import CONFIG_FILE, DEFAULT_BASE, published_base, resolve_base, task_of_class
 from spafit_hf.trainer.arguments import option
@@ -66,12 +67,15 @@ def load_pretrained(
     if name != base.base:
         # Under this name anybody can load it, and plain PEFT too; the folder is one of this machine.
         model.config._name_or_path = model.name_or_path = published_base(base.base)
-    pad_with_end(model, tokenizer)
+    fit_tokenizer(model, tokenizer)
     return model, tokenizer
 
 
-def pad_with_end(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give both a token for padding where they have none, as most decoders: the end's."""
+def fit_tokenizer(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give both a token for padding where they have none, as most decoders: the end's; and the tokenizer the longest
+    text that the model has positions for, where it names none or a longer one."""
+    if (most := positions_of(model)) is not None and tokenizer.model_max_length > most:
+        tokenizer.model_max_length = most
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -110,7 +114,7 @@ def load_trained(base: str | None, folder: str, auto: Any) -> tuple[Any, PreTrai
             whole, its_own = auto.from_pretrained(folder), tried_tokenizer(folder)
         except Exception as error:  # as above
             raise ValueError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
-        pad_with_end(whole, its_own)
+        fit_tokenizer(whole, its_own)
         return whole, its_own
     place = local_folder(folder)
     model = load_adapter(resolve_base(base) if base else None, place)
@@ -121,5 +125,5 @@ def load_trained(base: str | None, folder: str, auto: Any) -> tuple[Any, PreTrai
         raise ValueError(f"neither {folder} nor its base comes with a tokenizer; give a base that has one.")
     if odd:
         logger.warning("The tokenizer of %s is not used, the base's is: %s.", folder, odd)
-    pad_with_end(plain, tokenizer)
+    fit_tokenizer(plain, tokenizer)
     return model, tokenizer

@@ -138,9 +138,10 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
         ValueError: when they name nothing, or two things, or what they name cannot be loaded, or say something that
             such data do not read.
     """
-    for name in ("max_train_rows", "max_validation_rows"):
-        if (rows := getattr(arguments, name)) < 0:
-            raise ValueError(f"--{name} is {rows}; it must be 1 or more, or 0 for all.")
+    for name in ("max_train_rows", "max_validation_rows", "max_target_length"):
+        if (count := getattr(arguments, name)) < 0:
+            open_ = MAX_TARGET_LENGTH if name == "max_target_length" else "all"
+            raise ValueError(f"--{name} is {count}; it must be 1 or more, or 0 for {open_}.")
     generation = arguments.task in GENERATION
     sources = {
         "--task": "" if generation else arguments.task,

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from spafit_hf.adapter.pair import load_seq2seq
+from spafit_hf.architecture.positions import positions_of
 from spafit_hf.data.perplexity import perplexity
 from spafit_hf.data.rouge import mean_rouge
 from spafit_hf.data.tokens import tokenize_targets, tokenize_texts
@@ -45,6 +46,9 @@ PADDED = -100
 
 def check_flags(data: RunData, args: TrainingArguments) -> None:
     """Raise ValueError for what says how to generate, where nothing is generated."""
+    beams = getattr(args, "generation_num_beams", None)
+    if beams is not None and beams < 1:
+        raise ValueError(f"--generation_num_beams is {beams}; it must be at least 1.")
     names = ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config")
     given = [name for name in names if getattr(args, name, None)]
     if given and data.task != "summarization":
@@ -90,7 +94,12 @@ def _summaries(
     plain: Any = base_of(model)
     settings = plain.generation_config
     # On the model, so that a folder of the whole model generates the same. One token is the decoder's first.
-    settings.max_length = args.generation_max_length or (data.max_target_length or MAX_TARGET_LENGTH) + 1
+    longest = args.generation_max_length or (data.max_target_length or MAX_TARGET_LENGTH) + 1
+    if (most := positions_of(plain)) is not None and longest > most:
+        if args.generation_max_length or data.max_target_length:
+            raise ValueError(f"the base has {most} positions, and {longest} are to be written: write fewer.")
+        longest = most
+    settings.max_length = longest
     settings.max_new_tokens, settings.do_sample = None, False
     if args.generation_num_beams is not None:
         settings.num_beams = args.generation_num_beams
