@@ -74,7 +74,8 @@ def load_pretrained(
 def fit_tokenizer(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give both a token for padding where they have none, as most decoders: the end's; and the tokenizer the longest
     text that the model has positions for, where it names none or a longer one."""
-    if (most := positions_of(model)) is not None and tokenizer.model_max_length > most:
+    known: Any = tokenizer.model_max_length  # from a file, and of any type
+    if (most := positions_of(model)) is not None and not (isinstance(known, int) and known <= most):
         tokenizer.model_max_length = most
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

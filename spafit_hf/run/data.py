@@ -140,8 +140,8 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
     """
     for name in ("max_train_rows", "max_validation_rows", "max_target_length"):
         if (count := getattr(arguments, name)) < 0:
-            open_ = MAX_TARGET_LENGTH if name == "max_target_length" else "all"
-            raise ValueError(f"--{name} is {count}; it must be 1 or more, or 0 for {open_}.")
+            default = MAX_TARGET_LENGTH if name == "max_target_length" else "all"
+            raise ValueError(f"--{name} is {count}; it must be 1 or more, or 0 for {default}.")
     generation = arguments.task in GENERATION
     sources = {
         "--task": "" if generation else arguments.task,
