@@ -601,6 +601,8 @@ def test_figures_of_a_prediction(caplog: pytest.LogCaptureFixture) -> None:
     assert figures["f1_macro"] == pytest.approx(2 / 3)
     values = compute_figures(default_figures(1))(EvalPrediction(np.array([[1.0], [3.0]]), np.array([1.0, 2.0])))
     assert values == {"pearson": pytest.approx(1.0), "spearmanr": pytest.approx(1.0), "mse": 0.5}
+    one_row = compute_figures(default_figures(1))(EvalPrediction(np.array([[1.0]]), np.array([2.0])))
+    assert jsonable(one_row) == {"pearson": None, "spearmanr": None, "mse": 1.0}
     with caplog.at_level("WARNING"):
         compute_figures(["accuracy"])(EvalPrediction(logits * np.nan, np.array([0, 1, 1])))
     assert "3 of 3 rows have predictions that are not finite" in caplog.text

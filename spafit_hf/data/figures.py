@@ -4,8 +4,8 @@
     logits [n, 1] --squeeze-> values [n] --> pearson, spearmanr, mse
 
 The definitions are those of scikit-learn and scipy. What is undefined stays so: the correlation of constant
-predictions is NaN, not 0 and not a number close to it (`jsonable` writes it as null). F1 without any positive and
-Matthews' coefficient of constant predictions are 0, which is how scikit-learn defines them.
+predictions, or of one row, is NaN, not 0 and not a number close to it (`jsonable` writes it as null). F1 without any
+positive and Matthews' coefficient of constant predictions are 0, which is how scikit-learn defines them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ def compute(names: Sequence[str], predictions: np.ndarray, references: np.ndarra
     from scipy import stats
     from sklearn import metrics
 
+    several = len(references) > 1  # of one row scipy raises
+
     definitions: dict[str, Callable[[], float]] = {
         "accuracy": lambda: metrics.accuracy_score(references, predictions),
         "f1": lambda: metrics.f1_score(references, predictions),  # of class 1 against class 0
         "f1_macro": lambda: metrics.f1_score(references, predictions, average="macro"),
         "matthews_correlation": lambda: metrics.matthews_corrcoef(references, predictions),
-        "pearson": lambda: stats.pearsonr(predictions, references)[0],
-        "spearmanr": lambda: stats.spearmanr(predictions, references)[0],
+        "pearson": lambda: stats.pearsonr(predictions, references)[0] if several else math.nan,
+        "spearmanr": lambda: stats.spearmanr(predictions, references)[0] if several else math.nan,
         "mse": lambda: np.mean((predictions - references) ** 2),
     }
     return {name: float(definitions[name]()) for name in names}
