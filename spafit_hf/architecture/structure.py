@@ -410,15 +410,15 @@ def _norm_roles(block: nn.Module, roles: Mapping[str, list[str]]) -> dict[str, l
         return {"attention_norm": [], "output_norm": [name for name in norms if name in loose or name in found]}
     if not feed_forward and not has_experts(block):
         return {"attention_norm": [name for name in norms if name in loose or name in found], "output_norm": []}
-    for name in loose:  # X-CLIP's message_ln, of its message_attn
-        word, more = re.fullmatch(r"((?:.*\.)?[^._]*)(_?).*", name).groups()  # type: ignore[union-attr]
-        if more and any(each.startswith(f"{word}_") for each in attention):
-            found[name] = "attention_norm"
-    loose = [name for name in loose if name not in found]
     sides: dict[str, list[str]] = {}  # how the names of norms begin that stand side by side -> how they end
     for name in loose:
         own = name.rpartition(".")[2]
-        sides.setdefault(name.removesuffix(own), []).append(own)
+        side = name.removesuffix(own)
+        word, more, _ = own.partition("_")
+        if more and any(each.startswith(f"{side}{word}_") for each in attention):
+            found[name] = "attention_norm"  # X-CLIP's message_ln, of its message_attn
+        else:
+            sides.setdefault(side, []).append(own)
     known = [name for name, role in found.items() if role == "attention_norm"]
     for side, own_names in sides.items():
         late = _of_feed_forward(own_names, any(name.startswith(side) for name in known))

@@ -106,8 +106,9 @@ def pull_adapter(
 
 
 def _copy(cached: Path, names: tuple[str, ...], target: Path) -> None:
-    """Files of the cache, which are links there, as a folder that appears whole or not at all; into one that is there
-    the weights come last."""
+    """Files of the cache, which are links there, as a folder that appears whole or not at all; in an empty one, which
+    may be "." or a link and stays what it is, the weights come last."""
+    there = target.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pulling-") as scratch:
@@ -115,11 +116,14 @@ def _copy(cached: Path, names: tuple[str, ...], target: Path) -> None:
             made.mkdir()
             for name in names:
                 shutil.copyfile(cached / name, made / name)
-            if not target.exists():
+            if there:
+                for name in sorted(names, key=WEIGHTS_FILE.__eq__):
+                    shutil.move(made / name, target / name)
+            else:
                 made.rename(target)
-            for file in sorted(made.iterdir(), key=lambda file: file.name == WEIGHTS_FILE) if made.exists() else ():
-                shutil.move(file, target / file.name)  # an empty folder, which may be "." or a link, stays what it is
     except OSError as error:
+        for name in names if there else ():
+            (target / name).unlink(missing_ok=True)
         raise HubError(f"{target} cannot be written: {error.strerror}. Nothing is left there; try again.") from error
 
 

@@ -28,7 +28,7 @@ from spafit_hf.architecture.structure import stays_frozen
 from spafit_hf.planner import text
 from spafit_hf.planner.cost import BATCH, SEQ, CostedPlan
 from spafit_hf.planner.facts import Group
-from spafit_hf.planner.notes import head_notes, notes
+from spafit_hf.planner.notes import head_notes, notes, untrained
 from spafit_hf.planner.obstacles import obstacles
 from spafit_hf.planner.source import ModelLike, build_model
 from spafit_hf.strategy import (
@@ -310,9 +310,10 @@ def _strata_plan(base: Plan, modules: dict[str, nn.Module]) -> Plan:
         _check_beside_experts(strategy, lora, without_bias)
     parts: dict[str, Any] = {"lora": lora, "biases": biases, "bottlenecks": bottlenecks, "experts": experts}
     result = replace(base, groups=tuple(groups), tensors=tensors, **parts)
-    why_not = tuple(obstacles(result, modules[""]))
+    idle = untrained(result, modules[""])
+    why_not = tuple(obstacles(result, modules[""], idle))
     said = tuple(f"no adapter can be made by this plan: {sentence}" for sentence in why_not)
-    return replace(result, notes=(*said, *notes(result, modules, passed_over)), obstacles=why_not)
+    return replace(result, notes=(*said, *notes(result, modules, passed_over, idle)), obstacles=why_not)
 
 
 def _check_beside_experts(strategy: Strategy, lora: dict[str, LoraSettings], without_bias: list[str]) -> None:

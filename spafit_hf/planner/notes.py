@@ -17,8 +17,11 @@ from spafit_hf.planner.text import some
 from spafit_hf.strategy import EVERY_ROLE, MIXER_ROLES, NORM_ROLES, ROLES
 
 
-def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[str]) -> tuple[str, ...]:
-    """The notes of a plan by strata; `passed_over` are the norms that were to get a delta and take none."""
+def notes(
+    result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[str], idle: list[str]
+) -> tuple[str, ...]:
+    """The notes of a plan by strata; `passed_over` are the norms that were to get a delta and take none, `idle` the
+    parameters that are `untrained`."""
     lines: list[str] = []
     for group in result.groups:
         if group.stratum is not None and not group.layers:
@@ -33,9 +36,9 @@ def notes(result: PlanFacts, modules: dict[str, nn.Module], passed_over: list[st
         if names:
             kinds = ", ".join(sorted({type(modules[name]).__name__ for name in names}))
             lines.append(f"{some(len(names), 'norm')} {what} ({kinds}): left alone.")
-    idle = dict.fromkeys(name.rpartition(".")[0] or name for name in untrained(result, modules[""]))
     if idle:
-        lines.append(f"not in the base's checkpoint, and frozen: {_places(idle)}; its values are those of one load.")
+        places = _places(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
+        lines.append(f"not in the base's checkpoint, and frozen: {places}; its values are those of one load.")
     past = [name for name in dict.fromkeys((*result.lora, *result.biases)) if _is_read_past(name, modules)]
     if past:
         lines.append(

@@ -11,14 +11,13 @@ from spafit_hf.architecture.labels import labels_of
 from spafit_hf.architecture.new import owners
 from spafit_hf.names import MAX_HEADS, MAX_LABEL, MAX_LABELS
 from spafit_hf.planner.facts import PlanFacts
-from spafit_hf.planner.notes import untrained
 from spafit_hf.words import listed
 
 
-def obstacles(result: PlanFacts, model: nn.Module) -> Iterator[str]:
+def obstacles(result: PlanFacts, model: nn.Module, idle: list[str]) -> Iterator[str]:
     """Sentences with what to do: label ids with gaps, two labels of one name, more or longer ones than a folder may
     name, a head of too many modules, with batch norms or tied weights, and a new parameter that can neither train with
-    a module of its own nor as a bias."""
+    a module of its own nor as a bias, out of those that are `idle`."""
     names: dict[str, str] = (labels_of(model) or {"id2label": {}})["id2label"]
     if list(names) != [str(index) for index in range(len(names))]:
         yield f"id2label has the ids {listed(names)}; they must be 0 to {len(names) - 1}: number them so."
@@ -49,9 +48,8 @@ def obstacles(result: PlanFacts, model: nn.Module) -> Iterator[str]:
                 'folder holds it. Take strategy="full", or a class whose head has none.'
             )
             break
-    new = untrained(result, model)
-    idle = tuple(f"{module}." for module in owners(model, tuple(new)))
-    loose = [name for name in new if not name.startswith(idle)]
+    whole = tuple(f"{module}." for module in owners(model, tuple(idle)))
+    loose = [name for name in idle if not name.startswith(whole)]
     if loose:
         yield (
             f"{loose[0]} is new with the task and would neither train nor be saved: PEFT stores whole modules, and it "

@@ -136,7 +136,7 @@ class StrataTrainer(Trainer):
                 if optimizers[0] is not None:
                     _check_holds_trainable(optimizers[0], model)
             super().__init__(model=model, args=args, optimizers=optimizers, **others)
-            if self._smooths():
+            if self.label_smoother and not self._scripts_loss:
                 refuse_smoothing(self.model)
             self._undo.pop_all()
         self._undo = None
@@ -209,10 +209,10 @@ class StrataTrainer(Trainer):
     first_token_refused = property(attrgetter("_first_token.refused"))
     """Why the last layer is computed whole, though narrowing it was wanted."""
 
-    def _smooths(self) -> bool:
-        """Whether the loss is Trainer's own with smoothed labels: a script's own comes before it."""
-        own = self.compute_loss_func or type(self).compute_loss is not Trainer.compute_loss
-        return self.label_smoother is not None and not own
+    @property
+    def _scripts_loss(self) -> bool:
+        """Whether the loss is a script's own, which comes before Trainer's with smoothed labels."""
+        return bool(self.compute_loss_func) or type(self).compute_loss is not Trainer.compute_loss
 
     def _trains_adapter(self) -> bool:
         return has_adapter(self.model) if self.model is not None else not self.strategy.full
@@ -321,12 +321,12 @@ class StrataTrainer(Trainer):
         the batch all the same: accumulating k batches, or training on k processes, then multiplied the gradients by k
         (https://github.com/huggingface/transformers/issues/47688).
         """
-        if self._smooths():
+        own = self._scripts_loss  # it knows what it takes
+        if self.label_smoother and not own:
             refuse_smoothing(self.model, inputs.get("labels"))
         several = self.args.gradient_accumulation_steps * self.args.world_size * max(self.args.n_gpu, 1) > 1
-        # A script's own loss knows what it takes.
-        own = self.compute_loss_func or self.label_smoother or type(self).compute_loss is not Trainer.compute_loss
-        if several and num_items_in_batch is not None and not own and not self._loss_was_probed:
+        asks = not (own or self.label_smoother or self._loss_was_probed)
+        if several and num_items_in_batch is not None and asks:
             found = self._loss_takes_items(model, inputs, num_items_in_batch)
             if found is not None:
                 self.model_accepts_loss_kwargs, self._loss_was_probed = found, True
