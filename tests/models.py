@@ -135,6 +135,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+#: One family of each build: dense layers, Conv1D, without biases, encoder-decoders, local attention, images.
+BUILDS = ["bert", "gpt2", "llama", "t5", "bart", "modernbert", "vit"]
+
+
 @dataclass(frozen=True)
 class Composed:
     """A model of several towers, or one with names of its own."""

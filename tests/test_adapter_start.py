@@ -32,8 +32,10 @@ def state(model: PeftModel) -> dict[str, torch.Tensor]:
     return {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("form", ["peft", "native"])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "vit"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [*((name, "peft") for name in FAMILIES if name != "vit"), *((name, "native") for name in ("bert", "llama", "t5"))],
+)
 def test_the_encoder_is_the_source_and_the_head_is_not(name: str, form: str, tmp_path: Path) -> None:
     folder = source(tmp_path / "a", name, form=form)
     model = get_spafit_model(tiny(name, 2), BOTH).eval()

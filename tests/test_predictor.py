@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import shutil
@@ -17,7 +18,7 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from models import EOS, FAMILIES, PAD, VOCAB, Family, assert_equal, stir, tensors, tiny
+from models import BUILDS, EOS, FAMILIES, PAD, VOCAB, Family, assert_equal, stir, tensors, tiny
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
@@ -81,11 +82,11 @@ def write_adapter(
     return folder
 
 
-def write_all(folder: Path, family: str = "bert") -> dict[str, Path]:
+def write_all(folder: Path, family: str = "bert", names: Sequence[str] = tuple(ADAPTERS)) -> dict[str, Path]:
     """The adapters of `ADAPTERS`, as folders."""
     return {
-        name: write_adapter(folder / name, *facts, family=family, seed=seed)
-        for seed, (name, facts) in enumerate(ADAPTERS.items())
+        name: write_adapter(folder / name, *ADAPTERS[name], family=family, seed=seed)
+        for seed, name in enumerate(names)
     }
 
 
@@ -97,6 +98,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def served(folders: dict[str, Path]) -> SpafitPredictor:
     """A predictor with all of them."""
+    return serve(tiny("bert"), folders)
+
+
+@pytest.fixture(scope="module")
+def untouched(folders: dict[str, Path]) -> SpafitPredictor:
+    """One that no test may change."""
     return serve(tiny("bert"), folders)
 
 
@@ -113,9 +120,10 @@ class Alone:
     def __init__(self, family: str, folders: dict[str, Path], tokenizer: Any = None) -> None:
         self.tokenizer = tokenizer or make_tokenizer()
         self.models = {name: load_adapter(tiny(family), folder) for name, folder in folders.items()}
+        self.numbers = functools.cache(self._numbers)
 
     @torch.no_grad()
-    def numbers(self, text: Any, name: str) -> torch.Tensor:
+    def _numbers(self, text: Any, name: str) -> torch.Tensor:
         batch = self.tokenizer(*([text] if isinstance(text, str) else text), return_tensors="pt")
         if self.models[name].config.model_type not in ("bert", "electra"):
             batch.pop("token_type_ids", None)
@@ -151,11 +159,9 @@ def assert_as_alone(served: SpafitPredictor, alone: Alone, texts: list[Any]) -> 
 # ---- equal to each alone ----
 
 
-@pytest.mark.parametrize(
-    "family", ["bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "opt", "llama", "qwen2", "bart", "t5"]
-)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "vit"])
 def test_mixed_batches_answer_as_each_adapter_alone(family: str, tmp_path: Path) -> None:
-    folders = write_all(tmp_path, family)
+    folders = write_all(tmp_path, family, *([] if family in BUILDS else [("spafit", "bitfit", "head")]))
     base = tiny(family)
     before = tensors(base)
     served = serve(base, folders, batch_size=8)
@@ -250,7 +256,7 @@ def test_a_decoder_without_a_pad_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
 def test_a_wrapper_of_torch_is_taken_off(wrap: Any, folders: dict[str, Path]) -> None:
     base = tiny("bert")
-    assert serve(wrap(base), folders).model is base
+    assert serve(wrap(base), {"spafit": folders["spafit"]}).model is base
 
 
 def test_a_base_in_half_precision(folders: dict[str, Path]) -> None:
@@ -277,11 +283,14 @@ def test_plain_peft_adapters_are_served_too(tmp_path: Path) -> None:
     assert served.facts("plain").texts is None
 
 
-@pytest.mark.parametrize("settings", [{"r": 3}, {"r": 2, "use_dora": True}], ids=["lora", "dora"])
-@pytest.mark.parametrize("family", ["bert", "gpt2", "opt", "bart"])
+@pytest.mark.parametrize(
+    ("family", "dora"),
+    [("bert", False), ("bert", True), ("gpt2", False), ("gpt2", True), ("opt", False), ("bart", True)],
+)
 def test_adapters_of_one_shape_are_patched_together(
-    family: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, dora: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = {"r": 2, "use_dora": True} if dora else {"r": 3}
     torch.manual_seed(1)  # LoRA A: with some values of it fp32 itself is off by 1e-5, in PEFT too
     names = ("one", "two", "three")
     folders = {
@@ -494,9 +503,9 @@ def test_a_tokenizer_in_python_tells_what_it_cut(folders: dict[str, Path], tmp_p
         (["a"], None, "name an adapter: there are spafit, lora"),
     ],
 )
-def test_user_errors(served: SpafitPredictor, texts: Any, adapter: Any, message: str) -> None:
+def test_user_errors(untouched: SpafitPredictor, texts: Any, adapter: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        served.predict(texts, adapter)
+        untouched.predict(texts, adapter)
 
 
 def test_a_text_without_a_known_token_is_an_error(folders: dict[str, Path]) -> None:
@@ -517,8 +526,8 @@ def test_a_tokenizer_of_another_base_is_found_out(folders: dict[str, Path]) -> N
         served.predict(["a film word49"])
 
 
-def test_no_texts_no_answers(served: SpafitPredictor) -> None:
-    assert served.predict([], "spafit") == []
+def test_no_texts_no_answers(untouched: SpafitPredictor) -> None:
+    assert untouched.predict([], "spafit") == []
 
 
 def test_predict_all_checks_its_text_and_names(served: SpafitPredictor) -> None:
@@ -658,17 +667,16 @@ def test_tokenizers(folders: dict[str, Path], tmp_path: Path) -> None:
     ],
 )
 def test_tokenizer_files_that_are_not_as_they_should_be(
-    served: SpafitPredictor, folders: dict[str, Path], tmp_path: Path, changed: Any, message: str
+    untouched: SpafitPredictor, folders: dict[str, Path], tmp_path: Path, changed: Any, message: str
 ) -> None:
     folder = shutil.copytree(folders["spafit"], tmp_path / "odd")
     make_tokenizer().save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     text = changed if isinstance(changed, str) else json.dumps(json.loads(file.read_text()) | changed)
     file.write_text(text, encoding="utf-8")
-    names = served.names
     with pytest.raises(AdapterError, match=message):
-        served.add(folder, "odd")
-    assert served.names == names
+        untouched.add(folder, "odd")
+    assert untouched.names == tuple(folders)
 
 
 def test_an_error_without_words_is_named() -> None:
@@ -865,7 +873,7 @@ def test_adding_and_removing_while_serving(folders: dict[str, Path], limit: int 
         return turns
 
     def ask(number: int) -> None:
-        for turn in range(12):
+        for turn in range(6):
             text = TEXTS[(number + turn) % len(TEXTS)]
             answers = served.predict_all(text)
             assert {"spafit", "bitfit"} <= set(answers)
