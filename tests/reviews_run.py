@@ -16,7 +16,10 @@ GOOD, BAD, NOUNS = ("warm", "witty", "bright"), ("dull", "cold", "flat"), ("film
 
 
 def write_base(folder: Path, **config: Any) -> Path:
-    """A tiny BERT with a tokenizer of a few words."""
+    """A tiny BERT with a tokenizer of a few words.
+
+    Its dropout is small: it learns in a few steps, and figures that were taken with dropout would still be others.
+    """
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *GOOD, *BAD, *NOUNS]
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -26,12 +29,13 @@ def write_base(folder: Path, **config: Any) -> Path:
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    tiny("bert", pad_token_id=0, **config).base_model.save_pretrained(folder)
+    dropout = {"hidden_dropout_prob": 0.01, "attention_probs_dropout_prob": 0.01}
+    tiny("bert", pad_token_id=0, **(dropout | config)).base_model.save_pretrained(folder)
     return folder
 
 
 def write_reviews(path: Path) -> Path:
-    """A CSV file of 144 sentences."""
+    """A CSV file of 216 sentences."""
     rows = [
         (f"a {first} {noun} a {second} {other}", "good" if first in GOOD else "bad")
         for words in (GOOD, BAD)
@@ -56,9 +60,9 @@ def train_flags(base: Path, reviews: Path, output: Path, **more: object) -> list
         "strategy": "spafit-4-9-II",
         "lora_r": 4,
         "lora_alpha": 8,
-        "learning_rate": 0.005,
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 8,
+        "learning_rate": 0.02,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 3,
         "disable_tqdm": True,
         **more,
     }

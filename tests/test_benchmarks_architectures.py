@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 
 import pytest
 
-from benchmarks.architectures import check, classes, fill, read, table, verdict
+from benchmarks.architectures import build, check, classes, fill, read, table, verdict
 
 #: Of the thirty types that are used most on the Hub the class that each is fine-tuned as: what becomes of it, and why.
 MOST_USED = {
@@ -53,6 +55,13 @@ OTHER_KINDS = {
     "FNetForSequenceClassification": ("partly", "bitfit works; spafit-4-9-II puts LoRA on query, key, value, "),
     "SqueezeBertForMaskedLM": ("refused", "model type 'squeezebert': LoRA and biases train on nn.Linear and on "),
 }
+
+
+@pytest.fixture(autouse=True)
+def _built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of a model, where a check builds it four times."""
+    built = functools.cache(build)
+    monkeypatch.setattr("benchmarks.architectures.build", lambda *given: copy.deepcopy(built(*given)))
 
 
 @pytest.mark.parametrize("name", MOST_USED | OTHER_KINDS)

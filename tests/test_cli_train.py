@@ -35,7 +35,7 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert results["metrics"]["validation"]["accuracy"] > 0.8
     assert results["trained_parameters"] < results["total_parameters"]
     assert results["file_bytes"] == (trained / "adapter_model.safetensors").stat().st_size
-    assert results["arguments"]["learning_rate"] == 0.005
+    assert results["arguments"]["learning_rate"] == 0.02
     assert "output_dir" not in results["arguments"]
     assert {"adapter_config.json", "spafit_config.json", "tokenizer.json"} <= {file.name for file in trained.iterdir()}
     assert {"README.md", "spafit_results.json"} <= {file.name for file in trained.iterdir()}
@@ -290,7 +290,7 @@ def test_pairs_in_both_orders(base_folder: Path, tmp_path: Path, capsys: pytest.
     assert facts["train_rows"] == results["train_rows"]
     # Of the held-out rows two are train rows the other way round.
     assert facts["turned_rows"] == results["train_rows"] - 2
-    assert steps == -(-(facts["train_rows"] + facts["turned_rows"]) // 4)
+    assert steps == -(-(facts["train_rows"] + facts["turned_rows"]) // 8)
     assert "--both_orders" in (tmp_path / "out" / "README.md").read_text()
     assert "which another split has the other way round, and which stay as they are: 2." in capsys.readouterr().out
 
@@ -372,5 +372,5 @@ def test_two_processes_train_together_and_one_of_them_prints(base_folder: Path, 
     for text in ("to measure on; base", "Label 'verdict'", "scaled from 24", "epoch 1: ", "epoch 2: ", "written to"):
         assert printed.count(text) == 1
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["history"][-1]["step"] == 2 * -(-results["train_rows"] // (2 * 4))
+    assert results["history"][-1]["step"] == 2 * -(-results["train_rows"] // (2 * 8))
     assert results["arguments"]["use_cpu"] is True
