@@ -48,8 +48,8 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
 
 @pytest.mark.parametrize("keep_best", [True, False])
 def test_no_evaluation_is_made_twice(keep_best: bool, base_folder: Path, reviews: Path, tmp_path: Path) -> None:
-    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=3, load_best_model_at_end=keep_best)
-    assert main(flags) == 0
+    more = {"max_train_rows": 16, "num_train_epochs": 3, "load_best_model_at_end": keep_best}
+    assert main(train_flags(base_folder, reviews, tmp_path / "out", **more)) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     measured = [entry for entry in results["history"] if "eval_loss" in entry]
     assert [entry["epoch"] for entry in measured] == [1, 2, 3]
@@ -163,7 +163,7 @@ def test_a_base_with_a_head_of_another_size(base_folder: Path, reviews: Path, tm
     base = tmp_path / "base"
     shutil.copytree(base_folder, base)
     tiny("bert", 3, pad_token_id=0).save_pretrained(base)
-    assert main(train_flags(base, reviews, tmp_path / "out", num_train_epochs=1)) == 0
+    assert main(train_flags(base, reviews, tmp_path / "out", max_train_rows=16, num_train_epochs=1)) == 0
     stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert stored["base_model.model.classifier.weight"].shape[0] == 2
 
@@ -171,7 +171,7 @@ def test_a_base_with_a_head_of_another_size(base_folder: Path, reviews: Path, tm
 def test_full_fine_tuning_runs_through_the_same_command(
     base_folder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = train_flags(base_folder, reviews, tmp_path / "full", strategy="full", num_train_epochs=1)
+    flags = train_flags(base_folder, reviews, tmp_path / "full", strategy="full", max_train_rows=16, num_train_epochs=1)
     assert main(flags) == 0
     assert (tmp_path / "full" / "model.safetensors").exists()
     columns = ["--text_columns", "review", "--label_column", "verdict"]
@@ -184,7 +184,7 @@ def test_full_fine_tuning_runs_through_the_same_command(
 
 def test_a_file_sets_flags_and_flags_override_it(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=1)[1:]
+    flags = train_flags(base_folder, reviews, tmp_path / "out", max_train_rows=16, num_train_epochs=1)[1:]
     values = dict(zip((flag.removeprefix("--") for flag in flags[::2]), map(yaml.safe_load, flags[1::2]), strict=True))
     recipe.write_text(yaml.safe_dump(values))
     assert main(["train", str(recipe), "--strategy", "bitfit"]) == 0
@@ -342,7 +342,8 @@ def test_what_it_prints(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=2, disable_tqdm=False)
+    more = {"max_train_rows": 16, "num_train_epochs": 2, "disable_tqdm": False}
+    flags = train_flags(base_folder, reviews, tmp_path / "out", **more)
     assert main(flags) == 0
     out, err = capsys.readouterr()
     opening, table, results, *rest = out.split("\n\n")
@@ -364,7 +365,7 @@ def test_what_it_prints(
 
 @pytest.mark.slow
 def test_two_processes_train_together_and_one_of_them_prints(base_folder: Path, reviews: Path, tmp_path: Path) -> None:
-    flags = train_flags(base_folder, reviews, tmp_path / "out", num_train_epochs=2, use_cpu=True)
+    flags = train_flags(base_folder, reviews, tmp_path / "out", max_train_rows=40, num_train_epochs=2, use_cpu=True)
     log = tmp_path / "log"
     both = ranks(2, ["-m", "spafit_hf.cli", *flags], tmp_path, os.environ, log)
     assert [program.wait() for program in both] == [0, 0], log.read_text()

@@ -18,7 +18,8 @@ pytest.importorskip("playwright", reason="the tests in a browser need playwright
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-VIEWS = [("desktop", 1280, 860), ("phone", 390, 844)]
+VIEWS = [("desktop", 1280, 860, "light"), ("phone", 390, 844, "dark")]
+"""Nothing on the page depends on the size and the colors together."""
 WORDS = ".sf-hero p, .sf-chip span, .sf-about p, .sf-cannot, .sf-hint, .sf-strata p, .sf-what, .sf-cell:not(.sf-none)"
 """Text of which some stands on a color."""
 LOWEST_CONTRAST = """(words) => {
@@ -56,9 +57,7 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture(
-    params=[(*view, scheme) for view in VIEWS for scheme in ("light", "dark")], ids=lambda p: f"{p[0]}-{p[3]}"
-)
+@pytest.fixture(params=VIEWS, ids=lambda view: f"{view[0]}-{view[3]}")
 def page(request: pytest.FixtureRequest, browser: Browser, launched: Launched) -> Iterator[Page]:
     name, width, height, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -99,14 +98,29 @@ def test_every_tab_as_a_person_uses_it(page: Page) -> None:
     for tab in ("One task", "Every task", "Compare", "Results"):
         expect(page.get_by_role("tab", name=tab, exact=True)).to_be_visible()
 
-    # One task: an example answers at once, then a text of one's own, then a task on pairs.
+    # A mistake is a sentence.
+    page.locator("#one-ask").click()
+    toast = page.locator(".toast-body")
+    expect(toast).to_contain_text("There is no text yet")
+    assert "Traceback" not in page.content()
+    _look(page, "0-mistake")
+    toast.locator(".toast-close").click()
+
+    # One task: an example answers at once, where one looks; then a text of one's own, then a task on pairs.
     page.locator("#one-examples button").first.click()
     answer = page.locator("#one-answer")
+    expect(answer.locator(".sf-verdict")).to_be_in_viewport()
     expect(answer.locator(".sf-bar")).to_have_count(2)
     expect(answer.locator(".sf-facts")).to_contain_text("adapter")
     expect(page.locator("#one-strata .sf-cell.sf-lora").first).to_be_visible()
     expect(page.locator("#one-pair textarea")).to_be_hidden()
     _look(page, "1-sentiment")
+    page.get_by_label("Grammar", exact=True).check()
+    expect(answer.locator(".sf-hint")).to_be_visible()
+    page.locator("#one-text textarea").focus()
+    page.keyboard.type("Bold, bright and far too short.")
+    page.keyboard.press("Shift+Enter")  # as with the keyboard alone
+    expect(answer.locator(".sf-verdict")).to_be_visible()
     page.get_by_label("Inference", exact=True).check()
     expect(page.get_by_label("Premise")).to_have_value("")
     page.get_by_label("Premise").fill("Every seat on the boat is taken.")
@@ -152,25 +166,6 @@ def _choose(page: Page, dropdown: str, words: str) -> None:
     page.get_by_role("option").filter(has_text=words).first.click()
 
 
-@pytest.mark.parametrize("page", [("desktop", 1280, 860, "light")], indirect=True, ids=["desktop"])
-def test_a_mistake_is_a_sentence_on_the_page(page: Page) -> None:
-    expect.set_options(timeout=PATIENCE)
-    page.locator("#one-ask").click()
-    toast = page.locator(".toast-body")
-    expect(toast).to_contain_text("There is no text yet")
-    assert "Traceback" not in page.content()
-    _look(page, "5-mistake")
-
-
-@pytest.mark.parametrize("page", [("desktop", 1280, 860, "light")], indirect=True, ids=["desktop"])
-def test_with_the_keyboard_alone(page: Page) -> None:
-    expect.set_options(timeout=PATIENCE)
-    page.locator("#one-text textarea").focus()
-    page.keyboard.type("Bold, bright and far too short.")
-    page.keyboard.press("Shift+Enter")
-    expect(page.locator("#one-answer .sf-verdict")).to_be_visible()
-
-
 def test_a_page_without_adapters_says_so_and_takes_one(browser: Browser, launched_open: Launched) -> None:
     expect.set_options(timeout=PATIENCE)
     page = browser.new_page(viewport={"width": 390, "height": 844})
@@ -186,10 +181,3 @@ def test_a_page_without_adapters_says_so_and_takes_one(browser: Browser, launche
     expect(page.locator("#add-done")).to_contain_text("user/stsb is here")
     _look(page, "7-added")
     page.close()
-
-
-@pytest.mark.parametrize("page", [("phone", 390, 844, "light")], indirect=True, ids=["phone"])
-def test_the_answer_comes_into_view_on_a_phone(page: Page) -> None:
-    expect.set_options(timeout=PATIENCE)
-    page.locator("#one-examples button").first.click()
-    expect(page.locator("#one-answer .sf-verdict")).to_be_in_viewport()
