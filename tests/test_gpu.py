@@ -19,7 +19,7 @@ from peft import PeftModel
 from programs import python
 from scripts import tiny
 from scripts.runs import ROWS, losses, spafit_trainer
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, DataCollatorWithPadding
 
 from spafit_hf import SpafitTrainer, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.predictor import SpafitPredictor
@@ -33,8 +33,13 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def base() -> BertForSequenceClassification:
+    """A layer for each stratum. Its first loss would set `problem_type`, and it would be compiled again for that."""
+    return tiny.bert(layers=3, dropout=0.0, problem_type="single_label_classification")
+
+
 def trained(folder: Path, device: str, **fields: Any) -> SpafitTrainer:
-    trainer = spafit_trainer(folder, use_cpu=device == "cpu", num_train_epochs=EPOCHS, seed=3, **fields)
+    trainer = spafit_trainer(folder, base(), use_cpu=device == "cpu", num_train_epochs=EPOCHS, seed=3, **fields)
     trainer.train()
     assert {parameter.device.type for parameter in trainer.model.parameters()} == {device}
     return trainer
@@ -74,11 +79,11 @@ def test_a_run_is_that_of_a_cpu_and_its_adapter_opens_there(
     assert losses(trainer) == pytest.approx(plain_losses, abs=tolerance)
     trainer.save_model()
     expected = logits(trainer.model)
-    opened = load_adapter(tiny.bert(dropout=0.0), tmp_path)
-    plain = PeftModel.from_pretrained(tiny.bert(dropout=0.0), str(tmp_path))
+    opened = load_adapter(base(), tmp_path)
+    plain = PeftModel.from_pretrained(base(), str(tmp_path))
     for model in (opened, plain):
         assert torch.allclose(logits(model), expected, atol=tolerance / 10)
-    assert not tiny.differences(tiny.state(trainer.model.unload().cpu()), tiny.state(tiny.bert(dropout=0.0)))
+    assert not tiny.differences(tiny.state(trainer.model.unload().cpu()), tiny.state(base()))
 
 
 @pytest.mark.parametrize("drop", [False, True])
