@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import python
 from transformers import BertConfig, GPT2Config
 
 from benchmarks.steps import BenchResult, BenchSettings, adapters, measure
@@ -168,7 +169,8 @@ def test_command(
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_a_process(base: str) -> None:
+def test_memory_is_that_of_a_process(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(python(tmp_path)))
     shape = {"batch": 2, "batches": 1, "max_tokens": 8, "lora_r": 2}
     found = peak_memory("spafit-8-16-II cached + first token, bf16", BenchSettings(base, TWO, **shape))
     assert found is not None
