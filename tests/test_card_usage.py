@@ -42,8 +42,9 @@ def publish(ours: HubClient, folder: Path, repo: str, token: str, **facts: objec
     return ours(source, folder=folder, repo=repo, token=token, facts=facts)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task(quiet: HubServer, ours: HubClient, stock: HubClient, tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize("task", ["sst2", "mrpc", "mnli", "stsb"])
+def test_a_task_of_each_kind(quiet: HubServer, ours: HubClient, stock: HubClient, tmp_path: Path, task: str) -> None:
+    # One text or two, of two labels or three, or a number; test_model_cards.py does the same for all nine tasks.
     found = TASKS[task]
     card = publish(
         ours,
