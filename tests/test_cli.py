@@ -109,7 +109,7 @@ UNREAD = {
 def test_a_damaged_folder_is_one_sentence(
     command: str, damage: str, trained: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path(shutil.copytree(trained, tmp_path / "hurt"))
+    folder = Path(shutil.copytree(trained, tmp_path / "hurt", ignore=shutil.ignore_patterns("checkpoint-*")))
     DAMAGES[damage](folder)
     more = {
         "evaluate": ["--validation_file", str(reviews), "--text_columns", "review", "--label_column", "verdict"],
