@@ -171,7 +171,9 @@ def test_a_base_with_a_head_of_another_size(base_folder: Path, reviews: Path, tm
 def test_full_fine_tuning_runs_through_the_same_command(
     base_folder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = train_flags(base_folder, reviews, tmp_path / "full", strategy="full", max_train_rows=16, num_train_epochs=1)
+    flags = train_flags(
+        base_folder, reviews, tmp_path / "full", strategy="full", max_train_rows=16, num_train_epochs=1
+    )
     assert main(flags) == 0
     assert (tmp_path / "full" / "model.safetensors").exists()
     columns = ["--text_columns", "review", "--label_column", "verdict"]

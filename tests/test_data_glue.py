@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from transformers import (
     BertForSequenceClassification,
     DataCollatorWithPadding,
     EvalPrediction,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
 )
@@ -34,6 +37,20 @@ from spafit_hf.names import embedded_base
 from spafit_hf.pypi import EmbeddedError
 
 CLASSES = [name for name, task in TASKS.items() if not task.regression]
+
+
+@pytest.fixture(scope="module")
+def real(glue_dir: Path) -> Callable[[str], datasets.DatasetDict]:
+    """The real rows of a task, read once."""
+    return functools.cache(lambda name: load_task(name, glue_dir))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(embedded_base())
+    except EmbeddedError as error:
+        pytest.skip(str(error))
 
 
 def folder_of(path: Path, task: str, rows: dict, *splits: str, **features: object) -> Path:
@@ -106,27 +123,26 @@ def test_task_data_needs_neither_torch_nor_evaluate() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_real_rows_load(glue_dir: Path, name: str) -> None:
+def test_real_rows_load(real: Callable[[str], datasets.DatasetDict], name: str) -> None:
     task = TASKS[name]
-    splits = load_task(name, glue_dir)
+    splits = real(name)
     assert list(splits) == ["train", task.validation[0]]
     for split in splits.values():
+        labels = split["label"][:]
         assert set(split.column_names) == {*task.columns, "label", "idx"}
         if task.regression:
             assert split.features["label"] == datasets.Value("float32")
-            assert 0 <= min(split["label"]) <= max(split["label"]) <= 5
+            assert 0 <= min(labels) <= max(labels) <= 5
         else:
             assert split.features["label"].names == list(task.labels)
-            assert set(split["label"]) == set(range(task.num_labels))
+            assert set(labels) == set(range(task.num_labels))
     if name != "qqp":  # carved from the official train split there
         assert splits[task.validation[0]].num_rows == task.rows[task.validation[0]]
 
 
-def test_real_class_balance(glue_dir: Path) -> None:
-    mnli = load_task("mnli", glue_dir)
-    assert np.bincount(mnli["validation_matched"]["label"]).tolist() == [3479, 3123, 3213]
-    rte = load_task("rte", glue_dir)
-    assert np.bincount(rte["validation"]["label"]).tolist() == [146, 131]
+def test_real_class_balance(real: Callable[[str], datasets.DatasetDict]) -> None:
+    assert np.bincount(real("mnli")["validation_matched"]["label"][:]).tolist() == [3479, 3123, 3213]
+    assert np.bincount(real("rte")["validation"]["label"][:]).tolist() == [146, 131]
 
 
 def test_names_of_files_in_the_hub_repository(tmp_path: Path) -> None:
@@ -291,13 +307,11 @@ def test_the_hubs_metric_where_it_answers(monkeypatch: pytest.MonkeyPatch, caplo
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_real_rows_become_tokens(glue_dir: Path, name: str) -> None:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(embedded_base())
-    except EmbeddedError as error:
-        pytest.skip(str(error))
+def test_real_rows_become_tokens(
+    real: Callable[[str], datasets.DatasetDict], tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
     task = TASKS[name]
-    split = load_task(name, glue_dir)[task.validation[0]].select(range(64))
+    split = real(name)[task.validation[0]].select(range(64))
     tokens = tokenize(datasets.DatasetDict({"validation": split}), tokenizer, task.columns)["validation"]
     assert tokens["length"][:] == list(map(len, tokens["input_ids"]))
     assert len(set(tokens["length"])) > 1  # unpadded, although this tokenizer.json asks for padding
@@ -310,14 +324,11 @@ def test_real_rows_become_tokens(glue_dir: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rte", "stsb"])
-def test_trainer_takes_rows_and_metric(glue_dir: Path, tmp_path: Path, name: str) -> None:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(embedded_base())
-    except EmbeddedError as error:
-        pytest.skip(str(error))
+def test_trainer_takes_rows_and_metric(
+    real: Callable[[str], datasets.DatasetDict], tokenizer: PreTrainedTokenizerBase, tmp_path: Path, name: str
+) -> None:
     task = TASKS[name]
-    splits = load_task(name, glue_dir)
-    small = datasets.DatasetDict({key: split.select(range(16)) for key, split in splits.items()})
+    small = datasets.DatasetDict({key: split.select(range(16)) for key, split in real(name).items()})
     tokens = tokenize(small, tokenizer, task.columns, max_length=32)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=16, num_labels=task.num_labels, problem_type=task.problem_type)  # fmt: skip
