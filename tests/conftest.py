@@ -11,8 +11,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# No test speaks TLS. Every client of httpx would read all certificates of certifi, for 20 ms; a folder is not read.
-os.environ.setdefault("SSL_CERT_DIR", os.path.dirname(__file__))
 
 import pytest
 import torch
