@@ -7,11 +7,11 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from programs import Program
 from reproduce_run import kept, small_work
 
 from spafit_hf.reproduce import claim, results
-from spafit_hf.reproduce.backends import Attempt, Local, Processes
+from spafit_hf.reproduce.backends import Attempt, Local
 from spafit_hf.reproduce.cell import Job
 from spafit_hf.reproduce.claim import Claims
 from spafit_hf.reproduce.results import Results
@@ -37,11 +37,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
+def four_cells(base: Path, glue: Path, output: Path, **more: Any) -> Work:
+    return small_work(base, glue, output, **{"seeds": (0,), "num_train_epochs": 1.0, "max_train_rows": 16, **more})
+
+
 @pytest.fixture(scope="module")
 def whole(base_folder: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small grid that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("grid") / "whole"
-    assert run_grid(small_work(base_folder, glue, folder), Local()) == {"done": 8}
+    assert run_grid(four_cells(base_folder, glue, folder), Local()) == {"done": 4}
     return folder
 
 
@@ -53,7 +57,7 @@ def test_ten_kills_at_random_moments_lose_and_double_nothing(base_folder: Path, 
     found = json.loads(log.read_text().splitlines()[-1])
     assert found["lost"] == 0
     assert found["equal"]
-    assert found["lines"] == 8
+    assert found["lines"] == 6
     assert found["counts"] == sorted(found["counts"])
     assert found["files"] == ["result.json", "rows.safetensors"]
     assert ".part" not in found["states"]
@@ -73,75 +77,85 @@ class Stopping(Local):
 
 
 def test_a_stopped_grid_goes_on(whole: Path, base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    work = small_work(base_folder, glue, tmp_path)
+    work = four_cells(base_folder, glue, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run_grid(work, Stopping(3, KeyboardInterrupt()))
-    assert len(kept(tmp_path)) == 3
-    assert len(list((tmp_path / "cells").iterdir())) == 3  # of the fourth nothing is left
+        run_grid(work, Stopping(2, KeyboardInterrupt()))
+    assert len(kept(tmp_path)) == 2
+    assert len(list((tmp_path / "cells").iterdir())) == 2  # of the third nothing is left
     with pytest.raises(
-        OSError, match=r"stopped: the cable; 5 of 8 cells are done and stay\. The same command goes on"
+        OSError, match=r"stopped: the cable; 3 of 4 cells are done and stay\. The same command goes on"
     ):
-        run_grid(work, Stopping(2, OSError("the cable")))
-    assert run_grid(work, Local()) == {"done": 8}
+        run_grid(work, Stopping(1, OSError("the cable")))
+    assert run_grid(work, Local()) == {"done": 4}
     assert kept(tmp_path) == kept(whole)
 
 
 def test_a_full_disk_fails_no_cell(
     whole: Path, base_folder: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = small_work(base_folder, glue, tmp_path)
+    work = four_cells(base_folder, glue, tmp_path)
     sync, written = os.fsync, []
 
     def full(descriptor: int) -> None:
         written.append(descriptor)
-        if len(written) > 30:
+        if len(written) > 14:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
     with monkeypatch.context() as patched:
         patched.setattr(results.os, "fsync", full)
-        with pytest.raises(OSError, match=r"no space is left for .*; [1-7] of 8 cells are done and stay"):
+        with pytest.raises(OSError, match=r"no space is left for .*; [1-3] of 4 cells are done and stay"):
             run_grid(work, Local())
     states = {json.loads(path.read_text())["status"] for path in tmp_path.glob("cells/*/result.json")}
     assert states == {"done"}
     assert {path.name for path in tmp_path.glob("cells/*/*")} <= {"result.json", "rows.safetensors"}
-    assert run_grid(work, Local()) == {"done": 8}
+    assert run_grid(work, Local()) == {"done": 4}
     assert kept(tmp_path) == kept(whole)
 
 
-@pytest.mark.slow
-def test_a_killed_worker_is_replaced(whole: Path, base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    backend = Processes(2)
-
-    def kill() -> list[int]:
-        while not list(tmp_path.glob("cells/*/result.json")):
-            time.sleep(0.02)
-        workers = [pid for pool in backend._pools for pid in pool._processes]
-        os.kill(workers[0], signal.SIGKILL)
-        return workers
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(kill)
-        work = small_work(base_folder, glue, tmp_path, tasks=("cola",))
-        assert run_grid(work, backend) == {"done": 4}
-        assert not any(map(psutil.pid_exists, future.result()))
-    assert kept(tmp_path) == [line for line in kept(whole) if line["task"] == "cola"]
+GRIDS = """
+import sys
+from pathlib import Path
+from spafit_hf.cli import main
+from spafit_hf.reproduce.backends import Processes
+from spafit_hf.reproduce.run import run_grid
+from test_reproduce_run import four_cells
+base, glue, output, *flags = sys.argv[1:]
+run_grid(four_cells(base, glue, Path(output)), Processes(2))
+main(flags)
+"""
 
 
 @pytest.mark.slow
-def test_workers_end_with_the_process_that_started_them(base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    flags = {"base": base_folder, "data_dir": glue, "output": tmp_path, "tasks": "cola", "methods": "full",
+def test_a_killed_worker_is_replaced_and_none_outlives_its_grid(
+    whole: Path, base_folder: Path, glue: Path, tmp_path: Path
+) -> None:
+    """Of two grids in one process, which imports for its workers once, the first ends and the second is killed."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    flags = {"base": base_folder, "data_dir": glue, "output": second, "tasks": "cola", "methods": "full",
              "learning_rates": "1e-3", "num_train_epochs": 500, "backend": "processes", "workers": 1}  # fmt: skip
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    program = Program(["-m", "spafit_hf.cli", "reproduce", *words], env=environment())
-    while not list(tmp_path.glob("cells/*/claim")):
-        assert not program.ended
-        time.sleep(0.1)
-    # The worker comes after what it is forked from.
-    while len(below := psutil.Process(program.process.pid).children(recursive=True)) < 2 and not program.ended:
-        time.sleep(0.1)
+    program = Program(["-c", GRIDS, base_folder, glue, first, "reproduce", *words], env=environment())
+
+    def workers() -> list[psutil.Process]:
+        """Children of the child that has imported what they need."""
+        return [worker for server in psutil.Process(program.process.pid).children() for worker in server.children()]
+
+    def wait_for(condition: Callable[[], Any]) -> None:
+        while not condition():
+            assert not program.ended
+            time.sleep(0.02)
+
+    wait_for(lambda: list(first.glob("cells/*/result.json")))
+    found = workers()
+    found[0].kill()
+    wait_for(lambda: list(second.glob("cells/*/claim")))
+    assert kept(first) == kept(whole)
+    assert not any(worker.is_running() for worker in found)
+    wait_for(workers)
+    found = workers()
     program.kill()
-    assert not psutil.wait_procs(below, timeout=60)[1]
+    assert not psutil.wait_procs(found, timeout=60)[1]
 
 
 # ---- claims ---------------------------------------------------------------------------------------------------------
@@ -211,16 +225,16 @@ def test_another_grid_may_only_add_cells(whole: Path, base_folder: Path, glue: P
     shutil.copytree(whole, folder)
 
     def work(**more: Any) -> Work:
-        return small_work(base_folder, glue, folder, **more)
+        return four_cells(base_folder, glue, folder, **more)
 
-    with pytest.raises(ValueError, match=r"holds a grid with another num_train_epochs, 2\.0 for 3\.0"):
+    with pytest.raises(ValueError, match=r"holds a grid with another num_train_epochs, 1\.0 for 3\.0"):
         run_grid(work(num_train_epochs=3.0), Local())
     with pytest.raises(
-        ValueError, match=r"holds a grid with 4 cells that this one is without, such as cola .* seed 1"
+        ValueError, match=r"holds a grid with 2 cells that this one is without, such as stsb .* seed 0"
     ):
-        run_grid(work(seeds=(0,)), Local())
+        run_grid(work(tasks=("cola",)), Local())
     before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")}
-    assert run_grid(work(methods=("spafit-4-9-II", "full", "bitfit"), tasks=("cola", "stsb")), Local()) == {"done": 12}
+    assert run_grid(work(methods=("spafit-4-9-II", "full", "bitfit")), Local()) == {"done": 6}
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")}.items()
 
 
