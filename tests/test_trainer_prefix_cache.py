@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -32,15 +31,39 @@ from transformers import (
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments
 from spafit_hf.shortcuts import store as store_module
 
+EPOCHS = 2
+
 
 def run(folder: Path, cache: Path | str, model: nn.Module | None = None, **given: Any) -> SpafitTrainer:
     fields = {
-        "num_train_epochs": 3,
+        "num_train_epochs": EPOCHS,
         "prefix_cache": str(cache),
         "prefix_cache_dtype": "float32",
         "first_token_only": "off",  # its probe reads rows as well, and they are counted here
     }
     return spafit_trainer(folder, model, **{**fields, **given})
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of a run without a cache."""
+    live = run(tmp_path_factory.mktemp("live"), "off")
+    live.train()
+    return losses(live)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that a first run has written."""
+    folder = tmp_path_factory.mktemp("first")
+    run(folder, folder / "cache").train()
+    return folder / "cache"
+
+
+@pytest.fixture
+def cache(first: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(first, tmp_path / "cache")
 
 
 def use(trained: SpafitTrainer) -> tuple[int, int, int]:
@@ -55,51 +78,48 @@ def test_losses_are_those_without_a_cache(tmp_path: Path) -> None:
     live.train()
     found.train()
     assert losses(found) == pytest.approx(losses(live), abs=1e-6)
-    assert use(found) == (3 * ROWS, ROWS, ROWS)
+    assert use(found) == (EPOCHS * ROWS, ROWS, ROWS)
     assert live.prefix_cache is None
     # everything is as it was
     assert not [name for name, module in found.model.named_modules() if "forward" in vars(module) and name]
     assert found.evaluate()["eval_loss"] == pytest.approx(live.evaluate()["eval_loss"], abs=1e-6)
 
 
-def test_other_seeds_rates_and_strategies_read_what_is_there(tmp_path: Path) -> None:
-    run(tmp_path, tmp_path / "cache").train()
-    other = run(tmp_path, tmp_path / "cache", seed=7, data_seed=3, learning_rate=1e-3, strategy="spafit-8-12-I")
+def test_other_seeds_rates_and_strategies_read_what_is_there(cache: Path, tmp_path: Path) -> None:
+    other = run(tmp_path, cache, seed=7, data_seed=3, learning_rate=1e-3, strategy="spafit-8-12-I")
     with torch.no_grad():
         other.model.get_base_model().bert.pooler.dense.weight.mul_(2)  # runs after the border, and may be new
     other.train()
-    assert use(other) == (3 * ROWS, 0, 0)
-    deeper = run(tmp_path, tmp_path / "cache", strategy="spafit-4-9-II")
+    assert use(other) == (EPOCHS * ROWS, 0, 0)
+    deeper = run(tmp_path, cache, strategy="spafit-4-9-II")
     deeper.train()
-    assert use(deeper) == (3 * ROWS, ROWS, ROWS)
+    assert use(deeper) == (EPOCHS * ROWS, ROWS, ROWS)
 
 
-def test_one_changed_row_is_computed_and_no_other(tmp_path: Path) -> None:
-    run(tmp_path, tmp_path / "cache").train()
+def test_one_changed_row_is_computed_and_no_other(cache: Path, tmp_path: Path) -> None:
     rows = tiny.dataset(ROWS).to_list()
     rows[5]["input_ids"][2] += 1
     rows[6]["label"] = 1 - rows[6]["label"]  # no state depends on it
     data = type(tiny.dataset(1)).from_list(rows)
-    found, live = run(tmp_path, tmp_path / "cache", data=data), run(tmp_path, "off", data=data)
+    found, live = run(tmp_path, cache, data=data), run(tmp_path, "off", data=data)
     found.train()
     live.train()
-    assert use(found) == (3 * ROWS, 1, 1)
+    assert use(found) == (EPOCHS * ROWS, 1, 1)
     assert losses(found) == pytest.approx(losses(live), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bert.encoder.layer.1.output.dense.weight", "bert.embeddings.LayerNorm.bias"])
-def test_one_changed_weight_is_another_cache(tmp_path: Path, name: str) -> None:
-    run(tmp_path, tmp_path / "cache").train()
+def test_one_changed_weight_is_another_cache(cache: Path, tmp_path: Path, name: str) -> None:
 
     def changed() -> nn.Module:
         model = tiny.bert(dropout=0.0)
         model.get_parameter(name).data.view(-1)[3] += 0.5
         return model
 
-    found, live = run(tmp_path, tmp_path / "cache", changed()), run(tmp_path, "off", changed())
+    found, live = run(tmp_path, cache, changed()), run(tmp_path, "off", changed())
     found.train()
     live.train()
-    assert use(found) == (3 * ROWS, ROWS, ROWS)
+    assert use(found) == (EPOCHS * ROWS, ROWS, ROWS)
     assert losses(found) == pytest.approx(losses(live), abs=1e-6)
 
 
@@ -129,10 +149,10 @@ def test_a_weight_changed_in_between_is_seen(tmp_path: Path, caplog: pytest.LogC
 def test_evaluations_read_too(tmp_path: Path) -> None:
     found = run(tmp_path, tmp_path / "cache", eval_strategy="epoch")
     found.train()
-    assert use(found) == (3 * ROWS + 2 * 12, ROWS + 12, ROWS + 12)
+    assert use(found) == (EPOCHS * ROWS + (EPOCHS - 1) * 12, ROWS + 12, ROWS + 12)
     found.evaluate()
     assert found.prefix_cache is not None
-    assert found.prefix_cache.use.read == 3 * ROWS + 3 * 12
+    assert found.prefix_cache.use.read == EPOCHS * (ROWS + 12)
 
 
 def test_one_epoch_is_not_built_ahead(tmp_path: Path) -> None:
@@ -155,22 +175,19 @@ def test_dropout_is_off_in_the_frozen_part_alone(tmp_path: Path) -> None:
     assert seen == {"bert.embeddings.dropout": False, "bert.encoder.layer.5.output.dropout": True}
 
 
-def test_a_small_budget_holds_a_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    live, found = run(tmp_path, "off"), run(tmp_path, tmp_path / "cache", prefix_cache_max_bytes=8_000)
-    live.train()
+def test_a_small_budget_holds_a_part(without: list[float], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = run(tmp_path, tmp_path / "cache", prefix_cache_max_bytes=8_000)
     found.train()
-    assert losses(found) == pytest.approx(losses(live), abs=1e-6)
+    assert losses(found) == pytest.approx(without, abs=1e-6)
     read, computed, stored = use(found)
     assert 0 < stored < ROWS
-    assert read == 3 * stored
+    assert read == EPOCHS * stored
     assert computed > ROWS
     assert "the budget of 8,000 bytes is used up" in caplog.text
     assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.*") if file.is_file()) <= 8_000
 
 
-def test_weights_leave_memory_and_come_back(tmp_path: Path) -> None:
-    live = run(tmp_path, "off")
-    live.train()
+def test_weights_leave_memory_and_come_back(without: list[float], tmp_path: Path) -> None:
     found = run(tmp_path, tmp_path / "cache", prefix_cache_drop_weights=True, eval_strategy="epoch")
     before = tiny.state(found.model.get_base_model())
     weight = found.model.get_base_model().bert.encoder.layer[0].output.dense.weight
@@ -181,7 +198,7 @@ def test_weights_leave_memory_and_come_back(tmp_path: Path) -> None:
     )
     found.train()
     assert moved[-1]
-    assert losses(found) == pytest.approx(losses(live), abs=1e-6)
+    assert losses(found) == pytest.approx(without, abs=1e-6)
     after = tiny.state(found.model.get_base_model())
     frozen = [name for name in before if ".lora_" not in name and "modules_to_save" not in name]
     assert [name for name in frozen if not torch.equal(before[name], after[name])] == []
@@ -204,11 +221,10 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk(small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    live, found = run(tmp_path, "off"), run(tmp_path, small_disk, prefix_cache_drop_weights=True)
-    live.train()
+def test_a_full_disk(without: list[float], small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = run(tmp_path, small_disk, prefix_cache_drop_weights=True)
     found.train()
-    assert losses(found) == pytest.approx(losses(live), abs=1e-6)
+    assert losses(found) == pytest.approx(without, abs=1e-6)
     assert "No space left on device" in caplog.text
     assert "frozen weights stay in memory" in caplog.text
     assert use(found)[1] > ROWS
@@ -218,15 +234,14 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, caplog: pytest.LogCa
     (tmp_path / "file").write_text("")
     found = run(tmp_path, tmp_path / "file")
     found.train()
-    assert len(losses(found)) == 9
+    assert len(losses(found)) == 3 * EPOCHS
     assert "cannot be written to" in caplog.text
     assert "cannot be written to" in found.prefix_cache_refused
     assert found.prefix_cache is None
 
 
-def test_the_folder_is_removed_while_training(tmp_path: Path) -> None:
-    live, found = run(tmp_path, "off"), run(tmp_path, tmp_path / "cache", num_train_epochs=3)
-    live.train()
+def test_the_folder_is_removed_while_training(without: list[float], tmp_path: Path) -> None:
+    found = run(tmp_path, tmp_path / "cache")
     build = found._prefix.build
 
     def build_and_remove() -> None:
@@ -235,7 +250,7 @@ def test_the_folder_is_removed_while_training(tmp_path: Path) -> None:
 
     found._prefix.build = build_and_remove  # type: ignore[method-assign]
     found.train()
-    assert losses(found) == pytest.approx(losses(live), abs=1e-6)
+    assert losses(found) == pytest.approx(without, abs=1e-6)
 
 
 CHILD = """
@@ -267,8 +282,11 @@ def slow(seconds: float) -> None:
     SpafitTrainer.training_step = slow_step  # type: ignore[method-assign]
 
 
+SAVING = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2}
+
+
 def killed_when(ready: Callable[[], bool], folder: Path, cache: Path) -> None:
-    work = f"slow(0.2)\nrun(Path({str(folder)!r}), {str(cache)!r}, save_strategy='steps', save_steps=2).train()"
+    work = f"slow(0.2)\nrun(Path({str(folder)!r}), {str(cache)!r}, **{SAVING}).train()"
     program = Program(["-c", CHILD.format(work=work)], env=environment())
     until = time.monotonic() + 60
     while not ready() and not program.ended and time.monotonic() < until:
@@ -281,7 +299,7 @@ def killed_when(ready: Callable[[], bool], folder: Path, cache: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_in_the_build_and_in_an_epoch(tmp_path: Path) -> None:
-    live = run(tmp_path / "live", "off")
+    live = run(tmp_path / "live", "off", num_train_epochs=3)
     live.train()
     cache, out = tmp_path / "cache", tmp_path / "out"
 
@@ -291,7 +309,7 @@ def test_killed_in_the_build_and_in_an_epoch(tmp_path: Path) -> None:
     killed_when(lambda: stored() > 0, out, cache)
     assert not list(out.glob("checkpoint-*"))  # it was the build
     killed_when(lambda: len(list(out.glob("checkpoint-*/trainer_state.json"))) >= 2, out, cache)
-    found = run(out, cache, save_strategy="steps", save_steps=2)
+    found = run(out, cache, **SAVING)
     found.train(resume_from_checkpoint=True)
     assert use(found)[1:] == (0, 0)  # nothing was lost
     assert losses(found) == pytest.approx(losses(live), abs=1e-6)
@@ -307,18 +325,16 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_ranks_build_and_read_together(tmp_path: Path) -> None:
-    live = run(tmp_path, "off")
-    live.train()
+def test_two_ranks_build_and_read_together(without: list[float], tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     work = CHILD.format(work=RANK.format(out=str(tmp_path), cache=cache))
     both = ranks(2, ["-c", work], tmp_path, environment(), tmp_path / "log")
     assert [program.wait() for program in both] == [0, 0], (tmp_path / "log").read_text()
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert found[0][0] == pytest.approx(losses(live), abs=1e-6)
+    assert found[0][0] == pytest.approx(without, abs=1e-6)
     for _, counted in found:  # each computed its half, and read what the other one wrote
         # (and read the first batch twice more: the trainer asks the model whether its loss takes the number of items)
-        assert counted == [3 * ROWS // 2 + 2 * 4, ROWS // 2, ROWS // 2]
+        assert counted == [EPOCHS * ROWS // 2 + 2 * 4, ROWS // 2, ROWS // 2]
 
 
 # -- rows without a mask --
@@ -339,7 +355,7 @@ def test_images_are_read_from_the_cache(tmp_path: Path) -> None:
     live.train()
     found.train()
     assert losses(found) == pytest.approx(losses(live), abs=1e-6)
-    assert use(found) == (3 * ROWS, ROWS, ROWS)
+    assert use(found) == (EPOCHS * ROWS, ROWS, ROWS)
 
 
 def test_images_that_are_drawn_anew_are_not_kept(tmp_path: Path) -> None:
@@ -447,7 +463,7 @@ def test_a_collator_that_takes_one_length_alone(tmp_path: Path) -> None:
     given = {"data": data, "collator": default_data_collator, "train_sampling_strategy": "sequential"}
     found = run(tmp_path, tmp_path / "cache", **given)
     found.train()
-    assert len(losses(found)) == 9
+    assert len(losses(found)) == 3 * EPOCHS
     assert "makes no batch of short and long examples" in found.prefix_cache_refused
 
 
@@ -487,7 +503,7 @@ def test_a_copy_made_while_training_has_weights_of_its_own(tmp_path: Path) -> No
     now = found.model.eval()(**batch).logits
     assert torch.equal(last, now)
     assert not torch.allclose(first, now, atol=1e-3)
-    assert use(found) == (3 * ROWS, ROWS, ROWS)
+    assert use(found) == (EPOCHS * ROWS, ROWS, ROWS)
     assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False).eval()(**batch).logits, now)
 
 
@@ -510,7 +526,7 @@ def test_autocast_that_was_put_on_meanwhile_stays(tmp_path: Path) -> None:
     assert cached == pytest.approx([cached[0]] * 2, abs=1e-9)
     assert abs(cached[1] - exact[1]) > 1e-6
     found.train()
-    assert len(losses(found)) == 9
+    assert len(losses(found)) == 3 * EPOCHS
 
 
 def test_a_model_that_was_cast_or_unfrozen_in_between(tmp_path: Path) -> None:
@@ -556,11 +572,9 @@ def test_the_cache_is_off_by_default(tmp_path: Path) -> None:
     assert SpafitTrainingArguments(str(tmp_path)).prefix_cache == "off"
 
 
-def test_bf16_has_entries_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "spafit_hf")
-    run(tmp_path, tmp_path / "cache").train()
-    mixed, live = run(tmp_path, tmp_path / "cache", bf16=True), run(tmp_path, "off", bf16=True)
+def test_bf16_has_entries_of_its_own(cache: Path, tmp_path: Path) -> None:
+    mixed, live = run(tmp_path, cache, bf16=True), run(tmp_path, "off", bf16=True)
     mixed.train()
     live.train()
-    assert use(mixed) == (3 * ROWS, ROWS, ROWS)
+    assert use(mixed) == (EPOCHS * ROWS, ROWS, ROWS)
     assert losses(mixed) == pytest.approx(losses(live), abs=2e-2)
