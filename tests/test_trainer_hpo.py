@@ -45,7 +45,7 @@ def searcher(folder: Path, model_init: Any = None, **fields: Any) -> tuple[Spafi
         train_dataset=tiny.dataset(16),
         eval_dataset=tiny.dataset(8, seed=1),
         processing_class=tiny.tokenizer(),
-        model_init=model_init or (lambda: tiny.bert(seed=torch.initial_seed())),
+        model_init=model_init or (lambda: tiny.bert(layers=4, seed=torch.initial_seed())),
         callbacks=[watch],
     )
     return run, watch
@@ -77,8 +77,8 @@ def search(run: SpafitTrainer, choices: Choices, trials: int = 5, **kwargs: Any)
 @pytest.mark.parametrize("arity", [0, 1])
 def test_every_trial_trains_its_own_values(arity: int, tmp_path: Path) -> None:
     given: list[Any] = []
-    no_argument = lambda: tiny.bert()  # noqa: E731  # Trainer asks for the number of arguments
-    one_argument = lambda trial: given.append(trial) or tiny.bert()  # noqa: E731
+    no_argument = lambda: tiny.bert(layers=4)  # noqa: E731  # Trainer asks for the number of arguments
+    one_argument = lambda trial: given.append(trial) or tiny.bert(layers=4)  # noqa: E731
     run, watch = searcher(tmp_path, one_argument if arity else no_argument)
     assert isinstance(run.model, PeftModel)
     choices: Choices = {
@@ -146,7 +146,7 @@ def test_values_are_cast_and_checked(tmp_path: Path) -> None:
 
 def test_a_full_trial_learns_at_one_rate(tmp_path: Path) -> None:
     def init() -> Any:
-        model = tiny.bert()
+        model = tiny.bert(layers=4)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith(".bias"):
@@ -160,7 +160,7 @@ def test_a_full_trial_learns_at_one_rate(tmp_path: Path) -> None:
 
 
 def test_a_model_init_may_wrap_the_model_itself(tmp_path: Path) -> None:
-    run, watch = searcher(tmp_path, lambda trial: get_spafit_model(tiny.bert(), "lora-I"))
+    run, watch = searcher(tmp_path, lambda trial: get_spafit_model(tiny.bert(layers=4), "lora-I"))
     run.train()
     assert watch.seen[0]["strategy"] == "lora-I"
 
