@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 LAUNCHERS = ("--use_fsdp", "--fsdp_version")  # options of accelerate's launcher, not of the script
-STEPS = 10  # of 8 in an epoch: the second epoch has begun, in another order
-SAVED = 4
+STEPS = 5  # of 4 in an epoch: the second epoch has begun, in another order
+SAVED = 2
 TOLERANCE = 1e-6  # of a weight after STEPS steps of Adam, which turns the last bit of a small gradient into more
 
 
@@ -110,9 +110,9 @@ def gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> floa
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     folder = tmp_path_factory.mktemp("work")
-    tiny.bert(dropout=0.0).save_pretrained(folder / "model")
+    tiny.bert(layers=4, dropout=0.0).save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
-    for seed, (split, count) in enumerate({"train": 64, "validation": 16, "test": 10}.items()):
+    for seed, (split, count) in enumerate({"train": 32, "validation": 16, "test": 10}.items()):
         lines = [json.dumps(row) + "\n" for row in tiny.sentences(count, seed)]
         (folder / f"{split}.json").write_text("".join(lines))
     return Work(folder)
