@@ -29,7 +29,7 @@ def outcome(work: Work, task: str, method: str, rate: float = 5e-3, **more: Any)
 
 
 def test_rows_give_the_figures_of_every_cell(base_folder: Path, glue: Path, tmp_path: Path) -> None:
-    rates: dict[str, Any] = {"search_rates": {"spafit": (1e-3, 5e-3)}, "learning_rates": {"full": (1e-3,)}}
+    rates: dict[str, Any] = {"search_rates": {"full": (1e-3, 5e-3)}, "learning_rates": {"spafit": (5e-3,)}}
     level = logging.getLogger("spafit_hf").level
     assert run_grid(small_work(base_folder, glue, tmp_path, seeds=(0,), **rates), Local()) == {"done": 8}
     assert logging.getLogger("spafit_hf").level == level
@@ -120,7 +120,7 @@ def test_what_a_library_says_of_a_full_disk_is_no_failure(
 
 def test_hidden_states_are_shared_and_whole(base_folder: Path, glue: Path, tmp_path: Path) -> None:
     methods = ("spafit-8-16-II", "spafit-8-12-I", "linear-probe", "full", "spafit-8-16-II-uncached")
-    work = small_work(base_folder, glue, tmp_path, methods=methods)
+    work = small_work(base_folder, glue, tmp_path, methods=methods, num_train_epochs=1.0)
     first = outcome(work, "cola", "spafit-8-16-II").result
     (states,) = (path for path in (tmp_path / STATES).iterdir() if path.is_dir())
     before = {path: path.stat().st_mtime_ns for path in states.rglob("*.states")}

@@ -117,9 +117,9 @@ def test_the_controls(tmp_path: Path) -> None:
     assert stratum.scaling == 2
     assert methods.strategy("series-adapter", 0).strata[0].bottleneck is not None
     assert Grid(methods=("parallel-adapter",), search_rates={"parallel-adapter": (1e-4,)}).methods
-    cuts = [methods.strategy("random-cut", seed) for seed in range(30)]
-    assert cuts == [methods.strategy("random-cut", seed) for seed in range(30)]
-    assert len({cut.name for cut in cuts}) > 20
+    cuts = [methods.strategy("random-cut", seed) for seed in range(10)]
+    assert cuts == [methods.strategy("random-cut", seed) for seed in range(10)]
+    assert len({cut.name for cut in cuts}) > 7
     for cut in cuts:
         assert [len(stratum.lora) for stratum in cut.strata] == [0, 0, 4]
         assert all(layers for _, layers in cut.resolve(24))
