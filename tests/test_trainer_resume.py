@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import multiprocessing
 import os
@@ -27,7 +26,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum
 from spafit_hf.trainer.checkpoints import checkpoints_of, damage_of, resumable
 
-rows = functools.cache(tiny.dataset)
 FORK = multiprocessing.get_context("fork")  # a real process to kill, without importing torch again
 
 
@@ -39,8 +37,8 @@ def build(folder: Path, **fields: Any) -> SpafitTrainer:
     return SpafitTrainer(
         tiny.bert(layers=4),
         args,
-        train_dataset=rows(30),
-        eval_dataset=rows(8, seed=1),
+        train_dataset=tiny.dataset(30),
+        eval_dataset=tiny.dataset(8, seed=1),
         processing_class=tiny.tokenizer(),
     )
 
@@ -118,9 +116,9 @@ def kill_and_resume(folder: Path, step: int, **fields: Any) -> SpafitTrainer:
     return resume(folder, get_last_checkpoint(str(folder)), **fields)
 
 
-def noisy(found: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def noisy(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """A collator that draws from every generator, as one that masks words does."""
-    batch = dict(tiny.tokenizer().pad(found, return_tensors="pt"))
+    batch = dict(tiny.tokenizer().pad(rows, return_tensors="pt"))
     drawn = torch.rand(batch["input_ids"].shape) < 0.2 + 0.1 * random.random() + 0.1 * np.random.rand()
     batch["input_ids"] = batch["input_ids"].masked_fill(drawn & (batch["attention_mask"] == 1), 5)
     return {"labels": torch.as_tensor(batch.pop("label")), **batch}
@@ -144,12 +142,12 @@ def test_what_batches_draw_at_random_is_drawn_again(accumulated: int, saved: int
 
 
 def test_a_full_checkpoint_of_a_model_with_other_names_on_the_hub(tmp_path: Path) -> None:
-    images = [{"pixel_values": torch.randn(3, 8, 8), "labels": index % 2} for index in range(16)]
+    rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": index % 2} for index in range(16)]
     fields = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_steps": 1, "max_steps": 2}
 
     def run(checkpoint: str | None) -> SpafitTrainer:
         args = SpafitTrainingArguments(str(tmp_path), strategy="full", learning_rate=1e-2, **fields)
-        made = SpafitTrainer(tiny_model("vit"), args, train_dataset=images)
+        made = SpafitTrainer(tiny_model("vit"), args, train_dataset=rows)
         made.train(resume_from_checkpoint=checkpoint)
         return made
 

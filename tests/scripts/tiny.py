@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -51,6 +52,7 @@ def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+@functools.cache
 def dataset(count: int, seed: int = 0, label: Any = None) -> Dataset:
     """`sentences`, tokenized, unpadded: input_ids, attention_mask, label. `label` maps a row to another label."""
     encode = tokenizer()
