@@ -386,6 +386,17 @@ def test_convbert_reads_padding(tmp_path: Path) -> None:
     assert "depend on padding" in refusal(model, tmp_path)
 
 
+def test_a_loss_that_reads_padding(tmp_path: Path) -> None:
+    """A question's answer is one of all tokens of the batch, so that what padding says has a part in the loss."""
+    config = tiny("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).config
+    model = wrapped(hf.BertForQuestionAnswering(config))
+    batch = batches()[0]
+    names = ("start_positions", "end_positions")
+    batch |= dict.fromkeys(names, batch.pop("labels"))
+    with pytest.raises(NotCacheable, match=r"\(loss\) differ by .* depend on padding"):
+        PrefixCache(model, CacheSettings(tmp_path, dtype="float32"), ignored=names).prepare(batch)
+
+
 def test_albert_and_layerdrop(tmp_path: Path) -> None:
     albert = hf.AlbertForSequenceClassification(
         hf.AlbertConfig(

@@ -112,7 +112,9 @@ class PrefixCache:
         Raises:
             NotCacheable: when the states cannot come from a cache.
         """
-        inputs = {name: value for name, value in inputs.items() if name not in self.ignored or name == "labels"}
+        # With labels, since a loss may read padding (question answering's does); a script's own loss may take others.
+        takes = (*self._names, "labels")
+        inputs = {name: value for name, value in inputs.items() if name not in self.ignored or name in takes}
         rows = self.rows(inputs)
         if rows is None:
             raise NotCacheable("the batch has no rows of tokens with an attention mask of two dimensions.")

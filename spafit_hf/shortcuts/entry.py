@@ -148,13 +148,15 @@ def probe(entry: Entry, inputs: dict[str, Any], rows: Rows, dtype: torch.dtype) 
         device = next(iter(live.values())).device
         exact = _outputs(entry, inputs, rows, join(single, rows, border.dtype, device))
         rounded = _outputs(entry, inputs, rows, join(stored, rows, border.dtype, device))
-    result = ProbeResult(difference(live, exact).relative, difference(live, rounded).relative)
+    worst = difference(live, exact)
+    result = ProbeResult(worst.relative, difference(live, rounded).relative)
     limit = tolerance(border.dtype, device)
     if result.exact > limit:
         raise NotCacheable(
-            f"the model's outputs for one batch differ by {result.exact:.2g} (relative) between frozen layers run on "
-            f"the padded batch and on each row alone; allowed is {limit:.0e}. Its states depend on padding, or early "
-            "layers do more than hand on states; with padding on the left, try padding_side='right'."
+            f"the model's outputs for one batch ({worst.name}) differ by {result.exact:.2g} (relative) between frozen "
+            f"layers run on the padded batch and on each row alone; allowed is {limit:.0e}. Its states or its loss "
+            "depend on padding, or early layers do more than hand on states; with padding on the left, try "
+            "padding_side='right'."
         )
     return result
 
