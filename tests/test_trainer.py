@@ -138,6 +138,8 @@ def test_a_peft_model_is_taken_as_it_is(tmp_path: Path, caplog: pytest.LogCaptur
     run.save_model()
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert not (tmp_path / "training_args.bin").exists()
+    with pytest.raises(ValueError, match=r"nothing of the model trains.* with is_trainable=True"):
+        trainer(tmp_path, PeftModel.from_pretrained(tiny.bert(), tmp_path)).train()
 
 
 @transformers_takes_adapters

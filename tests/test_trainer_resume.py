@@ -414,11 +414,12 @@ def test_a_checkpoint_with_other_bottlenecks_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optim", ["adafactor", "sgd", "adagrad"])
-def test_the_optimizer_of_the_checkpoint_goes_on(optim: str, tmp_path: Path) -> None:
+def test_the_optimizer_of_the_checkpoint_goes_on(optim: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build(tmp_path, optim=optim, max_steps=3).train()
-    run = build(tmp_path, optim=optim, max_steps=4)
+    run = build(tmp_path, optim=optim, max_steps=4, bias_learning_rate=1e-3)
     run.train(resume_from_checkpoint=True)
     assert run.state.global_step == 4
+    assert "checkpoint-3: lr 0.01 of the biases, not 0.001." in caplog.text
 
 
 @pytest.mark.parametrize("name", ["default", "mine"])

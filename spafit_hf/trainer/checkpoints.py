@@ -25,6 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from spafit_hf.adapter.verify import lora_settings
 from spafit_hf.names import CONFIG_FILE, WEIGHTS_FILE
+from spafit_hf.trainer.gradients import KIND_WORDS
 from spafit_hf.trainer.wrapping import has_adapter, is_ours
 
 logger = logging.getLogger(__name__)
@@ -197,20 +198,36 @@ def _check_tensors(model: PeftModel, folder: Path) -> None:
     )
 
 
-def settings_of(optimizer: Any) -> set[str]:
-    """Names of an optimizer's own settings that each of its groups has."""
-    return set(optimizer.defaults).intersection(*optimizer.param_groups)
+def settings_of(optimizer: Any) -> list[dict[str, Any]]:
+    """Of each group of an optimizer its own settings and, under "lr", the rate that its schedule starts from."""
+    return [
+        {name: group[name] for name in optimizer.defaults if name in group}
+        | {"lr": group.get("initial_lr"), "kind": KIND_WORDS.get(group.get("kind"), "all")}
+        for group in optimizer.param_groups
+    ]
 
 
-def check_optimizer(optimizer: Any, needed: set[str], checkpoint: str) -> None:
-    """Refuse an optimizer into which the state of another one was loaded: its first step would miss a setting.
+def check_optimizer(optimizer: Any, asked: list[dict[str, Any]], checkpoint: str) -> None:
+    """Refuse an optimizer into which the state of another one was loaded: its first step would miss a setting. Say
+    which numbers of the checkpoint hold, and not those of the arguments.
+
+    Args:
+        optimizer: with the checkpoint's state.
+        asked: its `settings_of` before that.
+        checkpoint: its folder.
 
     Raises:
-        ValueError: naming a setting out of `needed`, the `settings_of` it before.
+        ValueError: naming a setting that is lost.
     """
-    lost = sorted(needed - settings_of(optimizer))
-    if lost:
-        raise ValueError(
-            f"{checkpoint} holds the state of another optimizer, which has no {lost[0]!r}; resume with that optimizer "
-            "(optim), or start anew in another output_dir."
-        )
+    others: dict[str, None] = {}
+    for before, now in zip(asked, settings_of(optimizer), strict=True):
+        if lost := sorted(before.keys() - now.keys()):
+            raise ValueError(
+                f"{checkpoint} holds the state of another optimizer, which has no {lost[0]!r}; resume with that "
+                "optimizer (optim), or start anew in another output_dir."
+            )
+        for name, value in before.items():
+            if isinstance(value, (int, float, tuple)) and now[name] not in (value, None):
+                others[f"{name} {now[name]} of {before['kind']}, not {value}"] = None
+    if others:
+        logger.warning("The optimizer goes on with the settings of %s: %s.", checkpoint, "; ".join(others))

@@ -56,6 +56,7 @@ from spafit_hf.trainer.wrapping import (
     has_adapter,
     is_ours,
     refuse_float16,
+    refuse_idle,
     refuse_smoothing,
     taken_out,
     warn_of_halves,
@@ -241,6 +242,7 @@ class StrataTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self._opened.close()  # of an attempt with a larger batch (auto_find_batch_size)
+        refuse_idle(self.model)
         self._log_strata()
         own = self._optimizer_was_given or self.optimizer_cls_and_kwargs is not None
         adamw = self.args.optim in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED) and not own
@@ -585,9 +587,9 @@ class StrataTrainer(Trainer):
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        needed = settings_of(self.optimizer)
+        asked = settings_of(self.optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
-        check_optimizer(self.optimizer, needed, checkpoint)
+        check_optimizer(self.optimizer, asked, checkpoint)
 
 
 def _with_strategy(theirs: type[Trainer]) -> Any:

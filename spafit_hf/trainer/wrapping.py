@@ -141,6 +141,17 @@ def refuse_float16(model: nn.Module) -> None:
         )
 
 
+def refuse_idle(model: nn.Module) -> None:
+    """Refuse to train a model of which nothing trains, such as one with an adapter that was loaded to be used.
+
+    Raises:
+        ValueError: where that is so.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        how = "load its adapter with is_trainable=True" if has_adapter(model) else "call its requires_grad_(True)"
+        raise ValueError(f"nothing of the model trains: none of its parameters requires a gradient; {how}.")
+
+
 def refuse_smoothing(model: nn.Module, labels: object = None) -> None:
     """Refuse label smoothing where a label is no id of a class, whose share others could get a part of.
 
