@@ -132,6 +132,8 @@ def test_asking_for_states_or_attentions_gets_them() -> None:
     with probe(model, inputs).attached():
         found = model(**inputs, output_hidden_states=True, output_attentions=True)
         model(**inputs)
+        body = model.bert(**inputs)  # without the head, as a script's own loss may call it
+    assert torch.equal(body.last_hidden_state, expected.hidden_states[-1])
     for kind in ("hidden_states", "attentions"):
         assert all(torch.equal(one, other) for one, other in zip(found[kind], expected[kind], strict=True))
 

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from spafit_hf.architecture import find_architecture
 from spafit_hf.shortcuts.probe import ROWS, both_ways, difference, evaluating, tensors_of, tolerance
 from spafit_hf.shortcuts.rows import select
+from spafit_hf.shortcuts.stand_in import standing_in
 from spafit_hf.strategy import EVERY_ROLE, ROLES
 from spafit_hf.tuner.plain import plain_view
 
@@ -74,6 +75,7 @@ class FirstToken:
         self.passes = 0
         """How often the last layer was narrowed."""
         self._after_attention = last.names(("attention_output",))
+        self._whole_runs = False
         self._active = False
         self._in_training = True
         self._tokens = 0
@@ -101,6 +103,7 @@ class FirstToken:
         self._in_training = training
         with ExitStack() as hooks:
             body = self.base.base_model
+            hooks.enter_context(standing_in([self.base], self._whole))
             hooks.enter_context(body.register_forward_pre_hook(self._begin, with_kwargs=True))
             for name in (*self.queries, *self.following):
                 hooks.enter_context(self.base.get_submodule(name).register_forward_pre_hook(self._first))
@@ -108,12 +111,20 @@ class FirstToken:
                 hooks.enter_context(self.base.get_submodule(name).register_forward_hook(self._for_every_token))
             yield
 
+    def _whole(self, _index: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        self._whole_runs = True
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._whole_runs = False
+
     def _begin(self, _body: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         # Stays as it is until the next pass: checkpointed layers run again in the backward pass.
         config = self.base.config
         names = ("output_hidden_states", "output_attentions")
         asks = any(getattr(config, name) if kwargs.get(name) is None else kwargs[name] for name in names)
-        self._active = not asks and (self._in_training or not self.base.training)
+        # The head was seen to read the first token alone; who calls the body without it may read any.
+        self._active = self._whole_runs and not asks and (self._in_training or not self.base.training)
         self.passes += self._active
 
     def _first(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
