@@ -397,7 +397,7 @@ def test_a_loss_that_reads_padding(tmp_path: Path) -> None:
         PrefixCache(model, CacheSettings(tmp_path, dtype="float32"), ignored=names).prepare(batch)
 
 
-def test_albert_and_layerdrop(tmp_path: Path) -> None:
+def test_albert_layerdrop_and_spec_augment(tmp_path: Path) -> None:
     albert = hf.AlbertForSequenceClassification(
         hf.AlbertConfig(
             vocab_size=VOCAB,
@@ -411,6 +411,8 @@ def test_albert_and_layerdrop(tmp_path: Path) -> None:
     )
     assert "one set of weights for all of its layers" in refusal(albert.requires_grad_(False), tmp_path)
     assert "encoder_layerdrop" in refusal(wrapped(tiny("bart", encoder_layerdrop=0.1)), tmp_path)
+    masking = wrapped(tiny("bert", apply_spec_augment=True, mask_time_prob=0.1))  # fields of speech models
+    assert "set apply_spec_augment to False" in refusal(masking, tmp_path)
 
 
 def test_a_model_that_looks_back_at_an_early_layer(tmp_path: Path) -> None:

@@ -555,6 +555,12 @@ def test_compiled_models_and_several_kinds_of_evaluation_say_so(
     assert "bf16_full_eval" in found.prefix_cache_refused
 
 
+def test_noise_on_the_embeddings_is_not_lost(tmp_path: Path) -> None:
+    found = run(tmp_path, tmp_path / "cache", neftune_noise_alpha=5.0, max_steps=1)
+    found.train()
+    assert "--neftune_noise_alpha is drawn anew" in found.prefix_cache_refused
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -147,6 +147,12 @@ def _check_model(model: nn.Module, base: nn.Module) -> None:
         for name in ("layerdrop", "encoder_layerdrop"):
             if config.get(name):
                 raise NotCacheable(f"{name} = {config[name]} skips layers at random; set it to 0.")
+        for name in ("mask_time_prob", "mask_feature_prob"):
+            if config.get("apply_spec_augment") and config.get(name):
+                raise NotCacheable(
+                    f"{name} = {config[name]} masks what goes into the first layer anew in each step; set "
+                    "apply_spec_augment to False."
+                )
         for name in ("output_hidden_states", "output_attentions"):
             if config.get(name):
                 raise NotCacheable(f"config.{name} asks for values of layers that would not run; set it to False.")

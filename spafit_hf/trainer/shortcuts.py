@@ -123,6 +123,8 @@ class PrefixShortCut:
         _check_whole(trainer, NotCacheable)
         if args.torch_compile:
             raise NotCacheable("a compiled model does not read from a disk; drop --torch_compile.")
+        if trainer.is_in_train and args.neftune_noise_alpha is not None:
+            raise NotCacheable("the noise of --neftune_noise_alpha is drawn anew in each step; drop one of the two.")
         if not trainer.is_in_train and (args.fp16_full_eval or args.bf16_full_eval):
             raise NotCacheable("fp16_full_eval and bf16_full_eval change the model's type after the cache was opened.")
 
