@@ -15,7 +15,7 @@ from scripts.runs import losses, spafit_trainer
 from torch import nn
 
 from spafit_hf import SpafitTrainer, SpafitTrainingArguments, Strategy, Stratum, get_spafit_model
-from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, probe
+from spafit_hf.shortcuts.first_token import FirstToken, NotFirstToken, probe, tokens_of
 from spafit_hf.tuner.plain import base_of
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
@@ -115,6 +115,15 @@ def test_a_check_finds_models_whose_head_reads_more(make: Any, reason: str) -> N
     with pytest.raises(NotFirstToken, match=reason):
         probe(model, models.inputs("bert"))
     assert hooks(model) == before
+
+
+def test_rows_of_one_token_decide_nothing() -> None:
+    inputs = models.inputs("gpt2", 6)
+    for name, padding in (("input_ids", models.PAD), ("attention_mask", 0)):
+        inputs[name][:5, 1:] = padding
+    assert tokens_of(inputs) == [1, 1, 1, 1, 1, models.LENGTH]
+    with pytest.raises(NotFirstToken, match="outputs differ"):
+        probe(models.tiny("gpt2"), inputs)
 
 
 def test_a_zero_head_is_seen_by_its_gradient() -> None:

@@ -136,10 +136,14 @@ class FirstToken:
         return output.repeat(1, self._tokens, 1) if self._active else None
 
 
-def tokens_of(inputs: Mapping[str, Any]) -> int:
-    """Tokens per row, padding included; 0 for inputs that are no rows of tokens."""
-    value = inputs.get("input_ids", inputs.get("inputs_embeds"))
-    return value.shape[1] if isinstance(value, torch.Tensor) and value.dim() >= 2 else 0
+def tokens_of(inputs: Mapping[str, Any]) -> list[int]:
+    """Tokens of each row, padding left out where a mask shows it; none for inputs that are no rows of tokens."""
+    value, mask = inputs.get("input_ids", inputs.get("inputs_embeds")), inputs.get("attention_mask")
+    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+        return []
+    if isinstance(mask, torch.Tensor) and mask.shape == value.shape[:2]:
+        return [int(count) for count in mask.ne(0).sum(1)]
+    return [value.shape[1]] * value.shape[0]
 
 
 def probe(base: nn.Module, inputs: Mapping[str, Any], *, gradients: bool = True) -> FirstToken:
@@ -147,7 +151,7 @@ def probe(base: nn.Module, inputs: Mapping[str, Any], *, gradients: bool = True)
 
     Args:
         base: the transformers model, inside PEFT's wrapper if it has one, on its device.
-        inputs: a batch as keyword arguments of its forward, of two tokens per row or more.
+        inputs: a batch as keyword arguments of its forward, with a row of two tokens or more.
         gradients: compare them too; not needed for evaluation.
 
     Raises:
@@ -157,7 +161,10 @@ def probe(base: nn.Module, inputs: Mapping[str, Any], *, gradients: bool = True)
     count = max(
         (value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim()), default=0
     )
-    rows = select(inputs, range(min(ROWS, count)), count)
+    # One token alone says nothing about the others, so the longest row is among them.
+    lengths = tokens_of(inputs) or [0]
+    places = dict.fromkeys((lengths.index(max(lengths)), *range(count)))
+    rows = select(inputs, sorted([*places][: min(ROWS, count)]), count)
     calls: list[tuple[str, tuple[int, ...]]] = []
 
     def note(name: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:

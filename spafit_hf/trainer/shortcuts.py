@@ -289,8 +289,9 @@ class FirstTokenShortCut:
     def look_at(self, inputs: dict[str, Any], *, training: bool) -> None:
         """Run the first batch both ways, and narrow the layer until the stack closes if they agree."""
         narrows_training = self._mode == "on" or (self._mode == "auto" and self.prefix.is_open)
-        # One token alone says nothing about the others.
-        if not self._waits or tokens_of(inputs) == 1 or (training and not narrows_training):
+        if not self._waits or (training and not narrows_training):
+            return
+        if max(tokens_of(inputs), default=0) == 1:  # which alone says nothing about the others
             return
         self._waits = False
         trainer = self.trainer
