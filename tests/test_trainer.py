@@ -140,6 +140,11 @@ def test_a_peft_model_is_taken_as_it_is(tmp_path: Path, caplog: pytest.LogCaptur
     assert not (tmp_path / "training_args.bin").exists()
     with pytest.raises(ValueError, match=r"nothing of the model trains.* with is_trainable=True"):
         trainer(tmp_path, PeftModel.from_pretrained(tiny.bert(), tmp_path)).train()
+    stock.merge_adapter()
+    model.disable_adapter_layers()
+    for idle, words in ((stock, "unmerge_adapter"), (model, "enable_adapter_layers")):
+        with pytest.raises(ValueError, match=words):
+            trainer(tmp_path, idle).train()
 
 
 @transformers_takes_adapters

@@ -142,13 +142,22 @@ def refuse_float16(model: nn.Module) -> None:
 
 
 def refuse_idle(model: nn.Module) -> None:
-    """Refuse to train a model of which nothing trains, such as one with an adapter that was loaded to be used.
+    """Refuse to train a model of which nothing trains, or with an adapter that trains without a part in what it says.
 
     Raises:
-        ValueError: where that is so.
+        ValueError: with an adapter that was loaded to be used, is disabled, or merged.
     """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if any(layer.merged and any(each.requires_grad for each in layer.parameters()) for layer in layers):
+        raise ValueError(
+            "an adapter that trains is merged into the base, which does not; call the model's unmerge_adapter()."
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        how = "load its adapter with is_trainable=True" if has_adapter(model) else "call its requires_grad_(True)"
+        how = "call its requires_grad_(True)"
+        if any(layer.disable_adapters for layer in layers):
+            how = "its adapters are disabled, so call its enable_adapter_layers()"
+        elif has_adapter(model):
+            how = "load its adapter with is_trainable=True"
         raise ValueError(f"nothing of the model trains: none of its parameters requires a gradient; {how}.")
 
 
