@@ -494,6 +494,8 @@ def test_merging_computes_the_same_and_unmerging_restores_every_bit(name, strate
     with pytest.raises(AssertionError):
         assert_equal(base_tensors(model), before)
     model.unmerge_adapter()
+    with pytest.warns(UserWarning, match="Already unmerged"):
+        model.unmerge_adapter()  # as where one of two adapters was merged, each norm on which it has no part
     assert_equal(base_tensors(model), before)
     assert torch.equal(logits(model, batch), expected)
 

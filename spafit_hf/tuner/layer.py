@@ -20,6 +20,7 @@ in half precision where the base has no bias, as plain PEFT does, which reads su
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -236,8 +237,11 @@ class DeltaLayer(LoraLayer):
 
     def unmerge(self) -> None:
         """Put back the tensors that `merge` replaced: the very same ones, so bit for bit."""
-        if any(self.has_lora(name) for name in self.merged_adapters) or not self.merged:
-            super().unmerge()  # also drops what PEFT's variants remember; warns when nothing is merged
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)  # PEFT's words; norms have none of its own
+            return
+        if any(self.has_lora(name) for name in self.merged_adapters):
+            super().unmerge()  # also drops what PEFT's variants remember
         self.merged_adapters.clear()
         for name, tensor in self._originals.items():
             self.get_base_layer().get_parameter(name).data = tensor
