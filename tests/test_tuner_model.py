@@ -594,7 +594,7 @@ def test_disabling_and_unloading_undo_a_merge():
 
 @pytest.mark.parametrize("kind", ["linear", "svd", "cat"])
 def test_weighted_combinations_of_lora_and_deltas(kind):
-    model = get_spafit_model(tiny_generator("gpt2"), Strategy.from_name("spafit-4-9-II", r=4))
+    model = get_spafit_model(tiny_generator("gpt2"), Strategy.from_name("spafit-4-9-II", r=4, use_rslora=True))
     stir(model)
     second_adapter(model, Strategy.from_name("spafit-8-12-I", r=4))
     model.add_weighted_adapter(["default", "b"], [0.25, 0.75], "mean", combination_type=kind, svd_rank=8)
@@ -614,6 +614,21 @@ def test_weighted_combinations_of_lora_and_deltas(kind):
     assert torch.isfinite(logits(model, inputs("gpt2"))).all()
     with pytest.raises(ValueError, match="nonsense does not exist"):
         model.add_weighted_adapter(["default", "nonsense"], [1, 1], "c")
+
+
+def test_combinations_where_ranks_differ_and_of_dora(tmp_path):
+    low, high = Stratum((0, 1), lora=("query",), r=2), Stratum((2, 3), lora=("query",), r=4)
+    model = get_spafit_model(tiny_generator("llama"), Strategy((low, high)))
+    stir(model)
+    second_adapter(model, Strategy((low, high)))
+    model.add_weighted_adapter(["default", "b"], [0.5, 0.5], "mean", combination_type="linear")
+    model.save_pretrained(tmp_path, selected_adapters=["mean"])  # refuses ranks that its configuration does not tell
+    second_adapter(model, Strategy((replace(high, layers=(0, 3)),)), "other")
+    second_adapter(model, Strategy((replace(high, use_dora=True),)), "dora")
+    for name, words in (("other", r"q_proj has LoRA of ranks \[2, 4\].*take 'cat' or 'svd'"), ("dora", "has DoRA")):
+        with pytest.raises(ValueError, match=words):
+            model.add_weighted_adapter(["default", name], [1, 1], "sum", combination_type="linear")
+    assert "sum" not in model.peft_config
 
 
 @pytest.mark.parametrize("kind", ["ties", "dare_linear", "dare_ties", "magnitude_prune"])

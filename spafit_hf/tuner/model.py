@@ -358,6 +358,9 @@ class SpafitModel(LoraModel):
         """Add an adapter that is a weighted combination of others: LoRA as PEFT combines it, deltas likewise.
 
         Arguments and errors: see `peft.LoraModel.add_weighted_adapter`.
+
+        Raises:
+            ValueError: for adapters of which there is no combination, or none of that type. Then none was added.
         """
         if adapter_name in self.peft_config:
             return
@@ -366,17 +369,41 @@ class SpafitModel(LoraModel):
             raise ValueError(
                 f"Adapter {unknown[0]} does not exist. Loaded are: {', '.join(sorted(self.peft_config))}."
             )
-        bottlenecks = [name for name in adapters if self.peft_config[name].bottlenecks]
-        if bottlenecks:
-            raise ValueError(f"{bottlenecks} has bottleneck adapters, of which no weighted combination exists.")
         layers = self._delta_layers()
+        for what, names in (
+            ("bottleneck adapters", {name for layer in layers.values() for name in layer.bottlenecks}),
+            ("DoRA", {name for layer in layers.values() for name in layer.lora_magnitude_vector}),
+        ):
+            if have := [name for name in adapters if name in names]:
+                raise ValueError(f"{have} has {what}, of which no weighted combination exists.")
+        for key, layer in layers.items():
+            ranks = sorted({layer.r[name] for name in adapters if layer.has_lora(name)})
+            if len(ranks) > 1 and combination_type != "cat" and not combination_type.endswith("svd"):
+                raise ValueError(
+                    f"{key} has LoRA of ranks {ranks}, and combination_type={combination_type!r} adds matrices of one "
+                    "rank; take 'cat' or 'svd'."
+                )
         bias_modules = sorted(key for key, layer in layers.items() if set(adapters) & set(layer.lora_delta))
         sparse: dict[str, Any] = {"density": density, "majority_sign_method": majority_sign_method}
         super().add_weighted_adapter(adapters, weights, adapter_name, combination_type, **svd, **sparse)
         config = self.peft_config[adapter_name]
         config.strategy = None  # a combination carries out no single strategy
         config.bias_modules = bias_modules or self.peft_config[adapters[0]].bias_modules
-        for layer in self._delta_layers().values():
+        # Its matrices hold the scaling of those they are from, and rsLoRA would scale them again.
+        config.use_rslora = False
+        config.module_settings = {
+            module: {name: value for name, value in settings.items() if name != "use_rslora"}
+            for module, settings in config.module_settings.items()
+        }
+        for key, layer in self._delta_layers().items():
+            if layer.has_lora(adapter_name):
+                table = adapter_name in layer.lora_embedding_A
+                matrix = layer.lora_embedding_A[adapter_name] if table else layer.lora_A[adapter_name].weight
+                rank = matrix.shape[0]
+                layer.r[adapter_name] = layer.lora_alpha[adapter_name] = rank
+                layer.scaling[adapter_name] = 1.0
+                if rank != config.r:
+                    config.rank_pattern[key] = config.alpha_pattern[key] = rank
             here = [(name, weight) for name, weight in zip(adapters, weights, strict=True) if name in layer.lora_delta]
             if here:
                 combine_deltas(layer, here, adapter_name, combination_type, density, majority_sign_method)
