@@ -397,6 +397,12 @@ def test_a_loss_that_reads_padding(tmp_path: Path) -> None:
         PrefixCache(model, CacheSettings(tmp_path, dtype="float32"), ignored=names).prepare(batch)
 
 
+def test_inputs_that_are_no_tensors(tmp_path: Path) -> None:
+    """They may say what the states are, such as a task's number, and no row is filed under them."""
+    batch: dict[str, Any] = {**batches()[0], "task": 1}
+    assert "inputs that are no tensors" in refusal(wrapped(tiny("bert")), tmp_path, batch)
+
+
 def test_albert_layerdrop_and_spec_augment(tmp_path: Path) -> None:
     albert = hf.AlbertForSequenceClassification(
         hf.AlbertConfig(

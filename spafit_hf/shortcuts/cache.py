@@ -117,7 +117,10 @@ class PrefixCache:
         inputs = {name: value for name, value in inputs.items() if name not in self.ignored or name in takes}
         rows = self.rows(inputs)
         if rows is None:
-            raise NotCacheable("the batch has no rows of tokens with an attention mask of two dimensions.")
+            raise NotCacheable(
+                "the batch has no rows of tokens with an attention mask of two dimensions, or inputs that are no "
+                "tensors."
+            )
         with both_ways(NotCacheable):
             entry = Entry(self.base, find_border(self.model, inputs))
             with entry.attached():

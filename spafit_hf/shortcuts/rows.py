@@ -43,18 +43,22 @@ class Rows:
 
 
 def split(inputs: Mapping[str, Any], main_name: str, ignored: Sequence[str]) -> Rows | None:
-    """The rows of a batch; None where a batch has none (no main input, a mask of more than two dimensions).
+    """The rows of a batch; None where it has none: no main input, a mask of more than two dimensions, or inputs that
+    are no tensors (the name of a task, lists of images) and may say what the states are.
 
     Args:
         inputs: keyword arguments of a forward pass.
         main_name: name of the model's main input, such as "input_ids".
         ignored: names that no state depends on: labels.
     """
+    read = {name: value for name, value in sorted(inputs.items()) if name not in ignored and value is not None}
     tensors = {
         name: value.detach().cpu()
-        for name, value in sorted(inputs.items())
-        if isinstance(value, torch.Tensor) and name not in ignored and not name.startswith("decoder_")
+        for name, value in read.items()
+        if isinstance(value, torch.Tensor) and not name.startswith("decoder_")
     }
+    if any(not isinstance(value, (torch.Tensor, bool)) for value in read.values()):
+        return None
     main = tensors.get(main_name, tensors.get("inputs_embeds"))
     mask = tensors.get("attention_mask")
     if main is None or main.dim() < 2 or (mask is not None and mask.shape != main.shape[:2]):

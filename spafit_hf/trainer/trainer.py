@@ -64,6 +64,7 @@ from spafit_hf.trainer.wrapping import (
     wrapped_before,
 )
 from spafit_hf.tuner.plain import base_of
+from spafit_hf.words import listed
 
 logger = logging.getLogger(__name__)
 
@@ -450,7 +451,8 @@ class StrataTrainer(Trainer):
             for kind in sorted(set(rates) - present):
                 logger.warning("%s_learning_rate is set, and no parameter of that kind trains.", kind)
         elif self._optimizer_was_given and rates:
-            logger.warning("An optimizer was passed, so these have no effect: %s.", ", ".join(rates))
+            named = listed(f"{kind}_learning_rate" for kind in rates)
+            logger.warning("An optimizer was passed, so these have no effect: %s.", named)
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
