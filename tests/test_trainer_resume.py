@@ -401,6 +401,9 @@ def test_a_checkpoint_of_full_fine_tuning_is_none_of_strata(weights_alone: bool,
     for strategy in ("spafit-4-9-II", "bitfit", "linear-probe"):
         with pytest.raises(ValueError, match="a checkpoint of the whole model, and this run trains an adapter"):
             build(tmp_path, strategy=strategy).train(resume_from_checkpoint=True)
+    if not weights_alone:
+        with pytest.raises(ValueError, match=r"another optimizer or schedule .* groups\); resume with the arguments"):
+            build(tmp_path, strategy="full", head_learning_rate=1e-4).train(resume_from_checkpoint=True)
 
 
 def test_a_checkpoint_with_other_bottlenecks_is_refused(tmp_path: Path) -> None:

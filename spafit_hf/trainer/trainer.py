@@ -45,7 +45,7 @@ from spafit_hf.trainer.arguments import (
     SpafitTrainingArguments,
     StrataArguments,
 )
-from spafit_hf.trainer.checkpoints import check_fits, check_optimizer, checkpoints_of, resumable, settings_of
+from spafit_hf.trainer.checkpoints import ANEW, check_fits, check_optimizer, checkpoints_of, resumable, settings_of
 from spafit_hf.trainer.gradients import GradientWatch, may_pass_over
 from spafit_hf.trainer.hub import HubPushMixin
 from spafit_hf.trainer.optimizer import UNTRAINED_POOLER_FACTOR, split_groups
@@ -590,7 +590,13 @@ class StrataTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         asked = settings_of(self.optimizer)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (KeyError, ValueError) as error:  # torch's: a field that one schedule lacks, other groups
+            raise ValueError(
+                f"{checkpoint} holds the state of another optimizer or schedule than these arguments make ({error}); "
+                f"{ANEW}"
+            ) from error
         check_optimizer(self.optimizer, asked, checkpoint)
 
 
