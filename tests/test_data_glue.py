@@ -35,6 +35,7 @@ from spafit_hf.data.glue_metric import compute_metrics_for
 from spafit_hf.data.glue_rows import load_task
 from spafit_hf.names import embedded_base
 from spafit_hf.pypi import EmbeddedError
+from spafit_hf.reproduce.statistics import resampled
 
 CLASSES = [name for name, task in TASKS.items() if not task.regression]
 
@@ -235,12 +236,12 @@ def test_figures_of_classes_are_the_definitions(name: str) -> None:
 def test_figures_of_scores_are_the_definitions() -> None:
     generator = np.random.default_rng(0)
     labels = generator.random(200).astype(np.float32) * 5
-    scores = labels + generator.normal(size=200).astype(np.float32)
-    figures = compute(TASKS["stsb"].metrics, scores, labels)
-    assert figures == {
-        "pearson": float(scipy.stats.pearsonr(scores, labels)[0]),
-        "spearmanr": float(scipy.stats.spearmanr(scores, labels)[0]),
-    }
+    for spread in (1.0, 1e-6):  # of values that are nearly equal, as those of a model that has learned little
+        scores = np.float32(2.5) + np.float32(spread) * (labels + generator.normal(size=200).astype(np.float32))
+        figures = compute(TASKS["stsb"].metrics, scores, labels)
+        assert figures["pearson"] == pytest.approx(np.corrcoef(scores.astype(float), labels)[0, 1], abs=1e-9)
+        assert figures["pearson"] == pytest.approx(resampled("pearson", labels, scores, 0, draws=1)[0, 0], abs=1e-9)
+        assert figures["spearmanr"] == float(scipy.stats.spearmanr(scores, labels)[0])
 
 
 def figures_of(task: str, predictions: list[float], labels: list[float]) -> dict[str, float]:
@@ -252,7 +253,7 @@ def test_by_hand() -> None:
     assert figures_of("cola", [1, 0], [0, 1]) == {"matthews_correlation": -1.0}
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("error")
 def test_what_is_undefined_stays_undefined() -> None:
     assert figures_of("cola", [1, 1], [0, 1]) == {"matthews_correlation": 0.0}
     figures = figures_of("stsb", [2.0, 2.0, 2.0], [1.0, 2.0, 3.0])

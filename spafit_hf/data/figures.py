@@ -31,15 +31,17 @@ def compute(names: Sequence[str], predictions: np.ndarray, references: np.ndarra
     from scipy import stats
     from sklearn import metrics
 
-    several = len(references) > 1  # of one row scipy raises
+    if set(names) <= set(REGRESSION):  # in fp32 a correlation of values that are nearly equal is rounding
+        predictions, references = predictions.astype(np.float64), references.astype(np.float64)
+    varied = all(0 < np.ptp(each) < math.inf for each in (predictions, references))  # of others scipy warns or raises
 
     definitions: dict[str, Callable[[], float]] = {
         "accuracy": lambda: metrics.accuracy_score(references, predictions),
         "f1": lambda: metrics.f1_score(references, predictions),  # of class 1 against class 0
         "f1_macro": lambda: metrics.f1_score(references, predictions, average="macro"),
         "matthews_correlation": lambda: metrics.matthews_corrcoef(references, predictions),
-        "pearson": lambda: stats.pearsonr(predictions, references)[0] if several else math.nan,
-        "spearmanr": lambda: stats.spearmanr(predictions, references)[0] if several else math.nan,
+        "pearson": lambda: stats.pearsonr(predictions, references)[0] if varied else math.nan,
+        "spearmanr": lambda: stats.spearmanr(predictions, references)[0] if varied else math.nan,
         "mse": lambda: np.mean((predictions - references) ** 2),
     }
     return {name: float(definitions[name]()) for name in names}
