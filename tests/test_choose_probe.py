@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,18 @@ def test_a_class_is_read_where_it_can_be() -> None:
     told = np.eye(4)[labels] * 6 + noise
     assert (out_of_fold(told, labels, False, 0) == labels).mean() > 0.95
     assert (out_of_fold(noise, labels, False, 0) == labels).mean() < 0.5
+
+
+def test_a_class_of_one_row_is_read_around() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.array([0] * 30 + [1] * 30 + [2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = out_of_fold(np.eye(3)[labels] * 6 + rng.normal(size=(61, 3)), labels, False, 0)
+    assert (found[:60] == labels[:60]).mean() > 0.9
+    for few in ([0] * 9, [0] * 9 + [1], [0] * 9 + [1, 2]):
+        with pytest.raises(ValueError, match=f"of the {len(few)} rows to probe with, no two classes have two rows"):
+            out_of_fold(rng.normal(size=(len(few), 3)), np.array(few), False, 0)
 
 
 def test_the_first_within_one_standard_error_of_the_best() -> None:

@@ -60,10 +60,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
         # A row is as hard for each candidate.
         noise = np.random.default_rng(seed).normal(size=len(labels))
         own = np.random.default_rng(zlib.crc32(name.encode()) + seed).normal(0, 0.05, len(labels))
-        margin = np.where(labels == 1, 1, -1) * (SKILL[name] + noise + own)
+        margin = np.where(labels == 1, 1, -1) * (SKILL.get(name, 1) + noise + own)
         logits = np.stack([-margin, margin], axis=1).astype(np.float16)
         predictions = logits.argmax(axis=1)
         result["last"] = {"score": float((predictions == labels).mean())}
+        logits *= np.float16(np.inf if name == "beyond" else 1)
         kept = {"labels": labels, "last_predictions": predictions, "last_logits": logits}
         return Outcome(result, safetensors.numpy.save(kept))
 
@@ -159,6 +160,8 @@ def test_what_cannot_be_trained_is_not_chosen(
         make(tmp_path / "none", base_folder, []).halve(two[:1], set(), 400, 1, 400.0)
     with pytest.raises(ValueError, match=r"failing could not be trained: it broke\. Lower --learning_rate"):
         make(tmp_path / "final", base_folder, []).final(two, 450, 1, 400.0)
+    with pytest.raises(ValueError, match=r"beyond could not be trained: its logits are beyond what float16 holds\."):
+        make(tmp_path / "beyond", base_folder, []).final([candidate("beyond"), two[1]], 450, 1, 400.0)
 
 
 def test_the_clock_plans_what_the_time_allows_and_learns() -> None:

@@ -137,8 +137,11 @@ def test_the_strategy_trains(
     [
         ({"budget": "time=5"}, "--budget time is '5'"),
         ({"task": "mrcp"}, "'mrcp' is not a GLUE task"),
-        ({"max_train_rows": 8}, "a search needs 10 or more"),
+        ({"max_train_rows": 8}, "of 8 train rows of GLUE CoLA 0 can be held out, and"),
+        ({"max_train_rows": 19}, "of 19 train rows of GLUE CoLA 1 can be held out, and"),
+        ({"max_validation_rows": 1}, "and 1 are there to validate on; a search needs 2 of either"),
         ({"num_train_epochs": 0}, "--num_train_epochs is 0; it must be above 0"),
+        ({"weight_decay": "nan"}, "--weight_decay is nan; it must be 0 or more, and below 4,294,967,296"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(

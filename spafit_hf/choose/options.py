@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCORES = ("gradient", "kappa")
+MOST = 2**32
+"""NumPy's seeds end there; and no other number here is as large, or NaN."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -31,9 +33,11 @@ class Options:
     seed: int = _option(0, "of the order of rows, the folds of the probes and the random cut")
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lora_r", "lora_alpha"):
-            if not getattr(self, name) > 0:  # NaN is not either
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0.")
+        for name, value in asdict(self).items():
+            least = "0 or more" if name in ("warmup_steps", "weight_decay", "seed") else "above 0"
+            if isinstance(value, (str, bool)) or 0 < value < MOST or (value == 0 and least == "0 or more"):
+                continue
+            raise ValueError(f"--{name} is {value}; it must be {least}, and below {MOST:,}.")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ two layers are never frozen by it: where the best probe is the last layer's, the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from spafit_hf.choose.reader import Reader
 from spafit_hf.reproduce.statistics import resampled
 from spafit_hf.shortcuts.probe import evaluating
+from spafit_hf.words import SpafitError
 
 FOLDS = 5
 PENALTY = 100.0
@@ -77,17 +79,28 @@ def out_of_fold(states: np.ndarray, labels: np.ndarray, regression: bool, seed: 
 
     Args:
         states: [rows, features]; each is scaled by the rows that are fitted.
-        labels: values, or class ids of which each has two rows or more.
+        labels: values, or class ids.
         regression: whether they are values.
         seed: of the folds, the same for every layer.
         linear: scikit-learn's estimator; None for ridge or logistic regression with `PENALTY`.
+
+    Raises:
+        SpafitError: where fewer than two classes have two rows or more, since a fit needs two classes.
     """
     linear = linear or (Ridge(PENALTY) if regression else LogisticRegression(C=1 / PENALTY, max_iter=1000))
     kind = KFold if regression else StratifiedKFold
     found = np.zeros(len(labels), dtype=np.float64 if regression else np.int64)
-    fewest = len(labels) if regression else int(np.unique(labels, return_counts=True)[1].min())
-    folds = kind(max(2, min(FOLDS, fewest)), shuffle=True, random_state=seed)
-    for train, held in folds.split(states, labels):
+    counts = [len(labels)] * 2 if regression else sorted([0, *np.unique(labels, return_counts=True)[1].tolist()])
+    if counts[-2] < 2:
+        raise SpafitError(
+            f"of the {len(labels)} rows to probe with, no two classes have two rows or more; give more rows of the "
+            "rarer classes."
+        )
+    folds = kind(min(FOLDS, counts[-2]), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it is in some folds alone
+        places = list(folds.split(states, labels))
+    for train, held in places:
         found[held] = make_pipeline(StandardScaler(), linear).fit(states[train], labels[train]).predict(states[held])
     return found
 

@@ -111,16 +111,21 @@ class Trainings:
 
     def _read(self, key: str, regression: bool) -> Trained:
         result = self.results.known[key]
-        if result["status"] != "done":
-            return Trained(math.inf, None, result["seconds"], result["error"], {})
-        rows = safetensors.numpy.load_file(self.results.cell(key) / ROWS_FILE)
-        labels, logits = rows["labels"], rows["last_logits"].astype(np.float64)
-        if regression:
-            losses = (logits[:, 0] - labels) ** 2
-        else:
-            losses = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-        kept = {"labels": labels, "predictions": rows["last_predictions"], "losses": losses}
-        return Trained(float(losses.mean()), result["last"]["score"], result["seconds"], "", kept)
+        error = result["error"]
+        if result["status"] == "done":
+            rows = safetensors.numpy.load_file(self.results.cell(key) / ROWS_FILE)
+            labels, predictions = rows["labels"], rows["last_predictions"]
+            if regression:
+                losses = (predictions.astype(np.float64) - labels) ** 2  # logits are in float16
+            else:
+                logits = rows["last_logits"].astype(np.float64)
+                with np.errstate(invalid="ignore"):
+                    losses = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+            if np.isfinite(losses).all():
+                kept = {"labels": labels, "predictions": predictions, "losses": losses}
+                return Trained(float(losses.mean()), result["last"]["score"], result["seconds"], "", kept)
+            error = "its logits are beyond what float16 holds."
+        return Trained(math.inf, None, result["seconds"], error, {})
 
 
 class Search:

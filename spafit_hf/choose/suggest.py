@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -181,15 +182,19 @@ def split(data: RunData, seed: int) -> tuple[RunData, RunData]:
     """The rows of the rungs, whose validation split is held out of train, and those of the final.
 
     Raises:
-        SpafitError: for too few rows to hold some out.
+        SpafitError: for rows without labels, and too few of them to hold some out.
     """
     first = data.text.evaluation_splits[0]
     # The first rows of a stage have to be rows of any kind: files are often sorted by label.
     shuffled = {"train": data.text.splits["train"].shuffle(seed=seed), first: data.text.splits[first]}
-    final = replace(data, text=replace(data.text, splits=DatasetDict(shuffled)))
+    final = replace(data, text=replace(data.labelled, splits=DatasetDict(shuffled)))
     held = hold_out(final, SELECTION_ROWS).text.splits
-    if "selection" not in held:
-        raise SpafitError(f"{data.title} has {held['train'].num_rows} train rows; a search needs 10 or more.")
+    rows = held["selection"].num_rows if "selection" in held else 0, held[first].num_rows
+    if min(rows) < 2:
+        raise SpafitError(
+            f"of {shuffled['train'].num_rows} train rows of {data.title} {rows[0]} can be held out, and {rows[1]} are "
+            f"there to validate on; a search needs 2 of either, and so 20 train rows or more."
+        )
     rungs = {"train": held["train"], "validation": held["selection"]}
     return replace(final, text=replace(final.text, splits=DatasetDict(rungs))), final
 
@@ -284,6 +289,11 @@ def _analysis(base: str, place: BaseArguments, data: RunData, options: Options, 
         with trainer.accelerator.autocast():
             sensitivity = measure(model, layers, trainer.get_eval_dataloader(some))
         took = time.perf_counter() - begun
+    if not all(map(math.isfinite, sensitivity.relative)):
+        raise SpafitError(
+            f"gradients at a head that was trained at the rate {options.learning_rate:g} are no finite numbers; lower "
+            "--learning_rate."
+        )
     kappa = kappa_shares(model, layers) if options.score == "kappa" else None
     trainer.model.merge_and_unload().save_pretrained(headed)
     trainer.processing_class.save_pretrained(headed)  # type: ignore[union-attr]

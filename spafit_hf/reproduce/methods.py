@@ -32,6 +32,11 @@ class Methods:
         method = method.removesuffix(UNCACHED)
         lora: dict[str, Any] = {"r": self.grid.lora_r, "lora_alpha": self.grid.lora_alpha}
         if method == "random-cut":
+            if self.layers < 3:
+                raise ValueError(
+                    f"a random cut has three groups of layers, and {self.grid.base} has {self.layers}; take a base of "
+                    "three or more (or leave random-cut out of --methods)."
+                )
             pairs = [(n1, n2) for n2 in range(self.layers - 1) for n1 in range(n2)]
             cuts = [Strategy.from_bounds(*pair, "II", **lora) for pair in pairs]
             own = [layers for _, layers in self.strategy("spafit-4-9-II", seed).resolve(self.layers)]
