@@ -9,11 +9,13 @@ import types
 from pathlib import Path
 
 import pytest
+from models import FAMILIES
 from reproduce_run import kept
 
 from spafit_hf.cli import build_parser, main
 from spafit_hf.cli.reproduce import read
 from spafit_hf.planner import plan
+from spafit_hf.reproduce.estimate import measure
 from spafit_hf.reproduce.grid import Grid
 from spafit_hf.reproduce.methods import Methods
 
@@ -81,12 +83,23 @@ def test_files_presets_and_flags_lie_over_each_other(tmp_path: Path) -> None:
         ("--max_train_rows -1", r"max_train_rows is -1; it must be 0 or more"),
         ("--train_sampling_strategy long", r"is 'long'; allowed are group_by_length, random, sequential"),
         ("--num_train_epochs 0", r"must be above 0"),
+        ("--weight_decay nan", r"weight_decay is nan; it must be 0 or more, and finite"),
+        ("--seeds 0 -1", r"seeds are \[0, -1\]; each must be 0 or more"),
+        ("--workers 4", r"workers is 4, which backend local does not read; .* that does: processes, ray"),
+        ("--backend processes --worker_gpus 0.5", r"worker_gpus is 0\.5, which backend processes does not read"),
         ("--backend cloud", r"backend is 'cloud'; allowed are local, processes, ray"),
     ],
 )
 def test_what_cannot_be_is_refused(flags: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_flags(*flags.split())
+
+
+@pytest.mark.parametrize("name", ["output", "data_dir", "base", "tasks", "methods"])
+def test_a_key_without_a_value_is_no_word(name: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(f"{name}:\n")
+    with pytest.raises(ValueError, match=f"{name} is None; it must be (a word|words)"):
+        read_flags(str(tmp_path / "grid.yaml"))
 
 
 def test_a_file_with_an_unknown_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +136,12 @@ def test_the_controls(tmp_path: Path) -> None:
     for cut in cuts:
         assert [len(stratum.lora) for stratum in cut.strata] == [0, 0, 4]
         assert all(layers for _, layers in cut.resolve(24))
+    two = Methods(Grid(base=str(tmp_path)))
+    two.layers = 2
+    with pytest.raises(
+        ValueError, match=r"a random cut has three groups of layers, and .* has 2; take a base of three"
+    ):
+        two.strategy("random-cut", 0)
 
 
 def test_a_dry_run_of_the_paper_needs_a_configuration_alone(
@@ -143,6 +162,28 @@ def test_a_dry_run_measures_a_step(base_folder: Path, capsys: pytest.CaptureFixt
     page = capsys.readouterr().out
     assert re.search(r"measured: \d+ GFLOP/s in a step of lora-II on 2 layers .* fp32, on .* cores", page)
     assert "of hidden states" in page
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_a_step_is_measured_of_decoders_without_padding_and_of_heads_that_read_an_end(
+    family: str, tmp_path: Path
+) -> None:
+    FAMILIES[family].config(**{"pad_token_id": None} if family == "gpt2" else {}).save_pretrained(tmp_path)
+    assert measure(Grid(base=str(tmp_path)))[0] > 0
+
+
+def test_processes_share_the_cores(
+    base_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spafit_hf.reproduce.estimate.measure", lambda grid: (1e6, "as if"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = []
+    for backend in ("local", "processes", "ray --workers 2"):
+        flags = f"--dry_run --base {base_folder} --tasks rte --methods full --backend {backend}"
+        assert main(["reproduce", *flags.split()]) == 0
+        found += re.findall(r"^(.*) with (\d) at a time", capsys.readouterr().out, re.MULTILINE)
+    assert [count for _, count in found] == ["1", "2", "2"]
+    assert found[0][0] == found[1][0] != found[2][0]
 
 
 def test_the_command_runs_and_reports(

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 
 from spafit_hf.reproduce.cell import Job, Outcome, run_cell
-from spafit_hf.reproduce.grid import Grid
+from spafit_hf.reproduce.grid import PROCESSES, Grid
 from spafit_hf.run import RunData
 
 Attempt: TypeAlias = "Outcome | OSError"
@@ -186,5 +186,5 @@ def make(grid: Grid) -> Local:
     if grid.backend == "local":
         return Local()
     if grid.backend == "processes":
-        return Processes(grid.workers or 2)
+        return Processes(grid.workers or PROCESSES)
     return OnRay(grid.workers, grid.worker_cpus, grid.worker_gpus)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from spafit_hf.data.glue import get_task
 from spafit_hf.names import resolve_base
 from spafit_hf.planner import plan
-from spafit_hf.reproduce.grid import Grid
+from spafit_hf.reproduce.grid import PROCESSES, Grid
 from spafit_hf.reproduce.methods import TOKENS, Methods, flops
 from spafit_hf.reproduce.work import load_rows
 from spafit_hf.trainer.machine import hardware
@@ -35,7 +35,10 @@ ROWS, STEP_TOKENS, LAYERS = 16, 32, 2
 
 def estimate(grid: Grid) -> str:
     """The dry run's page."""
-    methods, workers, cells = Methods(grid), max(1, grid.workers), grid.wanted()
+    methods, cells = Methods(grid), grid.wanted()
+    workers = grid.workers or (PROCESSES if grid.backend == "processes" else 1)
+    # Processes share the cores that the step is measured on.
+    faster = 1 if grid.backend == "processes" and not torch.cuda.is_available() else workers
     per_second, measured = measure(grid)
     width = next(iter(methods.plan("lora-II", 0, 2).linear.values()))[0]
     lines = [f"{'task':6s} {'method':24s} {'trained':>12s} {'cells':>6s} {'hours':>9s} {'bytes':>8s}"]
@@ -62,7 +65,7 @@ def estimate(grid: Grid) -> str:
         f"{grid.preset}, base {grid.base}: {math.prod(counts)} cells of a table ({counts[0]} methods x {counts[1]} "
         f"tasks), times rates ({rates}) and seeds ({len(grid.seeds)}): {len(cells):,} trainings"
         + (f", {searches} of them short, to find the rate" if searches else ""),
-        f"{duration(total_seconds / workers)} with {workers} at a time; {size(int(total_bytes))} of results"
+        f"{duration(total_seconds / faster)} with {workers} at a time; {size(int(total_bytes))} of results"
         + (f", {size(int(state_bytes))} of hidden states" if state_bytes else ""),
         f"measured: {measured}",
     ]
@@ -90,6 +93,7 @@ def measure(grid: Grid) -> tuple[float, str]:
     config = AutoConfig.from_pretrained(resolve_base(grid.base))
     layers = min(LAYERS, config.num_hidden_layers)
     config.num_hidden_layers = layers
+    config.pad_token_id = config.pad_token_id or 0  # as a run gives one to a base that has none
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForSequenceClassification.from_config(config)
     wrapped = get_spafit_model(model, "lora-II").to(device).train()
@@ -97,6 +101,9 @@ def measure(grid: Grid) -> tuple[float, str]:
     trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
     ids = torch.randint(config.vocab_size, (ROWS, STEP_TOKENS), device=device)
+    if config.is_encoder_decoder:  # whose head reads the one token that ends a row
+        ids[ids == config.eos_token_id] = config.pad_token_id
+        ids[:, -1] = config.eos_token_id
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     labels = torch.zeros(ROWS, dtype=torch.long, device=device)
     seconds = []

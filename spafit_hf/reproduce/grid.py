@@ -22,6 +22,9 @@ from spafit_hf.words import listed
 OTHERS = "others"
 """In values by method or task the name of all that have none of their own."""
 
+PROCESSES = 2
+"""Workers of the backend processes where no number is given."""
+
 T = TypeVar("T")
 Words = tuple[str, ...]
 Numbers = tuple[int, ...]
@@ -108,8 +111,18 @@ class Grid:
         object.__setattr__(self, "tasks", tuple(get_task(task).name for task in self.tasks))
         for name, value in vars(self).items():
             lowest = 1e-9 if name in ("num_train_epochs", "search_epochs", "lora_r", "lora_alpha", "max_length") else 0
-            if isinstance(value, (int, float)) and value < lowest:
-                raise ValueError(f"{name} is {value:g}; it must be {'above 0' if lowest else '0 or more'}.")
+            if isinstance(value, (int, float)) and not lowest <= value < math.inf:
+                raise ValueError(
+                    f"{name} is {value:g}; it must be {'above 0' if lowest else '0 or more'}, and finite."
+                )
+        for name, readers in _BACKENDS.items():
+            if getattr(self, name) != getattr(Grid, name) and self.backend not in readers:
+                raise ValueError(
+                    f"{name} is {getattr(self, name):g}, which backend {self.backend} does not read; leave it out, or "
+                    f"name one that does: {listed(readers)}."
+                )
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ValueError(f"seeds are {list(self.seeds)}; each must be 0 or more, and below 2^32.")
         for task in self.tasks:
             if self.batch_of(task) < 1:
                 raise ValueError(f"per_device_train_batch_size has no positive number for {task}; give one, as in 16.")
@@ -184,6 +197,8 @@ _CHOICES = {
     "first_token_only": ("auto", "on", "off"),
     "backend": ("local", "processes", "ray"),
 }
+_BACKENDS = {"workers": ("processes", "ray"), "worker_cpus": ("ray",), "worker_gpus": ("ray",)}
+"""Flag -> the backends that read it."""
 _NO_SETTINGS = ("preset", "base", "tasks", "methods", "seeds", "output", "data_dir", "backend", "workers",
                 "worker_cpus", "worker_gpus", "dry_run", "report")  # fmt: skip
 
@@ -199,6 +214,12 @@ def _pick(values: Mapping[str, T], name: str, others: bool) -> T | None:
 
 
 # ---- values as YAML or the words of a command line have them --------------------------------------------------------
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, (str, int, float)):  # None of a key without a value, or a list
+        raise ValueError
+    return str(value)
 
 
 def _number(value: Any) -> float:
@@ -232,11 +253,11 @@ def _by_name(value: Any, one: Callable[[Any], T]) -> dict[str, T]:
 
 
 _READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
-    str: (str, "a word"),
+    str: (_word, "a word"),
     int: (_whole, "a whole number"),
     float: (_number, "a number"),
     bool: (_truth, "true or false"),
-    Words: (lambda value: _list(value, str), "words"),
+    Words: (lambda value: _list(value, _word), "words"),
     Numbers: (lambda value: _list(value, _whole), "whole numbers"),
     Counts: (lambda value: _by_name(value, _whole), "a whole number, or some by name: 16 mnli=8"),
     Rates: (lambda value: _by_name(value, lambda rates: _list(rates, _number)), "numbers, or some by name: full=5e-5"),
