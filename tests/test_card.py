@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -395,6 +396,15 @@ def test_facts_survive_their_file() -> None:
     assert CardFacts.from_json(given.to_json()) == given
     assert CardFacts.from_json(CardFacts(method="bitfit").to_json()) == CardFacts(method="bitfit")
     assert given.to_json() == CardFacts.from_json(given.to_json()).to_json()
+    assert CardFacts(method="full", kind="model", data=glue_data("rte")).language == ("en",)
+
+
+def test_what_is_not_finite_is_unknown() -> None:
+    odd = {"accuracy": math.nan, "f1": math.inf}
+    given = facts(scores=(Score("validation", odd, 5),), steps=(Step(1, None, math.nan, math.inf, odd), Step(2)))
+    assert CardFacts.from_json(given.to_json()) == given
+    assert given.steps == (Step(1), Step(2))
+    assert not re.search(r"\b(nan|inf)\b", render_card(given))
 
 
 @pytest.mark.parametrize(

@@ -181,14 +181,20 @@ class CardFacts:
         # What is on a pull request is for the default branch, and stays as it is when it is merged.
         if self.revision == "main" or (self.revision or "").startswith("refs/pr/"):
             object.__setattr__(self, "revision", None)
-        if self.main_figure is not None:
-            # The same order in every card, whether its facts come from a run or from a file.
-            for name in ("scores", "steps"):
-                ordered = [replace(item, figures=self._main_first(item.figures)) for item in getattr(self, name)]
-                object.__setattr__(self, name, tuple(ordered))
+        if self.data.glue and not self.language:
+            object.__setattr__(self, "language", ("en",))
+        # The same in every card, whether its facts come from a run or from a file.
+        for name in ("scores", "steps"):
+            object.__setattr__(self, name, tuple(map(self._as_in_a_file, getattr(self, name))))
 
-    def _main_first(self, figures: dict[str, float]) -> dict[str, float]:
-        return {name: figures[name] for name in sorted(figures, key=lambda name: (name != self.main_figure, name))}
+    def _as_in_a_file(self, item: Any) -> Any:
+        """A score or step without numbers that are not finite, which no file holds, and with the main figure first."""
+        odd = [name for name, value in vars(item).items() if isinstance(value, float) and not math.isfinite(value)]
+        figures = {name: value for name, value in item.figures.items() if math.isfinite(value)}
+        if self.main_figure is not None:
+            order = sorted(figures, key=lambda name: (name != self.main_figure, name))
+            figures = {name: figures[name] for name in order}
+        return replace(item, figures=figures, **dict.fromkeys(odd))
 
     @property
     def regression(self) -> bool:

@@ -109,7 +109,6 @@ def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
             model_type=_word(named.get("model_type")),
         ),
         data=glue_data(glue) if glue else Data(),
-        language=("en",) if glue else (),
         layers=layers_of(strategy, depth) if strategy and depth else (),
         outer_biases=strategy.outer_biases if strategy else False,
         head=tuple(name for name in _list(config.get("modules_to_save")) if isinstance(name, str)),
