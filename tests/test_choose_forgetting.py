@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from forgetting_run import TEXTS, write_adapter, write_lm
-from models import FAMILIES, inputs, tiny
+from models import FAMILIES, inputs, tiny, tiny_generator
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from spafit_hf.adapter import load_adapter, merge_adapter
@@ -284,6 +284,14 @@ def test_a_base_without_a_head_says_so(base_folder: Path, tmp_path: Path) -> Non
     assert all(row.likelihood is None for row in found.rows)
     assert "likelihood" not in forgetting_page(found).splitlines()[2]
     assert found.base == base_folder.name
+
+
+def test_of_an_encoder_decoder_the_encoder_is_read(base_folder: Path, tmp_path: Path) -> None:
+    AutoTokenizer.from_pretrained(base_folder).save_pretrained(tmp_path)
+    tiny_generator("t5").save_pretrained(tmp_path)
+    found = measure({"itself": str(tmp_path)}, str(tmp_path), "sentences", TEXTS[:2])
+    assert found.rows[0].equal_tensors == found.rows[0].tensors
+    assert found.note == "Of an encoder-decoder the encoder was read, and likelihoods were not measured."
 
 
 def test_a_tuned_language_model_speaks_with_its_own_head(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_a_table_a_file_a_picture_and_a_section_of_the_card(
         (["--json", "nowhere/x.json"], "nowhere/x.json cannot be written: there is no folder nowhere; make it"),
         (["--picture", "bare"], "bare cannot be written: it is a folder; name a file in it"),
         (["--text", "two.txt", "--text_columns", "text"], "--text_columns is for --probe_file, which was not given"),
+        (["--text", "two.txt", "--max_length", "0"], "texts would be cut to 0 tokens, and at least 5 are needed"),
+        (["--text", "two.txt", "--probe_task", "causal-lm"], "'causal-lm' is not a GLUE task"),
         (["--text", "two.txt", "--data_dir", "x"], "--data_dir is for --probe_task, which was not given"),
         (["--text", "two.txt", "--probe_file", "few.csv"], "2 of the rarest kind; 5 of each are needed"),
     ],
@@ -92,6 +94,7 @@ def test_models_of_another_base_are_refused(base: Path, tmp_path: Path, capsys: 
         ("wide", tiny("bert", hidden_size=8), "is not of the base"),
         ("deep", tiny("bert", num_hidden_layers=5), "wide has 5 layers"),
         ("gpt", tiny("gpt2"), "is not of the base"),
+        ("t5", tiny("t5"), "wide is an encoder-decoder and"),
     ):
         model.save_pretrained(tmp_path / name)
         flags = [f"wide={tmp_path / name}", "--base", str(base), "--text", str(texts)]

@@ -140,7 +140,7 @@ def measure(
         tokens=sum(len(row["input_ids"]) for row in rows),
         max_length=max_length,
         seed=SEED,
-        note=NOTES[reference.head],
+        note=NOTES["writes" if model.config.is_encoder_decoder else reference.head],
         rows=tuple(found),
     )
 
@@ -148,6 +148,7 @@ def measure(
 HEADS = "The head is the base's, for a model that was tuned as a language model its own."
 NOTES = {
     "": "Its checkpoint has no language-model head, so likelihoods were not measured.",
+    "writes": "Of an encoder-decoder the encoder was read, and likelihoods were not measured.",
     "masked": "Log-likelihood: of a masked token, all others seen; up to eight in a text. " + HEADS,
     "causal": "Log-likelihood: of a token after those before it. " + HEADS,
 }
@@ -246,6 +247,11 @@ def _likelihood(reference: Reference, tuned: Any, body: nn.Module, rows: Sequenc
 def _compare(plain: Any, reference: Reference, name: str) -> tuple[int, int, float]:
     """How many tensors the checkpoint of the base has in a model of this class, how many of them the model has bit for
     bit, and the norm of all differences over that of all of them."""
+    if plain.config.is_encoder_decoder and not reference.model.config.is_encoder_decoder:
+        raise SpafitError(
+            f"{name} is an encoder-decoder and {reference.shown} is none; what was made of copies of an encoder is "
+            "not measured: leave it out, or name another base with --base."
+        )
     again = {"config": copy.deepcopy(plain.config), "ignore_mismatched_sizes": True}
     fresh, report = _load(type(plain), reference.source, reference.revision, **again)
     view, mismatched = plain_view(plain), {key for key, *_ in report["mismatched_keys"]}

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     from spafit_hf.choose.drift_picture import draw_drift
     from spafit_hf.choose.forgetting import measure
     from spafit_hf.cli.predict import named
+    from spafit_hf.data.glue import get_task
     from spafit_hf.run import DataArguments, load_data, quiet
 
     folders = named(args.folders)
@@ -70,7 +71,10 @@ def run(args: argparse.Namespace) -> None:
     for file in filter(None, (args.json, args.picture)):
         check_file(file)
     most = args.max_probe_rows
-    given = [DataArguments(task=task, data_dir=args.data_dir, max_validation_rows=most) for task in args.probe_task]
+    given = [
+        DataArguments(task=get_task(task).name, data_dir=args.data_dir, max_validation_rows=most)
+        for task in args.probe_task
+    ]
     if args.probe_file:
         columns = {"text_columns": args.text_columns, "label_column": args.label_column}
         given.append(DataArguments(validation_file=args.probe_file, max_validation_rows=most, **columns))

@@ -95,7 +95,7 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: 
             "tokenizer_config.json."
         )
     positions = positions_of(model)
-    limits = [wanted or MAX_LENGTH, most, *([] if positions is None else [positions])]
+    limits = [MAX_LENGTH if wanted is None else wanted, most, *([] if positions is None else [positions])]
     limit = int(min(limits))
     needed = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if limit < needed:
