@@ -53,7 +53,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     def run_cell(job: Job, data: RunData) -> Outcome:
         name, seed = job.cell.method, job.cell.seed
         asked.append((name, seed, data.text.splits["train"].num_rows))
-        result = {"key": job.key, "status": "done", "error": "", "figure": "accuracy", "seconds": 2.0}
+        result = {"format": 1, "key": job.key, "status": "done", "error": "", "figure": "accuracy", "seconds": 2.0}
         if name == "failing":
             return Outcome({**result, "status": "failed", "error": "it broke.", "last": None}, None)
         labels = np.asarray(data.text.splits["validation"]["label"])

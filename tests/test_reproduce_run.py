@@ -236,6 +236,12 @@ def test_another_grid_may_only_add_cells(whole: Path, base_folder: Path, glue: P
     before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")}
     assert run_grid(work(methods=("spafit-4-9-II", "full", "bitfit")), Local()) == {"done": 6}
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*")}.items()
+    again = work()
+    for file in (folder / "grid.json", next(folder.glob("cells/*/result.json"))):
+        file.write_text('{"format"')
+        with pytest.raises(ValueError, match=rf"{file.name} is not JSON .*Remove the file: spafit reproduce makes it"):
+            run_grid(again, Local())
+        (folder / "grid.json").unlink(missing_ok=True)
 
 
 def test_a_worker_with_other_versions_stops_the_grid(

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from spafit_hf.files import write_whole
+from spafit_hf.words import SpafitError
 
 GRID_FILE = "grid.json"
 RESULT_FILE = "result.json"
@@ -55,7 +56,7 @@ class Results:
         for key in set(os.listdir(self.folder / CELLS)) - self.known.keys():
             path = self.cell(key) / RESULT_FILE
             if path.exists():
-                self.known[key] = json.loads(path.read_text(encoding="utf-8"))
+                self.known[key] = parsed(path.read_text(encoding="utf-8"), str(path))
         return self.known
 
     def add(self, result: dict[str, Any], rows: bytes | None) -> None:
@@ -79,6 +80,23 @@ class Results:
             order = ("task", "method", "learning_rate", "seed", "key")
             found = sorted(self.refresh().values(), key=lambda result: [result[name] for name in order])
             write_whole(self.folder / RESULTS_FILE, b"".join(map(as_line, found)))
+
+
+def parsed(text: str, where: str) -> dict[str, Any]:
+    """What a file of a grid's folder holds, or a line of it; `where` is its name.
+
+    Raises:
+        SpafitError: for what is no JSON, or of another format.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise SpafitError(
+            f"{where} is not JSON ({error}). Remove the file: spafit reproduce makes it again."
+        ) from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise SpafitError(f"{where} is not of format {FORMAT}. Use the version of spafit-hf that wrote it.")
+    return found
 
 
 def as_line(value: Any) -> bytes:

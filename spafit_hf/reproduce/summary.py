@@ -7,7 +7,6 @@ rows.safetensors of those cells ---> differences with intervals
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
-from spafit_hf.reproduce.results import CELLS, FORMAT, GRID_FILE, RESULTS_FILE, ROWS_FILE
+from spafit_hf.reproduce.results import CELLS, GRID_FILE, RESULTS_FILE, ROWS_FILE, parsed
 from spafit_hf.reproduce.statistics import (
     DRAWS,
     Difference,
@@ -266,28 +265,16 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 def _read(output: Path) -> tuple[dict[str, Any], list[Cell]]:
     if not (output / GRID_FILE).is_file():
         raise SpafitError(f"There is no {GRID_FILE} in {output}. Give a folder that spafit reproduce --output wrote.")
-    grid = _parsed((output / GRID_FILE).read_text(encoding="utf-8"), GRID_FILE)
+    grid = parsed((output / GRID_FILE).read_text(encoding="utf-8"), GRID_FILE)
     path = output / RESULTS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    results: list[Cell] = [_parsed(line, f"line {number} of {RESULTS_FILE}") for number, line in enumerate(lines, 1)]
+    results: list[Cell] = [parsed(line, f"line {number} of {RESULTS_FILE}") for number, line in enumerate(lines, 1)]
     key, times = next(iter(Counter(cell["key"] for cell in results).most_common(1)), ("", 0))
     if times > 1:
         raise SpafitError(
             f"{RESULTS_FILE} has cell {key} {times} times. Remove the file: it is made again from {CELLS}/."
         )
     return grid, results
-
-
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise SpafitError(
-            f"{where} is not JSON ({error}). Remove the file: spafit reproduce makes it again."
-        ) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise SpafitError(f"{where} is not of format {FORMAT}. Use the version of spafit-hf that wrote it.")
-    return found
 
 
 def _rows(output: Path, cell: Cell) -> dict[str, np.ndarray] | None:
