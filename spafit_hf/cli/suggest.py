@@ -25,6 +25,9 @@ examples:
 
 ROWS = {
     **WORDS,
+    "task": "a GLUE task",
+    "validation_file": "the same, to compare on",
+    "label_column": "the label column",
     "data_dir": "folder with <task>/train.parquet and validation.parquet",
     "train_file": "CSV, TSV, JSON, JSONL or parquet file to train on",
 }
