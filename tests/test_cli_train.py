@@ -24,7 +24,7 @@ from transformers import HfArgumentParser
 
 from spafit_hf import SpafitTrainer
 from spafit_hf.cli import main
-from spafit_hf.cli.train import command_line
+from spafit_hf.cli.train import _recipe, command_line
 from spafit_hf.run import DataArguments, evaluate, load_data
 from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
@@ -323,6 +323,20 @@ def test_a_file_with_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "recipe.yaml").write_text("lerning_rate: 1\n")
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
     assert "'lerning_rate', which is no flag" in capsys.readouterr().err
+    for line, message in (
+        ("seed:", "gives seed no value; give one, or leave the name out"),
+        ("learning_rate: [1e-3]", "sets learning_rate to ['1e-3']; it has one value"),
+    ):
+        (tmp_path / "recipe.yaml").write_text(line + "\n")
+        assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_words_of_a_file_are_words(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("save_strategy: no\nprefix_cache: off\nbf16: on\ndo_eval: true\n")
+    defaults = {"save_strategy": "steps", "prefix_cache": "off", "bf16": False, "do_eval": False}
+    found = {"save_strategy": "no", "prefix_cache": "off", "bf16": True, "do_eval": True}
+    assert _recipe(str(tmp_path / "recipe.yaml"), defaults) == found
 
 
 def test_the_command_of_a_card_names_no_folder_of_this_machine_and_no_secret() -> None:

@@ -48,11 +48,12 @@ def test_files_presets_and_flags_lie_over_each_other(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text(
         "preset: paper\nbase: embedded\ntasks: [SST-2, rte]\nmethods: [full, lora-II, spafit-4-9-II]\n"
-        "search_rates: {full: [5e-5, 1e-4], others: [1e-3, 2e-3]}\nbf16: true\nseeds: 3\noutput: elsewhere\n"
+        "search_rates: {full: [5e-5, 1e-4], others: [1e-3, 2e-3]}\nbf16: on\nseeds: 3\noutput: elsewhere\n"
+        "first_token_only: off\n"
     )
     grid = read_flags(str(file), "--seeds", "1", "2", "--learning_rates", "1e-3", "full=1e-5,2e-5")
     assert (grid.preset, grid.base, grid.tasks, grid.seeds) == ("paper", "embedded", ("sst2", "rte"), (1, 2))
-    assert (grid.bf16, grid.warmup_steps) == (True, 0)
+    assert (grid.bf16, grid.first_token_only, grid.warmup_steps) == (True, "off", 0)
     assert grid.rates_of("full") == (
         (1e-5, 2e-5),
         False,

@@ -15,7 +15,7 @@ def read_recipe(file: str) -> dict[str, Any]:
         ValueError: for a file that cannot be read, or that holds no mapping.
     """
     try:
-        values = parse_yaml(Path(file).read_text(encoding="utf-8"), file)
+        values = parse_yaml(Path(file).read_text(encoding="utf-8"), file, words=True)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
     if not isinstance(values, dict):

@@ -92,10 +92,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if rest and rest[0].endswith((".yaml", ".yml", ".json")):
         file = rest.pop(0)
-        recipe = read_recipe(file)
-        if unknown := sorted(recipe.keys() - {item.name for kind in kinds for item in fields(kind)}):
-            raise ValueError(f"{file} sets {unknown[0]!r}, which is no flag; see `spafit train --help-all`.")
-        parser.set_defaults(**recipe)
+        parser.set_defaults(**_recipe(file, {item.name: item.default for kind in kinds for item in fields(kind)}))
     data_args, base_args, training_args = parser.parse_args_into_dataclasses(rest)
     named, _ = parser.parse_known_args(rest)  # TrainingArguments have filled in what was left open
     for name in FIXED:
@@ -132,6 +129,25 @@ def run(args: argparse.Namespace) -> None:
         raise SpafitError(f"{folder} cannot be written (--resume_from_checkpoint True goes on later)") from error
     if main:
         print(summary(result, str(training_args.output_dir)))
+
+
+def _recipe(file: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a file; argparse looks at no default that is not text.
+
+    Raises:
+        ValueError: for a name that is no flag, a name without a value, and several values of a flag that has one.
+    """
+    recipe = read_recipe(file)
+    for name, value in recipe.items():
+        if name not in defaults:
+            raise ValueError(f"{file} sets {name!r}, which is no flag; see `spafit train --help-all`.")
+        if value is None and defaults[name] is not None:
+            raise ValueError(f"{file} gives {name} no value; give one, or leave the name out.")
+        if isinstance(value, (list, dict)) and isinstance(defaults[name], (int, float)):
+            raise ValueError(f"{file} sets {name} to {value}; it has one value.")
+        if isinstance(defaults[name], bool):
+            recipe[name] = {"on": True, "off": False}.get(str(value).lower(), value)
+    return recipe
 
 
 def _opening(data: RunData, base: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,23 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML text as Python values, plain types only; a ValueError that begins with `where` if it is none."""
+class _WordLoader(_StrictLoader):
+    """The same with on, off, yes and no as words, as in YAML 1.2: some are the values of flags."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_WordLoader.yaml_implicit_resolvers = {
+    letter: [known for known in resolvers if known[0] != _BOOL]
+    for letter, resolvers in _StrictLoader.yaml_implicit_resolvers.items()
+}
+_WordLoader.add_implicit_resolver(_BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+
+def parse_yaml(text: str, where: str, *, words: bool = False) -> Any:
+    """YAML text as Python values, plain types only; a ValueError that begins with `where` if it is none. With `words`
+    on, off, yes and no are words."""
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=_WordLoader if words else _StrictLoader)
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{where}: not valid YAML ({reason}).") from error
