@@ -11,8 +11,7 @@ import torch
 from models import FAMILIES, assert_equal, inputs, logits, stir, tiny
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from scripts import tiny as rows
-from test_trainer import trainer
+from test_trainer import bert, trainer
 from test_tuner_model import BOTH
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
@@ -141,7 +140,7 @@ def earlier(folder: Path) -> Path:
 def test_a_training_starts_from_an_adapter(tmp_path: Path) -> None:
     folder = earlier(tmp_path / "first")
     run = trainer(tmp_path / "second", strategy="spafit-4-9-II", init_adapter=str(folder))
-    loaded = load_adapter(rows.bert(), folder).state_dict()
+    loaded = load_adapter(bert(), folder).state_dict()
     own = run.model.state_dict()
     lora = [key for key in own if "lora_" in key]
     assert lora
@@ -167,7 +166,7 @@ def test_full_fine_tuning_has_no_adapter_to_start(tmp_path: Path) -> None:
 
 def test_a_model_with_an_adapter_has_started(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the model has an adapter already; leave it out"):
-        trainer(tmp_path, get_spafit_model(rows.bert(), "bitfit"), init_adapter=str(tmp_path))
+        trainer(tmp_path, get_spafit_model(bert(), "bitfit"), init_adapter=str(tmp_path))
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
