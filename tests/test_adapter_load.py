@@ -52,7 +52,7 @@ def write(
 )
 def test_what_was_saved_computes_the_same_on_a_fresh_base(name, strategy, form, tmp_path):
     expected = write(tmp_path, name, STRATEGIES[strategy], 3, form=form)
-    for outputs in (2, 3):
+    for outputs in (2, 3) if name in ("bert", "llama", "t5") else (2,):  # another head, and one of the same size
         base = tiny(name, outputs)
         plain, before, labels = logits(base, inputs(name)), tensors(base), dict(base.config.id2label)
         model = load_adapter(base, tmp_path)

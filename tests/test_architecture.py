@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -137,10 +138,16 @@ def test_the_table_is_tested_whole() -> None:
     assert set(KNOWN) == set(LAYOUTS)
 
 
+@functools.cache
+def looked_at(model_type: str, auto: Any) -> tuple[Any, Architecture]:
+    """A model that two tests look at, and what was found in it."""
+    model = meta(auto, config_of(model_type))
+    return model, find_architecture(model)
+
+
 @pytest.mark.parametrize(("model_type", "auto"), CASES, ids=IDS)
 def test_every_linear_layer_and_norm_is_accounted_for(model_type: str, auto: Any) -> None:
-    model = meta(auto, config_of(model_type))
-    architecture = find_architecture(model)
+    model, architecture = looked_at(model_type, auto)
     modules = dict(model.named_modules())
     assert architecture.model_type == model_type
     names = names_in(architecture)
@@ -174,9 +181,9 @@ def test_every_linear_layer_and_norm_is_accounted_for(model_type: str, auto: Any
 
 @pytest.mark.parametrize(("model_type", "auto"), CASES, ids=IDS)
 def test_structure_finds_what_the_table_says(model_type: str, auto: Any) -> None:
-    model = meta(auto, config_of(model_type))
+    model, architecture = looked_at(model_type, auto)
     names = {name for name, module in model.named_modules() if getattr(module, "weight", None) is not None}
-    stacks = find_architecture(model).stacks
+    stacks = architecture.stacks
     known = [row for row in LAYOUTS[model_type] if any(stack.path.endswith(row[1]) for stack in stacks)]
     for found, (name, path, roles) in zip(stacks, known, strict=True):
         assert found.name == name
