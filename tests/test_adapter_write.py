@@ -260,6 +260,20 @@ def test_a_base_in_half_precision_has_its_biases_stored_in_full(tmp_path):
     assert torch.equal(logits(theirs, inputs("bert")), logits(model, inputs("bert")))
 
 
+def test_a_bias_beside_a_parametrized_weight_is_written_and_read(tmp_path):
+    def fresh():
+        model = tiny("bert")
+        torch.nn.utils.parametrizations.orthogonal(model.bert.pooler.dense)
+        return model
+
+    model = get_spafit_model(fresh(), "bitfit")
+    stir(model)
+    save_adapter(model, tmp_path)
+    expected = logits(model, inputs("bert"))
+    for read in (load_adapter, PeftModel.from_pretrained):
+        assert torch.allclose(logits(read(fresh(), tmp_path), inputs("bert")), expected, atol=1e-6)
+
+
 def test_one_adapter_of_several_is_written(tmp_path):
     from test_tuner_model import two_adapters
 

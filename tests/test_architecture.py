@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from layouts import LAYOUTS
-from models import COMPOSED, composed
+from models import COMPOSED, FAMILIES, composed
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -969,6 +969,10 @@ def test_lists_of_modules_are_no_head() -> None:
     with torch.device("meta"):
         head = find_architecture(hf.WavLMForXVector(config)).head
     assert head == ("projector", "tdnn.0", "tdnn.1", "feature_extractor", "classifier", "objective")
+    with torch.device("meta"):
+        model = FAMILIES["bert"].classifier(FAMILIES["bert"].config())
+        model.classifier = nn.ModuleDict({"tasks": nn.ModuleList([nn.Linear(16, 2)]), "one": nn.Linear(16, 2)})
+    assert find_architecture(model).head == ("classifier.tasks.0", "classifier.one")
 
 
 def test_layers_of_a_head_are_no_stack() -> None:

@@ -256,9 +256,19 @@ def test_what_no_folder_could_hold_is_said_by_the_plan_and_refused_at_the_entran
             self.tagger.decoder = nn.Linear(16, 5)
             self.tagger.bias = self.tagger.decoder.bias
 
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.scale = hf.BertModel.from_pretrained(encoder), nn.ParameterList([torch.ones(16)])
+
+    normed = hf.BertModel.from_pretrained(encoder)
+    nn.utils.parametrizations.weight_norm(normed.encoder.layer[0].output.dense)
     sizes = {"hidden_sizes": [16] * 4, "decoder_hidden_size": 16, "num_attention_heads": [1, 1, 2, 2]}
     for model, why in (
         (Tied(), "tagger.decoder.bias is a weight of the head by a second name"),
+        (Listed(), "scale is to train whole and is a ParameterList: PEFT stores modules"),
+        (FAMILIES["bert"].classifier(FAMILIES["bert"].config()).double(), "is float64, which no adapter folder holds"),
+        (normed, "encoder.layer.0.output.dense.parametrizations.weight is to train whole"),
         (hf.SegformerForSemanticSegmentation(hf.SegformerConfig(**sizes)), "decode_head.batch_norm.running_mean"),
         (hf.BertForSequenceClassification(FAMILIES["bert"].config(id2label={0: "a", 1: "a"})), "called 'a'"),
     ):

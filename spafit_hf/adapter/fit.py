@@ -144,13 +144,9 @@ def _expected_shape(module: nn.Module, part: str, shape: tuple[int, ...]) -> tup
         return shapes[part]
     if not is_linear(module) and not (takes_delta(module) and part in ("bias", "lora_delta")):
         raise AdapterError(f"it has {part} for a {type(module).__name__}; allowed are dense modules and norms.")
-    weight = module.get_parameter("weight")
     if not is_linear(module):
-        return tuple(weight.shape)
-    if isinstance(module, nn.Linear):  # quantized weights are packed; the module knows its true size
-        inputs, outputs = module.in_features, module.out_features
-    else:  # Conv1D stores (in, out)
-        inputs, outputs = weight.shape
+        return tuple(module.get_parameter("weight").shape)
+    inputs, outputs = in_out(module)
     if part == "lora_A.weight":
         return (shape[0], inputs)
     if part == "lora_B.weight":

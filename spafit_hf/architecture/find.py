@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -219,13 +219,17 @@ def _head(model: nn.Module, base: nn.Module, kept: tuple[str, ...]) -> tuple[str
         name
         for child_name, child in children
         if child is not base and child_name not in kept
-        # PEFT copies the modules of a head, and a list of modules is none (the TDNN of x-vectors).
-        for name in (
-            [f"{child_name}.{key}" for key in child._modules]
-            if isinstance(child, (nn.ModuleList, nn.ModuleDict))
-            else [child_name]
-        )
+        for name in _unlisted(child_name, child)
     )
+
+
+def _unlisted(name: str, module: nn.Module) -> Iterator[str]:
+    """A module's name; of a list those in it: PEFT copies a head's modules, and no lists (x-vectors' TDNN)."""
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        for key, child in module._modules.items():
+            yield from _unlisted(f"{name}.{key}", child)
+    else:
+        yield name
 
 
 def _embeddings(model: nn.Module, base_name: str, base: nn.Module) -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
+from spafit_hf.architecture.experts import by_module
 from spafit_hf.architecture.labels import labels_of
 from spafit_hf.architecture.new import owners
 from spafit_hf.names import MAX_HEADS, MAX_LABEL, MAX_LABELS
@@ -16,8 +18,8 @@ from spafit_hf.words import listed
 
 def obstacles(result: PlanFacts, model: nn.Module, idle: list[str]) -> Iterator[str]:
     """Sentences with what to do: label ids with gaps, two labels of one name, more or longer ones than a folder may
-    name, a head of too many modules, with batch norms or tied weights, and a new parameter that can neither train with
-    a module of its own nor as a bias, out of those that are `idle`."""
+    name, weights in float64, a head of too many modules, with lists, batch norms or tied weights, and a new parameter
+    that can neither train with a module of its own nor as a bias, out of those that are `idle`."""
     names: dict[str, str] = (labels_of(model) or {"id2label": {}})["id2label"]
     if list(names) != [str(index) for index in range(len(names))]:
         yield f"id2label has the ids {listed(names)}; they must be 0 to {len(names) - 1}: number them so."
@@ -35,8 +37,19 @@ def obstacles(result: PlanFacts, model: nn.Module, idle: list[str]) -> Iterator[
             f"and an adapter folder holds {MAX_HEADS}. Save the model once (model.save_pretrained(folder)) and train "
             'what is loaded from there, or take strategy="full".'
         )
+    for name in (*result.lora, *by_module(result.experts), *result.head):
+        if any(each.dtype == torch.float64 for each in model.get_submodule(name).parameters()):
+            yield f"{name} is float64, which no adapter folder holds; load the model in float32 (dtype=torch.float32)."
+            break
     for head in result.head:
         module = model.get_submodule(head)
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
+            yield (
+                f"{head} is to train whole and is a {type(module).__name__}: PEFT stores modules, and no lists. "
+                "Put what it holds into a module of its own; if it is a weight norm or another parametrization that "
+                "was added after loading, take it out again (torch.nn.utils.parametrize.remove_parametrizations)."
+            )
+            break
         known, parameters = (dict(module.named_parameters(remove_duplicate=once)) for once in (True, False))
         odd = next((key for key in module.state_dict() if key not in known), None)
         if odd is not None:
@@ -55,5 +68,5 @@ def obstacles(result: PlanFacts, model: nn.Module, idle: list[str]) -> Iterator[
             f"{loose[0]} is new with the task and would neither train nor be saved: PEFT stores whole modules, and it "
             "is none. Save the model once (model.save_pretrained(folder)) and train what is loaded from there, which "
             "keeps it as it is, or configure the model without it (use_weighted_layer_sum=False); in a model of your "
-            "own, put it into a module of its own."
+            "own, put it into a module of its own; what was added after loading, such as a weight norm, take out."
         )
