@@ -714,6 +714,38 @@ def test_copies_are_independent():
 
 
 @pytest.mark.slow
+def test_adapters_on_torchs_own_layers_count_in_eval_mode(tmp_path: Path) -> None:
+    """There torch hands the weights of a layer to one function, and calls none of its modules."""
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        return nn.ModuleDict({"body": nn.TransformerEncoder(layer, 2)}).eval()
+
+    strata = (Stratum((0.0, 1.0), lora=("intermediate",), biases=("output", "output_norm"), r=2, lora_alpha=4),)
+    x, padding = torch.randn(2, 5, 16), torch.arange(5).repeat(2, 1) > 3
+    model = get_spafit_model(fresh(), Strategy(strata=strata))
+    stir(model)
+    expected = model.eval().body(x, src_key_padding_mask=padding)
+    save_adapter(model, tmp_path)
+    plain = PeftModel.from_pretrained(fresh(), tmp_path)
+    with torch.no_grad():
+        base = fresh().body(x, src_key_padding_mask=padding)
+        found = model.body(x, src_key_padding_mask=padding)
+        merged = copy.deepcopy(model).merge_and_unload().body(x, src_key_padding_mask=padding)
+        torch.backends.mha.set_fastpath_enabled(False)  # as the plan says of plain PEFT
+        try:
+            by_plain = plain.eval().body(x, src_key_padding_mask=padding)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+        unloaded = model.unload().body(x, src_key_padding_mask=padding)
+    for each in (found, merged, by_plain):
+        assert torch.allclose(each[:, :4], expected[:, :4], atol=1e-5)
+    assert not torch.allclose(base[:, :4], expected[:, :4], atol=1e-2)
+    assert torch.equal(unloaded, base)
+    assert any("set_fastpath_enabled(False)" in note for note in plan(fresh(), Strategy(strata=strata)).notes)
+
+
 def test_torch_compile_sees_one_graph():
     batch = inputs("bert")
     kinds = ({"kind": "series"}, {"kind": "parallel"})

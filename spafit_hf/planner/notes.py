@@ -45,6 +45,11 @@ def notes(
             f"no effect of LoRA and deltas on {_places(past)}: their attention hands the weights to torch's own "
             "function and never calls these modules, so nothing of them would get a gradient."
         )
+    if any(isinstance(modules[name.rpartition(".")[0]], nn.TransformerEncoderLayer) for name in result.lora):
+        lines.append(
+            "plain PEFT passes over LoRA in nn.TransformerEncoderLayer in eval mode, where torch calls no modules: "
+            "there, call torch.backends.mha.set_fastpath_enabled(False) first."
+        )
     lines += _lacking_notes(result)
     lines += _frozen_notes(result, modules)
     lines += _fused_notes(result)

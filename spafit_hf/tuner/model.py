@@ -27,6 +27,7 @@ from spafit_hf.tuner.combine import combine_deltas
 from spafit_hf.tuner.config import SpafitConfig, rewrites_base
 from spafit_hf.tuner.entrance import check_entrance
 from spafit_hf.tuner.experts import STARTS, ParamWrapper, adopt_wrapper
+from spafit_hf.tuner.fast_path import leave_fast_path, restore_fast_path
 from spafit_hf.tuner.labels import apply_labels, check_heads_stack
 from spafit_hf.tuner.layer import DeltaLayer, adopt, missing_bias_message, not_linear_message, wrap
 from spafit_hf.tuner.masters import make_masters
@@ -57,11 +58,12 @@ class SpafitModel(LoraModel):
         ours = config.strategy is not None or config.target_parameters
         if not ours or not any(map(expert_matrices, model.modules())):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            return
-        with warnings.catch_warnings():  # not for every model: Python shows again after it what it had shown once
-            # PEFT follows the ranks of experts, and says that it ignored them: it looks among modules alone.
-            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        else:
+            with warnings.catch_warnings():  # not for every model: Python shows again after it what it had shown once
+                # PEFT follows the ranks of experts, and says that it ignored them: it looks among modules alone.
+                warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+        leave_fast_path(model)
 
     def _prepare_adapter_config(self, peft_config: SpafitConfig, model_config: dict[str, Any]) -> SpafitConfig:
         if peft_config.labels is None:
@@ -316,7 +318,9 @@ class SpafitModel(LoraModel):
                     parent, _, name = key.rpartition(".")
                     setattr(self.model.get_submodule(parent), name, wrapper.original_module)
         self.model.__dict__.pop("save_pretrained", None)  # a plain model saves itself again
-        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        plain = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        restore_fast_path(plain)
+        return plain
 
     def _delta_layers(self) -> dict[str, DeltaLayer]:
         return {key: module for key, module in self.model.named_modules() if isinstance(module, DeltaLayer)}
