@@ -513,6 +513,20 @@ def test_settings_of_plain_lora(settings, tmp_path):
     assert torch.allclose(logits(again, inputs("bert")), logits(model, inputs("bert")), atol=5e-6)
 
 
+def test_two_towers_that_are_one_module(tmp_path):
+    def fresh():
+        towers = torch.nn.ModuleDict({"query": tiny("bert")})
+        towers["document"] = towers["query"]
+        return towers
+
+    model = get_spafit_model(fresh(), "spafit-4-9-II")
+    stir(model)
+    save_adapter(model, tmp_path)
+    expected = logits(model.document, inputs("bert"))
+    for read in (load_adapter, PeftModel.from_pretrained):
+        assert torch.equal(logits(read(fresh(), tmp_path).document, inputs("bert")), expected)
+
+
 def test_the_native_form_that_peft_wrote(tmp_path):
     model = get_spafit_model(tiny("bert", 3), BOTH)
     stir(model)

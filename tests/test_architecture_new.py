@@ -256,6 +256,13 @@ def test_what_no_folder_could_hold_is_said_by_the_plan_and_refused_at_the_entran
             self.tagger.decoder = nn.Linear(16, 5)
             self.tagger.bias = self.tagger.decoder.bias
 
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = hf.BertModel.from_pretrained(encoder)
+            self.one, self.two = nn.Linear(16, 5, bias=False), nn.Linear(16, 5, bias=False)
+            self.two.weight = self.one.weight
+
     class Listed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -266,6 +273,7 @@ def test_what_no_folder_could_hold_is_said_by_the_plan_and_refused_at_the_entran
     sizes = {"hidden_sizes": [16] * 4, "decoder_hidden_size": 16, "num_attention_heads": [1, 1, 2, 2]}
     for model, why in (
         (Tied(), "tagger.decoder.bias is a weight of the head by a second name"),
+        (Twice(), "two.weight is a part of one by a second name"),
         (Listed(), "scale is to train whole and is a ParameterList: PEFT stores modules"),
         (FAMILIES["bert"].classifier(FAMILIES["bert"].config()).double(), "is float64, which no adapter folder holds"),
         (normed, "encoder.layer.0.output.dense.parametrizations.weight is to train whole"),

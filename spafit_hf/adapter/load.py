@@ -165,7 +165,7 @@ def _fill(model: PeftModel, adapter: VerifiedAdapter, adapter_name: str, tensors
 def parameter_places(plain: nn.Module, adapter_name: str) -> dict[str, tuple[str, nn.Parameter]]:
     """An adapter's parameters and their names in the model, by the names that they have in a file."""
     places = {}
-    for name, parameter in plain.named_parameters(remove_duplicate=False):
+    for name, parameter in plain.named_parameters():  # one name of each, as in a file: two towers may be one module
         path = name.split(".")
         if adapter_name in path:  # no module has this name (`_check_name`)
             kept = (part for part in path if part not in (adapter_name, "modules_to_save"))

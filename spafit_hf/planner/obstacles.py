@@ -41,6 +41,11 @@ def obstacles(result: PlanFacts, model: nn.Module, idle: list[str]) -> Iterator[
         if any(each.dtype == torch.float64 for each in model.get_submodule(name).parameters()):
             yield f"{name} is float64, which no adapter folder holds; load the model in float32 (dtype=torch.float32)."
             break
+    if found := _second_place(model, result.head):
+        yield (
+            f"{found[1]} is a part of {found[0]} by a second name, and would go its own way from the copy that PEFT "
+            'trains: give it weights of its own, or call one module in both places, or take strategy="full".'
+        )
     for head in result.head:
         module = model.get_submodule(head)
         if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
@@ -70,3 +75,18 @@ def obstacles(result: PlanFacts, model: nn.Module, idle: list[str]) -> Iterator[
             "keeps it as it is, or configure the model without it (use_weighted_layer_sum=False); in a model of your "
             "own, put it into a module of its own; what was added after loading, such as a weight norm, take out."
         )
+
+
+def _second_place(model: nn.Module, heads: tuple[str, ...]) -> tuple[str, str] | None:
+    """A head, and where a module or weight of it stands outside it as well; None where none does."""
+    head_of: dict[object, str] = {}
+    places = set()
+    for head in heads:
+        module, (parent, _, key) = model.get_submodule(head), head.rpartition(".")
+        head_of |= dict.fromkeys((*module.modules(), *module.parameters()), head)
+        places.add((model.get_submodule(parent), key))
+    for name, module in model.named_modules():
+        for key, held in (*module._modules.items(), *module._parameters.items()):
+            if held in head_of and head_of.get(module) != head_of[held] and (module, key) not in places:
+                return head_of[held], f"{name}.{key}" if name else key
+    return None
