@@ -384,6 +384,12 @@ def test_beside_another_method_nothing_is_loaded(tmp_path):
         load_adapter(model, tmp_path, adapter_name="b")
 
 
+def test_onto_a_model_without_weights_nothing_is_loaded(tmp_path):
+    save_adapter(get_spafit_model(tiny("bert"), "bitfit"), tmp_path)
+    with pytest.raises(AdapterError, match="on the meta device or offloaded; load it into memory"):
+        load_adapter(tiny("bert").to("meta"), tmp_path)
+
+
 def test_onto_a_merged_model_nothing_is_loaded(tmp_path):
     write(tmp_path, "bert")
     model = load_adapter(tiny("bert"), tmp_path, adapter_name="a")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from models import tiny
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from programs import Program
 
@@ -90,6 +90,16 @@ def test_from_plan_refuses_what_the_plan_decides():
     the_plan = plan(tiny("bert"), "spafit-4-9-II")
     with pytest.raises(ValueError, match="r follows from the plan"):
         SpafitConfig.from_plan(the_plan, r=8)
+
+
+@pytest.mark.parametrize("setting", [{"bias": "all"}, {"lora_bias": True}, {"trainable_token_indices": [1]}])
+def test_what_no_folder_holds_is_refused_before_training(setting):
+    for make in (
+        lambda: get_spafit_model(tiny("bert"), "lora-II", **setting),
+        lambda: get_peft_model(tiny("bert"), SpafitConfig(strategy="lora-II", **setting)),
+    ):
+        with pytest.raises(ValueError, match=f"^{next(iter(setting))} is .*; leave it out"):
+            make()
 
 
 def test_full_fine_tuning_has_no_adapter():

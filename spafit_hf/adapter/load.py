@@ -72,6 +72,9 @@ def load_adapter(
     view = plain_view(plain)
     adapter, stored = verify_and_read(folder, view)
     _check_beside(model, adapter)
+    touched = tuple(f"{name}." for name in (*adapter.lora, *adapter.bias_modules, *adapter.head))
+    if any(name.startswith(touched) for name, parameter in view.named_parameters() if parameter.is_meta):
+        raise AdapterError("the base is on the meta device or offloaded; load it into memory or onto a device first.")
     tensors = native_tensors(adapter, view, stored)
     config = _config(adapter, view, is_trainable)
     is_training = isinstance(model, PeftModel) and model.training
@@ -150,8 +153,6 @@ def _fill(model: PeftModel, adapter: VerifiedAdapter, adapter_name: str, tensors
     odd += [key for key, tensor in tensors.items() if key in places and places[key][1].shape != tensor.shape]
     if odd:
         raise AdapterError(f"{odd[:3]} did not find their places in the model; nothing was loaded.")
-    if any(places[key][1].is_meta for key in tensors):
-        raise AdapterError("the base is on the meta device or offloaded; load it into memory or onto a device first.")
     if any(type(parameter.data) is not torch.Tensor for _, parameter in places.values()):
         # Under tensor parallelism each process has a piece of them, and PEFT knows which.
         whole = {**{key: parameter.detach() for key, (_, parameter) in places.items()}, **tensors}

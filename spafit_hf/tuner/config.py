@@ -49,6 +49,11 @@ REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _TARGETS = (
     "target_modules", "target_parameters", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
+# Settings of PEFT's that no adapter in strata can have: they train the base's own tensors, or what no folder holds.
+_UNREAD = (
+    "bias", "lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices",
+    "ensure_weight_tying",
+)  # fmt: skip
 _PLANNED_FIELDS = (*_TARGETS, "bias_modules", "bottlenecks", "module_settings")
 
 
@@ -205,7 +210,17 @@ class SpafitConfig(LoraConfig):
         """Write modules, by full names, into this configuration: the commonest settings as its own, others apart.
 
         Those of experts come first: PEFT puts no dropout and no DoRA on them, which others may have.
+
+        Raises:
+            ValueError: for settings of PEFT's that write to the base, or that no reader of an adapter folder takes.
         """
+        odd = [name for name in _UNREAD if getattr(self, name) not in (None, False, "none")]
+        if odd:
+            raise ValueError(
+                f"{odd[0]} is {getattr(self, odd[0])!r:.80}, and an adapter in strata with it could not be read back; "
+                "leave it out"
+                + ("; biases train where a stratum names them (biases=...)." if "bias" in odd[0] else ".")
+            )
         self.bias_modules = sorted(biases)
         self.target_modules = set(lora)
         self.target_parameters = sorted(experts) or None
