@@ -87,9 +87,13 @@ def get_spafit_model(
         `print_trainable_parameters` adds the table of strata to PEFT's line.
 
     Raises:
-        ValueError: for a strategy that does not fit the model, for "full", which has no adapter, and for a model of
-            which no adapter could be read back (`check_entrance`).
+        ValueError: for what is no model, a name that no adapter can have, a strategy that does not fit the model, for
+            "full", which has no adapter, and for a model of which no adapter could be read back (`check_entrance`).
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is {model!r:.80}; load it first, as with AutoModel.from_pretrained(name).")
+    if not adapter_name or "." in adapter_name:
+        raise ValueError(f"adapter_name is {adapter_name!r}; it must not be empty or hold '.', as in 'reviews'.")
     # Within torch.compile or DataParallel, names would begin with _orig_mod or module.
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
