@@ -203,6 +203,11 @@ def test_a_file_sets_flags_and_flags_override_it(base_folder: Path, reviews: Pat
         (["--task", "mrpc", "--strategy", "spafit-9-4-II"], "N1"),
         (["--train_file", "nowhere.csv"], "nowhere.csv"),
         (["nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--seed", "7", "nowhere.yaml", "--fool"], "nowhere.yaml --fool: no flag of train"),
+        (
+            ["--train_file", "x.csv", "--prefix_cache", "On"],
+            "prefix_cache is 'On'; allowed are off, auto, or a folder",
+        ),
         (
             ["--train_file", "x.csv", "--max_train_rows", "-4"],
             "--max_train_rows is -4; it must be 1 or more",
@@ -326,6 +331,8 @@ def test_a_file_with_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixtu
     for line, message in (
         ("seed:", "gives seed no value; give one, or leave the name out"),
         ("learning_rate: [1e-3]", "sets learning_rate to ['1e-3']; it has one value"),
+        ("labels: {0: bad}", "sets labels to {0: 'bad'}; it has one value"),
+        ("init_adapter: [a]", "sets init_adapter to ['a']; it has one value"),
     ):
         (tmp_path / "recipe.yaml").write_text(line + "\n")
         assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
@@ -333,9 +340,14 @@ def test_a_file_with_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_words_of_a_file_are_words(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("save_strategy: no\nprefix_cache: off\nbf16: on\ndo_eval: true\n")
-    defaults = {"save_strategy": "steps", "prefix_cache": "off", "bf16": False, "do_eval": False}
-    found = {"save_strategy": "no", "prefix_cache": "off", "bf16": True, "do_eval": True}
+    text = (
+        "save_strategy: no\nprefix_cache: off\nbf16: on\ndo_eval: true\nseed: 1.5\ntrain_file: 5\nlabels: [bad, 1]\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(text + "strategy: {strata: []}\nrun_name: null\ntf32: true\n")
+    defaults = {"save_strategy": "steps", "prefix_cache": "off", "bf16": False, "do_eval": False, "seed": 42}
+    defaults |= {"train_file": "", "labels": "", "strategy": "bitfit", "run_name": None, "tf32": None}
+    found = {"save_strategy": "no", "prefix_cache": "off", "bf16": True, "do_eval": True, "seed": "1.5"}
+    found |= {"train_file": "5", "labels": "bad,1", "strategy": {"strata": []}, "run_name": None, "tf32": True}
     assert _recipe(str(tmp_path / "recipe.yaml"), defaults) == found
 
 

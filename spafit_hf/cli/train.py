@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from spafit_hf.run import RunData, RunResult
     from spafit_hf.run.train import AnyTrainer
 
+USAGE = "spafit train [-h] [--help-all] [--verbose] [FILE.yaml] [--flag value ...]"
+
 EPILOG = """\
 Data, base and every field of transformers' TrainingArguments are flags; `spafit train --help-all` lists them.
 The defaults are the paper's recipe: learning rate 6e-5, batches of 16, 10 epochs, weight decay 0.01; the epoch with
@@ -57,6 +59,11 @@ SECRETS = ("hub_token", "push_to_hub_token")
 #: Flags that say nothing about the result.
 NOT_SHOWN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "push_to_hub", "disable_tqdm")
 
+#: Flags of words between commas, which a file may hold as a list.
+COMMAS = ("labels", "text_columns")
+#: Flags that take what is no single value as it is.
+OPEN = ("report_to", "strategy")
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `train`; its flags are read by `run`, since the list of them needs transformers."""
@@ -71,7 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--help-all", action="store_true", help="list every flag and stop")
     parser.add_argument("--verbose", action="store_true", help="show everything that Trainer and the libraries print")
     # The flags themselves are unknown here and reach `run` as `args.rest`.
-    parser.usage = "spafit train [-h] [--help-all] [--verbose] [FILE.yaml] [--flag value ...]"
+    parser.usage = USAGE
     parser.set_defaults(run=run, takes_more=True)
 
 
@@ -84,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
     from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments
 
     kinds = (DataArguments, BaseArguments, SpafitSeq2SeqTrainingArguments)
-    parser = HfArgumentParser(kinds, prog="spafit train")  # type: ignore[arg-type]
+    # Without the usage, which an error prints, that would be all of the flags.
+    parser = HfArgumentParser(kinds, prog="spafit train", usage=USAGE)  # type: ignore[arg-type]
     parser.set_defaults(**DEFAULTS)
     rest = list(args.rest)
     if args.help_all:
@@ -93,8 +101,12 @@ def run(args: argparse.Namespace) -> None:
     if rest and rest[0].endswith((".yaml", ".yml", ".json")):
         file = rest.pop(0)
         parser.set_defaults(**_recipe(file, {item.name: item.default for kind in kinds for item in fields(kind)}))
+    named, unknown = parser.parse_known_args(rest)  # TrainingArguments fill in what is left open
+    if unknown:
+        raise ValueError(
+            f"{' '.join(unknown)}: no flag of train; see `spafit train --help-all`. A YAML file of flags goes first."
+        )
     data_args, base_args, training_args = parser.parse_args_into_dataclasses(rest)
-    named, _ = parser.parse_known_args(rest)  # TrainingArguments have filled in what was left open
     for name in FIXED:
         if getattr(named, name) != DEFAULTS[name]:
             raise ValueError(
@@ -132,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _recipe(file: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The flags of a file; argparse looks at no default that is not text.
+    """The flags of a file, single values as text, since argparse looks at no other default.
 
     Raises:
         ValueError: for a name that is no flag, a name without a value, and several values of a flag that has one.
@@ -143,10 +155,17 @@ def _recipe(file: str, defaults: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{file} sets {name!r}, which is no flag; see `spafit train --help-all`.")
         if value is None and defaults[name] is not None:
             raise ValueError(f"{file} gives {name} no value; give one, or leave the name out.")
-        if isinstance(value, (list, dict)) and isinstance(defaults[name], (int, float)):
+        default = defaults[name]
+        if isinstance(value, list) and name in COMMAS:
+            value = ",".join(map(str, value))
+        several = isinstance(value, (list, dict))
+        if several and isinstance(default, (int, float, str)) and name not in OPEN:
             raise ValueError(f"{file} sets {name} to {value}; it has one value.")
-        if isinstance(defaults[name], bool):
-            recipe[name] = {"on": True, "off": False}.get(str(value).lower(), value)
+        if isinstance(default, bool):
+            value = {"on": True, "off": False}.get(str(value).lower(), value)
+        elif value is not None and not several and not (default is None and isinstance(value, bool)):
+            value = str(value)  # which argparse reads as it does what is typed
+        recipe[name] = value
     return recipe
 
 

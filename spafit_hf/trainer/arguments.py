@@ -27,6 +27,9 @@ NOT_SET = -1
 """What a number is when it is left open."""
 
 FIRST_TOKEN_MODES = ("auto", "on", "off")
+PREFIX_CACHE_MODES = ("auto", "off")
+NO_FOLDERS = ("", "on", "yes", "no", "true", "false", "none", *PREFIX_CACHE_MODES)
+"""What is meant as a switch, in whatever case, where a folder could stand."""
 
 
 def option(default: Any, text: str, choices: Iterable[str] | None = None) -> Any:
@@ -171,7 +174,11 @@ class StrataArguments:
                 (name, getattr(self, name) in allowed, f"allowed are {listed(allowed)}{others.get(name, '')}")
                 for name, allowed in choices.items()
             ),
-            ("prefix_cache", bool(self.prefix_cache), "allowed are off, auto, or a folder"),
+            (
+                "prefix_cache",
+                str(self.prefix_cache).lower() not in NO_FOLDERS or self.prefix_cache in PREFIX_CACHE_MODES,
+                "allowed are off, auto, or a folder",
+            ),
             ("prefix_cache_max_bytes", self.prefix_cache_max_bytes >= 0, bytes_text),
             *((name, rate == NOT_SET or 0 <= rate < inf, rate_text.format(name)) for name, rate in rates.items()),
         ]
