@@ -23,12 +23,16 @@ from spafit_hf.cli import ONEDNN_CACHES, ONEDNN_ENTRIES, main
 def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(trained), "--validation_file", str(reviews), "--text_columns", "review",
                  "--label_column", "verdict", "--json"]) == 0  # fmt: skip
-    assert json.loads(capsys.readouterr().out)["validation"]["accuracy"] > 0.8
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["validation"]["accuracy"] > 0.8
+    assert "Tokenizing" not in printed.err
 
 
 def test_merge_writes_a_folder_for_pipeline(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(trained), str(tmp_path / "merged")]) == 0
-    assert str(tmp_path / "merged") in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert str(tmp_path / "merged") in printed.out
+    assert "Writing" not in printed.err
     classify = pipeline("text-classification", str(tmp_path / "merged"))
     assert [found["label"] for found in classify(["a warm film", "a dull film"])] == ["good", "bad"]
 
@@ -45,6 +49,12 @@ def test_evaluate_refuses_other_labels(trained: Path, tmp_path: Path, capsys: py
     (tmp_path / "other.csv").write_text("text,label\na warm film,yes\na dull film,no\n")
     assert main(["evaluate", str(trained), "--validation_file", str(tmp_path / "other.csv")]) == 2
     assert "the model's labels are ['bad', 'good']" in capsys.readouterr().err
+    (tmp_path / "other.csv").write_text("text,label\na warm film,good\n")
+    evaluate = ["evaluate", str(trained), "--validation_file", str(tmp_path / "other.csv")]
+    assert main(evaluate) == 2
+    assert "or name every class (--labels" in capsys.readouterr().err
+    assert main([*evaluate, "--labels", "good,bad"]) == 2
+    assert "name them as the model does: --labels bad,good." in capsys.readouterr().err
 
 
 def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +182,12 @@ def test_unknown_words_on_the_command_line() -> None:
     with pytest.raises(SystemExit) as stop:
         main(["plan", "somewhere", "--nonsense"])
     assert stop.value.code == 2
+
+
+def test_a_wrong_value_is_not_lost_among_all_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--seed", "x"])
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_the_command_line_bounds_onednn(monkeypatch: pytest.MonkeyPatch) -> None:

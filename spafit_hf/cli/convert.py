@@ -29,14 +29,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def merge(args: argparse.Namespace) -> None:
     """Merge and say what was written."""
     from spafit_hf.adapter import merge_adapter
+    from spafit_hf.run import quiet
 
-    model = merge_adapter(args.base, args.folder, args.output)
+    with quiet():
+        model = merge_adapter(args.base, args.folder, args.output)
     print(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {args.output}")
 
 
 def export(args: argparse.Namespace) -> None:
     """Export and say what was written."""
     from spafit_hf.adapter import export_adapter
+    from spafit_hf.run import quiet
 
-    form = export_adapter(args.base, args.folder, args.output, args.to)
+    with quiet():
+        form = export_adapter(args.base, args.folder, args.output, args.to)
     print(f"adapter of form {form!r} written to {args.output}")

@@ -52,13 +52,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print the figures."""
-    from spafit_hf.run import DataArguments, evaluate, figures_text, load_data
+    from spafit_hf.run import DataArguments, evaluate, figures_text, load_data, quiet
     from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments
 
     given = {name: getattr(args, name) for name in (*WORDS, "max_length", "max_target_length", "max_validation_rows")}
     regression = None if args.regression is None else args.regression == "true"
     data = load_data(DataArguments(**given, regression=regression), need_train=False)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         training_args = SpafitSeq2SeqTrainingArguments(
             output_dir=scratch,
             per_device_eval_batch_size=args.batch_size,

@@ -152,7 +152,7 @@ def _require_classes(
     if len(names) < 2:
         raise DataError(
             f"Every row of {origin} has the label {_listing(names)}; classification needs two classes or more. "
-            f"Check the label column '{column}'."
+            f"Check the label column '{column}', or name every class (--labels negative,positive)."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from torch import nn
@@ -44,9 +45,14 @@ def _check_labels(model: Any, data: RunData) -> None:
     model_labels = [model.config.id2label[index] for index in range(len(model.config.id2label))]
     labels = data.labelled.labels
     if labels and model_labels != list(labels):
+        named = not data.task and set(labels) <= set(model_labels)  # other rows may lack a class
         raise ValueError(
-            f"the model's labels are {model_labels}, those of {data.title} are {list(labels)}; measure it "
-            "on the task that it was trained for."
+            f"the model's labels are {model_labels}, those of {data.title} are {list(labels)}; "
+            + (
+                f"name them as the model does: --labels {','.join(map(shlex.quote, model_labels))}."
+                if named
+                else "measure it on the task that it was trained for."
+            )
         )
     if not labels and len(model_labels) != 1:
         raise ValueError(f"{data.title} asks for one number, and the model has the labels {model_labels}.")
