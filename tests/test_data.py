@@ -199,7 +199,7 @@ def test_a_pair_that_is_measured_on_is_not_trained_on_the_other_way_round(tmp_pa
 
 
 def test_texts_of_two_string_types(tmp_path: Path) -> None:
-    texts = {"text1": "string", "text2": "large_string", "label": "int64"}
+    texts = {"text1": "string_view", "text2": "large_string", "label": "int64"}
     rows = {"text1": ["a", "b"] * 20, "text2": [str(i) for i in range(40)], "label": [0, 1] * 20}
     features = datasets.Features({name: datasets.Value(kind) for name, kind in texts.items()})
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")

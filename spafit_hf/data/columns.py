@@ -104,7 +104,7 @@ def _is_text(split: Dataset, column: str) -> bool:
     from datasets import Value
 
     feature = split.features[column]
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
 def _is_empty(value: Any) -> bool:
