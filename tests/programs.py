@@ -217,6 +217,7 @@ def run(argv: list[str], folder: str, env: dict[str, str], log: Path | None, pip
         os.dup2(pipe.fileno(), number)
         pipe.close()
     sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))  # multiprocessing has put /dev/null there
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))  # as of a process of its own
     kind, *rest = argv if argv[0] in ("-m", "-c") else ("", *argv)
     given = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:0] = [*given, *([] if kind else [os.path.dirname(rest[0])])]

@@ -153,6 +153,14 @@ def test_what_was_not_foreseen_is_one_sentence_too(
         main(["plan", "x"])
 
 
+def test_an_error_of_a_file_names_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("spafit_hf.planner.plan_what_fits", lambda *_: tmp_path.read_text())
+    assert main(["plan", "x"]) == 2
+    assert capsys.readouterr().err == f"spafit: {tmp_path}: Is a directory\n"
+
+
 @pytest.mark.parametrize("command", [["merge"], ["export", "--to", "native"]])
 def test_a_full_disk_is_one_sentence(
     command: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

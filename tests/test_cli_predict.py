@@ -235,17 +235,21 @@ def test_a_mark_of_the_encoding_is_no_text(
     assert [row["text"] for row in json_lines(capsys.readouterr().out)] == [TEXT]
 
 
+@pytest.mark.parametrize(("encoding", "accented"), [("utf-8", "é"), ("ascii", r"\u00e9")])
 def test_half_a_character_is_passed_on_escaped(
-    adapters: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoding: str, accented: str, adapters: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stdin(monkeypatch, r'{"text": "it rains", "id": "\ud83d", "of": "\u00e9"}')
     written = io.BytesIO()
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="utf-8", newline="\n"))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding, newline="\n"))
     output = tmp_path / "answers.jsonl"
     assert main(["predict", adapters["film"], "--file", "-", "--json", "--output", str(output)]) == 0
-    for line in (written.getvalue().decode("utf-8"), output.read_text(encoding="utf-8")):
-        assert r'"id": "\ud83d", "of": "é"' in line
+    printed = written.getvalue().decode(encoding)
+    for line, letter in ((printed, accented), (output.read_text(encoding="utf-8"), "é")):
+        assert rf'"id": "\ud83d", "of": "{letter}"' in line
         assert json.loads(line)["id"] == "\ud83d"
+    assert main(["predict", adapters["film"], "--text", "it raîns"]) == 0
+    assert ("it raîns" if encoding == "utf-8" else r"it ra\xeens") in written.getvalue().decode(encoding)
 
 
 @pytest.mark.slow

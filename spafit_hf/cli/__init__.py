@@ -8,6 +8,7 @@ public name.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run `spafit` with the given arguments (those of the process by default) and return its exit status."""
     for name in ONEDNN_CACHES:  # before torch is imported
         os.environ.setdefault(name, ONEDNN_ENTRIES)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding has no letter for is escaped, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_more:
@@ -80,8 +83,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def explained(error: BaseException) -> str:
     """What went wrong and what to do, in one sentence."""
+    named = isinstance(error, OSError) and error.filename is not None and error.strerror is not None
+    words = sentence(f"{error.filename}: {error.strerror}" if named else error)  # type: ignore[attr-defined]
     if is_disk_full(error):
-        return f"{sentence(error)}: the disk is full. Free some space, and run the command again."
+        return f"{words}: the disk is full. Free some space, and run the command again."
     if isinstance(error, (ValueError, OSError)):
-        return sentence(error)
-    return f"{type(error).__name__}: {sentence(error)}. This was not foreseen; SPAFIT_TRACEBACK=1 shows its origin."
+        return words
+    return f"{type(error).__name__}: {words}. This was not foreseen; SPAFIT_TRACEBACK=1 shows its origin."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import math
 import sys
@@ -74,17 +75,19 @@ def run(args: argparse.Namespace) -> None:
     answers = _written(args, sources, rows) if _writes(args, sources) else _answers(args, sources, rows)
     answers = chain([next(answers)], answers)  # with the first one all is loaded, and a file may be overwritten
     answered = truncated = 0
+    # Halves of surrogate pairs are escaped, as JSON has them: no output takes them as they are.
+    writing = {"encoding": "utf-8", "errors": "backslashreplace"}
+    unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     with ExitStack() as stack:
-        output = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
+        output = stack.enter_context(args.output.open("w", **writing)) if args.output else None
         for answer, shown in answers:
             answered, truncated = answered + 1, truncated + answer["truncated"]
-            line = _writable(json.dumps(answer, ensure_ascii=False))
             if output is not None:
-                output.write(line + "\n")
+                output.write(json.dumps(answer, ensure_ascii=False) + "\n")
             if args.json:
-                print(line)
+                print(json.dumps(answer, ensure_ascii=not unicode))
             elif output is None:
-                print(_writable(shown))
+                print(shown)
     if truncated:
         print(f"Texts that were too long for the base and lost their end: {truncated} of {answered}.", file=sys.stderr)
 
@@ -271,11 +274,6 @@ def _adapters(predictor: SpafitPredictor, row: dict[str, Any]) -> tuple[str, ...
         wanted = "single texts" if kind == "a pair" else "pairs"
         raise ValueError(f"{row[TEXT]!r:.60} is {kind}; {name!r} was trained on {wanted}.")
     return (name,)
-
-
-def _writable(line: str) -> str:
-    """The line with halves of surrogate pairs escaped, as JSON has them: no output takes them as they are."""
-    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _shown(row: dict[str, Any], answer: Prediction, several: bool) -> str:
