@@ -24,8 +24,8 @@ from transformers import HfArgumentParser
 
 from spafit_hf import SpafitTrainer
 from spafit_hf.cli import main
-from spafit_hf.cli.train import _recipe, command_line
-from spafit_hf.run import DataArguments, evaluate, load_data
+from spafit_hf.cli.train import _recipe, _recorded, command_line
+from spafit_hf.run import BaseArguments, DataArguments, evaluate, load_data
 from spafit_hf.trainer.arguments import SpafitTrainingArguments
 
 
@@ -36,7 +36,7 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert results["trained_parameters"] < results["total_parameters"]
     assert results["file_bytes"] == (trained / "adapter_model.safetensors").stat().st_size
     assert results["arguments"]["learning_rate"] == 0.02
-    assert "output_dir" not in results["arguments"]
+    assert results["arguments"].keys().isdisjoint({"output_dir", "regression", "ddp_backend"})
     assert {"adapter_config.json", "spafit_config.json", "tokenizer.json"} <= {file.name for file in trained.iterdir()}
     assert {"README.md", "spafit_results.json"} <= {file.name for file in trained.iterdir()}
     card = (trained / "README.md").read_text()
@@ -337,6 +337,12 @@ def test_a_file_with_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixtu
         (tmp_path / "recipe.yaml").write_text(line + "\n")
         assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_was_asked_for_is_recorded() -> None:
+    args = SpafitTrainingArguments(output_dir="x", use_cpu=True)
+    recorded = _recorded(DataArguments(regression=False, max_length=64), BaseArguments(base="b"), args)
+    assert recorded == {"regression": False, "max_length": 64, "base": "b", "use_cpu": True}
 
 
 def test_words_of_a_file_are_words(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 
 EPILOG = """\
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         training_args = SpafitSeq2SeqTrainingArguments(
             output_dir=scratch,
             per_device_eval_batch_size=args.batch_size,
-            disable_tqdm=args.json,
+            disable_tqdm=args.json or not sys.stderr.isatty(),
             report_to="none",
             generation_num_beams=args.generation_num_beams,
         )

@@ -215,8 +215,13 @@ def _recorded(data_args: Any, base_args: Any, training_args: Any) -> dict[str, A
     device = {name: getattr(training_args, name) for name in ("use_cpu", "ddp_backend", "ddp_timeout")}
     default = type(training_args)(output_dir=str(training_args.output_dir), **device).to_sanitized_dict()
     default |= {item.name: item.default for item in fields(training_args) if item.name in device}
-    given = training_args.to_sanitized_dict()
+    given = {**training_args.to_sanitized_dict(), "ddp_backend": training_args.ddp_backend}
     hidden = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token", "data_dir", *FIXED}
     changed = {key: value for key, value in given.items() if key not in hidden and default.get(key) != value}
-    chosen = {**vars(data_args), **vars(base_args)}
-    return {key: value for key, value in chosen.items() if value not in ("", 0) and key not in hidden} | changed
+    kept = {
+        item.name: value
+        for arguments in (data_args, base_args)
+        for item in fields(arguments)
+        if (value := getattr(arguments, item.name)) != item.default or value not in ("", 0, None)
+    }
+    return {key: value for key, value in kept.items() if key not in hidden} | changed
