@@ -26,6 +26,9 @@ DEFAULT_STRATEGY = "spafit-4-9-II"
 NOT_SET = -1
 """What a number is when it is left open."""
 
+COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+"""Fields of TrainingArguments that are counts, of which transformers looks at none."""
+
 FIRST_TOKEN_MODES = ("auto", "on", "off")
 PREFIX_CACHE_MODES = ("auto", "off")
 NO_FOLDERS = ("", "on", "yes", "no", "true", "false", "none", *PREFIX_CACHE_MODES)
@@ -163,6 +166,12 @@ class StrataArguments:
         }
         others = {"init_lora_weights": " (PEFT's others rewrite the base: for them pass a PeftModel to the trainer)"}
         rules: list[tuple[str, bool, str]] = [
+            *((name, getattr(self, name) >= 1, "it must be at least 1") for name in COUNTS),
+            (
+                "num_train_epochs",
+                self.num_train_epochs >= 0 or self.max_steps > 0,  # type: ignore[attr-defined]
+                "it must be 0 or more",
+            ),
             ("lora_r", self.lora_r >= 1, "the rank of LoRA must be at least 1, as in --lora_r 64"),
             ("lora_alpha", 0 < self.lora_alpha < inf, "it must be a positive number, as in --lora_alpha 128"),
             (
