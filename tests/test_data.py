@@ -392,6 +392,8 @@ def test_a_test_split_without_a_label_column_is_left_out(tmp_path: Path, given: 
 
 def test_a_test_file_alone_for_evaluation(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "t.jsonl", rows(4))
+    with pytest.raises(DataError, match="train rows alone, and no validation or test split to measure on"):
+        load_text_data(file, need_train=False, labels=["no", "yes"])
     data = load_text_data(test_file=file, need_train=False, labels=["no", "yes"])
     assert data.evaluation_splits == ("test",)
     with pytest.raises(DataError, match="no train split"):

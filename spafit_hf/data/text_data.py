@@ -141,6 +141,11 @@ def with_validation(
     splits: dict[str, Dataset], columns: Sequence[str], need_train: bool, notes: list[str]
 ) -> DatasetDict:
     """The splits with one to measure on, held out of train where there is none; see `load_text_data`."""
+    if not need_train and set(splits) == {"train"}:
+        raise DataError(
+            "There are train rows alone, and no validation or test split to measure on. Name the rows to measure on "
+            "as a validation file (--validation_file)."
+        )
     if need_train and not any(name.startswith("validation") for name in splits):
         carved = carve_validation(splits["train"], columns)
         notes.append(
