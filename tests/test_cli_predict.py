@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,19 @@ def test_half_a_character_is_passed_on_escaped(
         assert json.loads(line)["id"] == "\ud83d"
     assert main(["predict", adapters["film"], "--text", "it raîns"]) == 0
     assert ("it raîns" if encoding == "utf-8" else r"it ra\xeens") in written.getvalue().decode(encoding)
+
+
+def test_what_a_shell_closed_is_not_read_or_written(
+    adapters: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["predict", adapters["film"]]) == 2
+    assert "there are no texts" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["predict", adapters["film"], "--text", TEXT, "--output", str(tmp_path / "answers.jsonl")]) == 0
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+    sys.stdin.close()
+    sys.stdout.close()
 
 
 @pytest.mark.slow

@@ -56,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run `spafit` with the given arguments (those of the process by default) and return its exit status."""
     for name in ONEDNN_CACHES:  # before torch is imported
         os.environ.setdefault(name, ONEDNN_ENTRIES)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # a shell closed it, as with 2>&-
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  it stays as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding has no letter for is escaped, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
