@@ -28,6 +28,7 @@ from spafit_hf.hub import HubError, Pulled, hub_is_away, pull_adapter
 from spafit_hf.hub.pull import MAX_BYTES
 from spafit_hf.names import AUTO_CLASSES, published_base, resolve_base
 from spafit_hf.tuner import SpafitConfig, SpafitModel
+from spafit_hf.tuner.entrance import name_obstacle
 from spafit_hf.tuner.plain import base_of, plain_view
 from spafit_hf.words import first_line
 
@@ -260,13 +261,8 @@ def _check_name(model: nn.Module, adapter_name: str) -> None:
         raise AdapterError(
             f"the model has an adapter {adapter_name!r} already; choose an adapter_name other than {taken}."
         )
-    # PEFT tells the tensors of adapters apart by these parts of their names.
-    parts = {part for key, _ in model.named_parameters() for part in key.split(".")}
-    if not adapter_name or "." in adapter_name or "lora_" in adapter_name or adapter_name in {"__base__", *parts}:
-        raise AdapterError(
-            f"{adapter_name!r} cannot name an adapter: it must not be empty, hold '.' or 'lora_', or be part of the "
-            "name of a module. Choose another adapter_name."
-        )
+    if obstacle := name_obstacle(model, adapter_name):
+        raise AdapterError(obstacle)
 
 
 def _check_beside(model: nn.Module, adapter: VerifiedAdapter) -> None:

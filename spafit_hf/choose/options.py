@@ -34,10 +34,10 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = "0 or more" if name in ("warmup_steps", "weight_decay", "seed") else "above 0"
-            if isinstance(value, (str, bool)) or 0 < value < MOST or (value == 0 and least == "0 or more"):
-                continue
-            raise ValueError(f"--{name} is {value}; it must be {least}, and below {MOST:,}.")
+            may_be_zero = name in ("warmup_steps", "weight_decay", "seed")
+            if not isinstance(value, (str, bool)) and not (0 < value < MOST or (may_be_zero and value == 0)):
+                least = "0 or more" if may_be_zero else "above 0"
+                raise ValueError(f"--{name} is {value}; it must be {least}, and below {MOST:,}.")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def split(data: RunData, seed: int) -> tuple[RunData, RunData]:
     if min(rows) < 2:
         raise SpafitError(
             f"of {shuffled['train'].num_rows} train rows of {data.title} {rows[0]} can be held out, and {rows[1]} are "
-            f"there to validate on; a search needs 2 of either, and so 20 train rows or more."
+            "there to validate on; a search needs 2 of either, and so 20 train rows or more."
         )
     rungs = {"train": held["train"], "validation": held["selection"]}
     return replace(final, text=replace(final.text, splits=DatasetDict(rungs))), final

@@ -142,7 +142,7 @@ def tokens_of(inputs: Mapping[str, Any]) -> list[int]:
     if not isinstance(value, torch.Tensor) or value.dim() < 2:
         return []
     if isinstance(mask, torch.Tensor) and mask.shape == value.shape[:2]:
-        return [int(count) for count in mask.ne(0).sum(1)]
+        return mask.ne(0).sum(1).tolist()
     return [value.shape[1]] * value.shape[0]
 
 
@@ -164,7 +164,7 @@ def probe(base: nn.Module, inputs: Mapping[str, Any], *, gradients: bool = True)
     # One token alone says nothing about the others, so the longest row is among them.
     lengths = tokens_of(inputs) or [0]
     places = dict.fromkeys((lengths.index(max(lengths)), *range(count)))
-    rows = select(inputs, sorted([*places][: min(ROWS, count)]), count)
+    rows = select(inputs, sorted([*places][:ROWS]), count)
     calls: list[tuple[str, tuple[int, ...]]] = []
 
     def note(name: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:

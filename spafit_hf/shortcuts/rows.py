@@ -52,13 +52,13 @@ def split(inputs: Mapping[str, Any], main_name: str, ignored: Sequence[str]) -> 
         ignored: names that no state depends on: labels.
     """
     read = {name: value for name, value in sorted(inputs.items()) if name not in ignored and value is not None}
+    if any(not isinstance(value, (torch.Tensor, bool)) for value in read.values()):
+        return None
     tensors = {
         name: value.detach().cpu()
         for name, value in read.items()
         if isinstance(value, torch.Tensor) and not name.startswith("decoder_")
     }
-    if any(not isinstance(value, (torch.Tensor, bool)) for value in read.values()):
-        return None
     main = tensors.get(main_name, tensors.get("inputs_embeds"))
     mask = tensors.get("attention_mask")
     if main is None or main.dim() < 2 or (mask is not None and mask.shape != main.shape[:2]):

@@ -20,7 +20,7 @@ from spafit_hf.names import task_of_class
 from spafit_hf.planner import plan
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner.config import LORA_DEFAULTS, SpafitConfig, SpafitPeftType
-from spafit_hf.tuner.entrance import check_entrance
+from spafit_hf.tuner.entrance import check_entrance, name_obstacle
 from spafit_hf.tuner.labels import apply_labels
 from spafit_hf.tuner.layer import DeltaLayer
 from spafit_hf.tuner.model import SpafitModel
@@ -92,14 +92,14 @@ def get_spafit_model(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"a model is {model!r:.80}; load it first, as with AutoModel.from_pretrained(name).")
-    if not adapter_name or "." in adapter_name:
-        raise ValueError(f"adapter_name is {adapter_name!r}; it must not be empty or hold '.', as in 'reviews'.")
     # Within torch.compile or DataParallel, names would begin with _orig_mod or module.
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}
     chosen = Strategy.coerce(strategy).with_lora(**settings)
     the_plan = plan(model, chosen, architecture=architecture)
     check_entrance(model, the_plan)
+    if obstacle := name_obstacle(model, adapter_name):
+        raise ValueError(obstacle)
     task_type = task_type_of(model)
     if task_type in HEAD_TASKS and (not chosen.head or _adds_within(model, the_plan.head)):
         task_type = None
