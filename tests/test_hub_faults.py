@@ -42,6 +42,14 @@ def failing(client: HubClient, folder: Path, repo: str, token: str | None, **opt
     return said
 
 
+def failing_pull(client: HubClient, repo: str, **options: object) -> str:
+    """The sentence that a pull fails with."""
+    with pytest.raises(ClientFailure) as caught:
+        client("from spafit_hf.hub import pull_adapter; pull_adapter(repo, **options)", repo=repo, options=options)
+    assert caught.value.kind[0] == "HubError", caught.value.trace
+    return caught.value.chain[0]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     # Weights of its own in every test: what the Hub has already is not uploaded again.
@@ -246,3 +254,29 @@ def test_cut_during_a_download(quiet: HubServer, client: HubClient, folder: Path
     assert (tmp_path / "pulled" / "adapter_model.safetensors").read_bytes() == (
         folder / "adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_more_bytes_than_were_declared(
+    quiet: HubServer, client: HubClient, folder: Path, repo: str, tmp_path: Path
+) -> None:
+    push(client, folder, repo, quiet.token("ann"))
+    quiet.fail("endless", "GET", "/lfs/")
+    why = failing_pull(client, repo, cache_dir=tmp_path / "cache", max_bytes=2**22)
+    assert "more bytes than it declares" in why
+    assert not quiet.sent_to_the_end
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*")) < 2**22
+
+
+@pytest.mark.parametrize("path", ["^/api/models/[^/]+/[^/]+$", "/revision/", "/tree/"])
+@pytest.mark.parametrize("body", [b"5", b'[{"rfilename": 1}]', b'{"id": "eve/a", "sha": 1, "siblings": [{}]}'])
+def test_answers_of_another_shape(
+    quiet: HubServer, client: HubClient, folder: Path, repo: str, tmp_path: Path, path: str, body: bytes
+) -> None:
+    push(client, folder, repo, quiet.token("ann"))
+    quiet.fail("refuse", "GET", path, status=200, body=body, times=-1)
+    assert "does not answer as the Hub does" in failing_pull(client, repo, cache_dir=tmp_path / "cache")
+
+
+def test_a_user_of_another_shape(quiet: HubServer, client: HubClient, folder: Path) -> None:
+    quiet.fail("refuse", "GET", "whoami", status=200, body=b"[]", times=-1)
+    assert "check that HF_ENDPOINT names a Hub" in failing(client, folder, "bare", quiet.token("odd"))

@@ -24,8 +24,10 @@ from spafit_hf.words import SpafitError, last_line
 
 #: Answers after which the same request may succeed a moment later.
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: What huggingface_hub stumbles over where an answer is JSON of another shape than the Hub's.
+ODD_ANSWERS = (TypeError, LookupError, AttributeError, AssertionError)
 #: Everything that a call of huggingface_hub fails with; httpx2's transport errors are no OSError.
-FAILURES = (httpx2.HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError)
+FAILURES = (httpx2.HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError, *ODD_ANSWERS)
 
 NO_TOKEN = "no user is logged in; make a token with write permission at {tokens} and run `hf auth login`."
 #: What to do about an error of huggingface_hub; the first that fits.
@@ -99,6 +101,9 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None = None, 
         return f"the Hub keeps answering {status}; it may be down, so try again later (https://status.huggingface.co)."
     if isinstance(first, BadRequestError):
         return f"the Hub refused the request: {last_line(first)}"
+    if isinstance(first, ODD_ANSWERS):
+        what = f"{type(first).__name__}: {last_line(first)}"
+        return f"{hub} does not answer as the Hub does ({what}); check that HF_ENDPOINT names a Hub."
     if is_passing(error):
         return f"the Hub at {hub} cannot be reached ({type(error).__name__}); check the connection and try again."
     return last_line(error)

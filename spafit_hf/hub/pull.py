@@ -12,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError, RevisionResolutionError
+from huggingface_hub.utils import tqdm
 
 from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing, status_of
 from spafit_hf.hub.files import ABOUT_FILES, ADAPTER_FILES, PROCESSOR_FILES
@@ -60,7 +61,8 @@ def pull_adapter(
         token: for a private repo; by default the one that `hf auth login` stored. False for none.
         folder: copy the files here as well. It must be empty or not exist.
         cache_dir: by default the Hub's own cache.
-        max_bytes: of all files together; a larger adapter is refused before a byte of it is downloaded.
+        max_bytes: of all files together; a larger adapter is refused before a byte of it is downloaded, and one that
+            sends more than it declared is ended at twice that.
 
     Raises:
         HubError: if the repo, the revision or a file is missing, not accessible, or too large; with what to do.
@@ -82,6 +84,7 @@ def pull_adapter(
             cache_dir=cache_dir,
             token=token,
             local_files_only=sizes is None,
+            tqdm_class=_counting(repo_id, max_bytes),
         )
     except HubError:
         raise
@@ -103,6 +106,27 @@ def pull_adapter(
     done = Pulled(target or Path(cached), repo_id, revision or constants.DEFAULT_REVISION, resolved.resolved, there)
     logger.info("Pulled %s at %s into %s.", repo_id, done.commit, done.folder)
     return done
+
+
+def _counting(repo_id: str, max_bytes: int) -> type[tqdm]:
+    """The Hub's own progress bar, which ends a download of far more bytes than were declared and are allowed.
+
+    Twice as many as that: xet sends a little more than a file has, and what is sent again is counted again.
+    """
+
+    class Counting(tqdm):
+        taken = 0.0  # tqdm's own count stands still where no bar is shown
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.taken += n or 0
+            if self.taken > 2 * max_bytes:
+                raise HubError(
+                    f"{repo_id} sends more bytes than it declares, and more than twice the {max_bytes:,} that are "
+                    "pulled at most; the download was ended."
+                )
+            return super().update(n)
+
+    return Counting
 
 
 def _copy(cached: Path, names: tuple[str, ...], target: Path) -> None:

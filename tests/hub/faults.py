@@ -4,6 +4,7 @@ refuse     answered with a status before anything happens           (503, 429 wi
 drop       the connection closes after `after` bytes of the body     (cut while uploading)
 lose       all is done, then the connection closes without a reply   (a commit whose answer was lost)
 cut        the reply stops halfway through its body                  (cut while downloading)
+endless    the reply's body goes on until the client hangs up        (a Hub that declared less)
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Fault:
     """How often; -1 is for ever."""
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b"<html>on demand</html>"
+    """Of what is refused: as a proxy in front of the Hub answers, with a page, where the client expects JSON."""
     after: int = 0
     """Bytes of the body that are read before a drop."""
 

@@ -24,6 +24,8 @@ from hub.store import Commit, Entry, Repo, Store
 from hub.wire import Refused, Reply, Request, segments
 
 DROPPED = -1
+ENDLESS = 100
+"""Megabytes of an endless reply, or a test that fails would fill the disk."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class HubServer:
         self.part_bytes = 50_000_000
         self.page_size = 1000
         self.seen: list[Seen] = []
+        self.sent_to_the_end = False
+        """Whether a client has taken all of an endless reply."""
         self.leaks: list[str] = []
         """Requests to the storage that carried a token: there must be none."""
         self._bodies = folder / "bodies"
@@ -170,13 +174,14 @@ class Handler(BaseHTTPRequestHandler):
         body = self.read_body()
         hub.keep(body)
         if fault is not None and fault.kind == "refuse":
-            # As a proxy in front of the Hub answers: with a page, where the client expects JSON.
-            reply = Reply(fault.status, b"<html>on demand</html>", {"Content-Type": "text/html", **fault.headers})
+            reply = Reply(fault.status, fault.body, {"Content-Type": "text/html", **fault.headers})
         else:
             reply = self.answer(parts.path, parts.query, body)
         if fault is not None and fault.kind == "lose":
             return self.hang_up(parts.path, parts.query, body)
         hub.seen.append(Seen(self.command, parts.path, parts.query, reply.status, len(body), self.server.origin))
+        if fault is not None and fault.kind == "endless":
+            return self.send_endlessly(reply)
         self.send(reply, cut=fault is not None and fault.kind == "cut")
 
     def answer(self, path: str, query: str, body: bytes) -> Reply:
@@ -219,6 +224,17 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body[: len(reply.body) // 2] if cut else reply.body)
         if cut:
             self.close()
+
+    def send_endlessly(self, reply: Reply) -> None:
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client hangs up
+            for _ in range(ENDLESS):
+                self.wfile.write(b"100000\r\n" + bytes(2**20) + b"\r\n")
+            self.server.hub.sent_to_the_end = True
+        self.close_connection = True
 
     def hang_up(self, path: str, query: str, body: bytes) -> None:
         self.server.hub.seen.append(Seen(self.command, path, query, DROPPED, len(body), self.server.origin))
