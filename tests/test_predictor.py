@@ -26,9 +26,10 @@ from torch import nn
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError
 from spafit_hf.hub import Pulled
-from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor
+from spafit_hf.predictor import AdapterFacts, NoAnswer, Prediction, SpafitPredictor
 from spafit_hf.predictor.base import load_base
 from spafit_hf.predictor.patch import Patch, PatchStack
+from spafit_hf.predictor.serving import PROBE_TEXTS
 from spafit_hf.words import first_line
 
 SENTENCE = "a fine film it rains is dull and short text which goes on for longer than the first one did another"
@@ -754,6 +755,34 @@ def test_refused_adapters_leave_the_predictor_as_it_was(
             served.add(folder, "refused")
         assert (served.names, served.adapter_bytes) == state
     assert served.predict_all(TEXTS[0]) == expected
+
+
+def overflowing(folder: Path, base: Any, tokenizer: Any, text: str, probe: str) -> None:
+    """Make the first output of an adapter of a head alone overflow on one text, and not on another."""
+
+    def pooled(words: str) -> torch.Tensor:
+        with torch.no_grad():
+            return base.bert(**tokenizer(words, return_tensors="pt")).pooler_output[0]
+
+    other, own = pooled(probe), pooled(text)
+    direction = own - other * (own @ other) / (other @ other)
+    row = 3e38 * direction / direction.abs().max()
+    spoil(folder, lambda content: content["base_model.model.classifier.weight"][0].copy_(row))
+
+
+def test_an_adapter_that_overflows_on_a_text_takes_no_others_answer_away(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    bad = shutil.copytree(folders["head"], tmp_path / "bad")
+    overflowing(bad, tiny("bert"), make_tokenizer(), TEXTS[0], PROBE_TEXTS[0])
+    served = serve(tiny("bert"), {"bad": bad, "spafit": folders["spafit"]})
+    with pytest.raises(NoAnswer, match="'bad' can give no finite number for 'a fine film'") as caught:
+        served.predict_all(TEXTS[0])
+    (answer,) = caught.value.answers
+    assert_close(answer, numbers(served.predict([TEXTS[0]], "spafit")[0]))
+    with pytest.raises(ValueError, match="'bad' can give no finite number") as caught:
+        served.predict(TEXTS[1:2] + TEXTS[:2], ["bad", "bad", "spafit"])
+    assert [answer.adapter for answer in caught.value.answers] == ["bad", "spafit"]
 
 
 def test_an_adapter_of_another_task_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def add_endpoints(service: Service) -> None:
             text_pair: The second text; with it the tasks on pairs answer, without it those on single texts.
 
         Returns:
-            milliseconds of the pass, and answers: adapter name to what predict returns.
+            milliseconds of the pass, and answers: adapter name to what predict returns, or to a problem in place of
+            label, scores and value.
         """
         answers = in_a_sentence(lambda: service.answer_all(service.text(text, text_pair)))
         return {
@@ -153,6 +154,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "value": prediction.value,
         "truncated": prediction.truncated,
         "milliseconds": _milliseconds(answer),
+        **({"problem": answer.problem} if answer.problem else {}),
     }
 
 

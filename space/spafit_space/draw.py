@@ -176,6 +176,8 @@ def _measured(member: Member) -> str:
 def answer(found: Answer, *, title: str = "", heading: bool = True, latency: bool = True) -> str:
     """One answer: the verdict, a bar per label or the scale, and what it cost."""
     member, prediction = found.member, found.prediction
+    if found.problem:
+        return f"<p class='sf-cut'>{words(found.problem)}</p>"
     body = _scale(found) if prediction.scores is None else _bars(found)
     facts = [f"{milliseconds(found.seconds)}"] if latency else []
     facts.append(f"{'model' if member.full else 'adapter'} {size(member.file_bytes)}")
@@ -244,7 +246,7 @@ def answers(found: Sequence[Answer]) -> str:
             f"<span>{words(titles[one.member.name])}</span></header><p>{words(wording.question)}</p>"
             f"{answer(one, latency=False)}</section>"
         )
-    count = len(found)
+    count = sum(not one.problem for one in found)
     took = milliseconds(found[0].seconds)
     return (
         f"<p class='sf-pass'><b>{count} answer{'s' if count > 1 else ''}</b> in one pass over the encoder: "

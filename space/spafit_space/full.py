@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spafit_hf.adapter import AdapterError
-from spafit_hf.predictor import AdapterFacts, Prediction
+from spafit_hf.predictor import AdapterFacts, NoAnswer, Prediction
 from spafit_hf.predictor.base import longest
 from spafit_hf.predictor.text import Text, check_text, encode, pad
 from spafit_hf.words import first_line
@@ -59,10 +59,12 @@ class FullModel:
         """Its answer to a text or pair.
 
         Raises:
-            ValueError: for an empty text.
+            ValueError: for an empty text, and (`NoAnswer`) where its numbers are not finite.
         """
         with self._lock, torch.inference_mode():
             tokens = encode([check_text(text)], self._tokenizer, self._max_length)[0]
             batch = pad([tokens], self._tokenizer.pad_token_id or 0, self.model.device)
             logits = self.model(**batch).logits[0].cpu()
+        if not torch.isfinite(logits).all():
+            raise NoAnswer([self.facts.name], text)
         return Prediction.from_logits(self.facts, logits, tokens.truncated)

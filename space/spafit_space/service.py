@@ -27,7 +27,7 @@ from spafit_hf.architecture import find_architecture
 from spafit_hf.data.glue import TASKS
 from spafit_hf.hub import Pulled
 from spafit_hf.names import EMBEDDED_BASE, resolve_base
-from spafit_hf.predictor import AdapterFacts, Prediction, SpafitPredictor
+from spafit_hf.predictor import AdapterFacts, NoAnswer, Prediction, SpafitPredictor
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line
 from spafit_space.config import Config, Source
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 REVISION = re.compile(r"[\w./-]{1,100}")
+OVERFLOWS = "It can give no finite number for this text, since its weights are so large that they overflow."
 _GENERIC = re.compile(r"LABEL_\d+")
 
 Text = str | tuple[str, str]
@@ -87,6 +88,8 @@ class Answer:
     prediction: Prediction
     seconds: float
     """In the model, with the wait for it; for several adapters in one pass, of that pass."""
+    problem: str = ""
+    """Why there is no answer, where others in the same pass have one; the prediction is empty then."""
 
 
 class Service:
@@ -226,9 +229,19 @@ class Service:
             raise ValueError(f"No adapter here takes {kind}; {'add a second text' if count == 1 else 'drop one'}.")
         start = time.perf_counter()
         with self._without_paths():
-            predictions = self._predictor.predict_all(text, [member.name for member in members])
+            try:
+                predictions = self._predictor.predict_all(text, [member.name for member in members])
+            except NoAnswer as error:  # one adapter, which a visitor may have added, takes no other's answer away
+                predictions = {answer.adapter: answer for answer in error.answers}
+                if not predictions:
+                    raise
         seconds = time.perf_counter() - start
-        return tuple(Answer(member, _named(member, predictions[member.name]), seconds) for member in members)
+        return tuple(
+            Answer(member, _named(member, predictions[member.name]), seconds)
+            if member.name in predictions
+            else Answer(member, Prediction(member.name, None, None, None), seconds, OVERFLOWS)
+            for member in members
+        )
 
     def compare(self, first: str, second: str, text: Text) -> tuple[Answer, Answer]:
         """The answers of two to the same text. Two adapters share one pass.

@@ -19,7 +19,7 @@ pass adds what its rows' adapters add to each module. So adapters cannot see eac
 the model, and need not have the same modules, ranks or heads.
 """
 
-from spafit_hf.predictor.facts import AdapterFacts, Prediction
+from spafit_hf.predictor.facts import AdapterFacts, NoAnswer, Prediction
 from spafit_hf.predictor.predictor import SpafitPredictor
 
-__all__ = ["AdapterFacts", "Prediction", "SpafitPredictor"]
+__all__ = ["AdapterFacts", "NoAnswer", "Prediction", "SpafitPredictor"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from spafit_hf.adapter import AdapterError, VerifiedAdapter
 from spafit_hf.data.glue import TASKS
+from spafit_hf.words import SpafitError, listing
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,23 @@ class Prediction:
         scores = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
         label = facts.labels[max(range(len(scores)), key=scores.__getitem__)]
         return cls(facts.name, label, dict(zip(facts.labels, scores, strict=True)), None, truncated)
+
+
+class NoAnswer(SpafitError):
+    """Adapters whose numbers for a text are not finite, since their weights overflow there.
+
+    Args:
+        adapters: their names.
+        text: the first text, or pair, without an answer.
+        answers: the predictions that there are in the same call, in their order.
+    """
+
+    def __init__(self, adapters: Sequence[str], text: object, answers: Sequence[Prediction] = ()) -> None:
+        super().__init__(
+            f"{listing([repr(name) for name in adapters])} can give no finite number for {text!r:.60}, since the "
+            "weights are so large that they overflow; ask other adapters, or train again at a lower learning rate."
+        )
+        self.answers = tuple(answers)
 
 
 def labels_of(adapter: VerifiedAdapter, outputs: int) -> tuple[tuple[str, ...], str]:

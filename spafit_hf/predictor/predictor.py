@@ -22,7 +22,7 @@ from spafit_hf.adapter.tokenizer import tokenizer_of
 from spafit_hf.architecture import find_architecture
 from spafit_hf.predictor.base import load_base, longest
 from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
-from spafit_hf.predictor.facts import AdapterFacts, Prediction
+from spafit_hf.predictor.facts import AdapterFacts, NoAnswer, Prediction
 from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
 from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode, grouped
@@ -189,6 +189,7 @@ class SpafitPredictor:
         Raises:
             ValueError: for an empty text, an unknown adapter, a pair for an adapter of single texts or the reverse,
                 and numbers of texts and names that differ.
+            NoAnswer: a ValueError, where an adapter's numbers for a text are not finite; it has the other answers.
         """
         checked = check_texts(texts)
         entries = self._chosen(adapter, len(checked))
@@ -211,6 +212,9 @@ class SpafitPredictor:
         Args:
             text: a string, or a tuple of two.
             adapters: names; None for all.
+
+        Raises:
+            ValueError, NoAnswer: as in `predict`.
         """
         checked = check_text(text)
         known = self._entries
@@ -235,8 +239,13 @@ class SpafitPredictor:
                     adapters = {entry: self._cache.get(entry) for entry in dict.fromkeys(entries[row] for row in rows)}
                     logits = self._serving.logits([(encoded[row], adapters[entries[row]]) for row in rows])
                 for row, values in zip(rows, logits, strict=True):
-                    answers[row] = Prediction.from_logits(entries[row].facts, values, encoded[row].truncated)
-        return [answers[row] for row in range(len(texts))]
+                    if torch.isfinite(values).all():
+                        answers[row] = Prediction.from_logits(entries[row].facts, values, encoded[row].truncated)
+        found = [answers[row] for row in range(len(texts)) if row in answers]
+        lost = [row for row in range(len(texts)) if row not in answers]
+        if lost:
+            raise NoAnswer(list(dict.fromkeys(entries[row].facts.name for row in lost)), texts[lost[0]], found)
+        return found
 
     def _encoded(self, texts: list[Text], entries: list[Entry]) -> list[Encoded]:
         """Each text through its adapter's tokenizer; each once, however many rows have it."""

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import stand_ins
+import torch
 from huggingface_hub import scan_cache_dir
 from models import tiny
 from spafit_space import draw
 from spafit_space import service as service_module
+from spafit_space.api import _answer
 from spafit_space.config import Config, Source
 from spafit_space.results import PAPER_PARAMETERS, Result, read_result
 from spafit_space.service import Service
@@ -26,6 +28,7 @@ from spafit_hf.adapter import AdapterError, verify_adapter
 from spafit_hf.architecture import find_architecture
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
 from spafit_hf.hub import Pulled
+from spafit_hf.predictor import NoAnswer
 from spafit_hf.strategy.drawing import MEANINGS
 
 FILM = "A warm, funny film."
@@ -151,6 +154,33 @@ def test_one_and_all_and_two_say_the_same(service: Service) -> None:
     one, two = service.compare("rte", "mnli", PAIR)
     assert one.prediction.scores == pytest.approx(alone["rte"].prediction.scores, abs=1e-5)
     assert two.prediction.scores == pytest.approx(alone["mnli"].prediction.scores, abs=1e-5)
+
+
+def test_a_member_that_overflows_leaves_others_theirs(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = service.answer_all(FILM)
+    (kept,) = [answer.prediction for answer in before if answer.member.name == "cola"]
+
+    def overflow(_: object, names: list[str]) -> None:
+        raise NoAnswer([name for name in names if name != "cola"], FILM, [kept] if "cola" in names else [])
+
+    monkeypatch.setattr(service._predictor, "predict_all", overflow)
+    found = service.answer_all(FILM)
+    assert [answer.member.name for answer in found] == [answer.member.name for answer in before]
+    assert [answer.prediction for answer in found if not answer.problem] == [kept]
+    assert ["problem" in _answer(answer) for answer in found] == [bool(answer.problem) for answer in found]
+    page = draw.answers(found)
+    assert "<b>1 answer</b>" in page
+    assert page.count("weights are so large that they overflow") == len(found) - 1
+    monkeypatch.setattr(service, "_members", {name: service.member(name) for name in ("sst2", "sst2-lora")})
+    with pytest.raises(ValueError, match="can give no finite number"):
+        service.answer_all(FILM)
+
+
+def test_a_full_model_that_overflows_says_so(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = service._full["sst2-full"].model.get_submodule("classifier")
+    monkeypatch.setattr(head, "forward", lambda x: torch.full((len(x), 2), float("nan")))
+    with pytest.raises(NoAnswer, match="'sst2-full' can give no finite number"):
+        service.answer("sst2-full", FILM)
 
 
 def test_a_full_model_is_compared_and_stays_out_of_the_pass(service: Service) -> None:
