@@ -502,6 +502,14 @@ def test_a_tokenizer_in_python_tells_what_it_cut(folders: dict[str, Path], tmp_p
         (["a", "film"], ["spafit"], "there are 2 texts and 1 adapter names"),
         (["a"], ["spafit", "lora"], "there are 1 texts and 2 adapter names"),
         (["a"], None, "name an adapter: there are spafit, lora"),
+        (5, "spafit", "texts is a int; give a list of strings"),
+        (None, "spafit", "texts is a NoneType"),
+        ({"text": ["a"]}, "spafit", "texts is a dict"),
+        ({"a", "b"}, "spafit", "texts is a set"),
+        (["a"], 5, "adapter is a int; give a name, or a list of names"),
+        (["a"], b"spafit", "adapter is a bytes"),
+        (["a", "b"], {"spafit", "lora"}, "adapter is a set"),
+        (["a"], [["spafit"]], r"no adapter \['spafit'\]"),
     ],
 )
 def test_user_errors(untouched: SpafitPredictor, texts: Any, adapter: Any, message: str) -> None:
@@ -538,6 +546,10 @@ def test_predict_all_checks_its_text_and_names(served: SpafitPredictor) -> None:
         served.predict_all("a film", ["nonsense"])
     assert tuple(served.predict_all("a film", ["lora", "spafit"])) == ("lora", "spafit")
     assert tuple(served.predict_all("a film", "lora")) == ("lora",)
+    assert tuple(served.predict_all("a film", ["lora", "lora"])) == ("lora",)
+    assert tuple(served.predict_all("a film", {"lora": 1}.keys())) == ("lora",)
+    with pytest.raises(ValueError, match="adapter is a int"):
+        served.predict_all("a film", 5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no adapters"):
         SpafitPredictor(tiny("bert"), tokenizer=make_tokenizer()).predict_all("a film")
 
@@ -560,10 +572,11 @@ def test_the_number_of_texts_follows_from_the_task(tmp_path: Path) -> None:
     assert tuple(served.predict_all("a film")) == tuple(folders)
 
 
+@pytest.mark.parametrize("value", [0, "3", 1.5])
 @pytest.mark.parametrize("name", ["max_length", "max_adapter_bytes", "batch_size"])
-def test_limits_must_be_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is 0"):
-        SpafitPredictor(tiny("bert"), **{name: 0})
+def test_limits_are_whole_numbers_from_1_on(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value!r}; it must be a whole number of at least 1"):
+        SpafitPredictor(tiny("bert"), **{name: value})
 
 
 def test_a_limit_leaves_room_for_a_token_of_each_text(folders: dict[str, Path], tmp_path: Path) -> None:

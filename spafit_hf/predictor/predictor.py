@@ -25,7 +25,7 @@ from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
 from spafit_hf.predictor.facts import AdapterFacts, NoAnswer, Prediction
 from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
-from spafit_hf.predictor.text import Encoded, Text, check_text, check_texts, encode, grouped
+from spafit_hf.predictor.text import UNORDERED, Encoded, Text, check_text, check_texts, encode, grouped
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line
 
@@ -78,8 +78,8 @@ class SpafitPredictor:
     ) -> None:
         limits = {"max_length": max_length, "max_adapter_bytes": max_adapter_bytes, "batch_size": batch_size}
         for name, value in limits.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r:.40}; it must be a whole number of at least 1.")
         self._base = load_base(base, tokenizer, revision, device, token)
         self._token = token
         if self._base.tokenizer is not None:
@@ -220,8 +220,8 @@ class SpafitPredictor:
         known = self._entries
         if not known:
             raise ValueError("the predictor has no adapters; add one: predictor.add(folder, name).")
-        names = [adapters] if isinstance(adapters, str) else known if adapters is None else adapters
-        entries = [_known(known, name) for name in dict.fromkeys(names)]
+        names = known if adapters is None else [adapters] if isinstance(adapters, str) else _listed(adapters, bytes)
+        entries = list(dict.fromkeys(_known(known, name) for name in names))
         return {answer.adapter: answer for answer in self._answer([checked] * len(entries), entries)}
 
     def _answer(self, texts: list[Text], entries: list[Entry]) -> list[Prediction]:
@@ -352,13 +352,20 @@ class SpafitPredictor:
             return [*known.values()] * rows
         if isinstance(adapter, str):
             return [_known(known, adapter)] * rows
-        if len(adapter) != rows:
-            raise ValueError(f"there are {rows} texts and {len(adapter)} adapter names; give one, or one per text.")
-        return [_known(known, name) for name in adapter]
+        names = _listed(adapter, bytes, *UNORDERED)
+        if len(names) != rows:
+            raise ValueError(f"there are {rows} texts and {len(names)} adapter names; give one, or one per text.")
+        return [_known(known, name) for name in names]
+
+
+def _listed(names: Iterable[str], *wrong: type) -> list[str]:
+    if not isinstance(names, Iterable) or isinstance(names, wrong):
+        raise ValueError(f"adapter is a {type(names).__name__}; give a name, or a list of names.")
+    return list(names)
 
 
 def _known(entries: dict[str, Entry], name: str) -> Entry:
-    entry = entries.get(name)
+    entry = entries.get(name) if isinstance(name, str) else None
     if entry is None:
         close = difflib.get_close_matches(str(name), entries, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 Text = str | tuple[str, str]
 """One text, or a pair."""
+
+
+UNORDERED = (set, frozenset)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ def check_texts(texts: Sequence[Text]) -> list[Text]:
     """The texts, pairs as tuples; a ValueError names the place of what is neither, or is empty."""
     if isinstance(texts, (str, tuple)):
         raise ValueError(f"texts is one {'text' if isinstance(texts, str) else 'pair'}; give a list: predict([...]).")
+    if not isinstance(texts, Iterable) or isinstance(texts, (Mapping, *UNORDERED)):
+        raise ValueError(f"texts is a {type(texts).__name__}; give a list of strings, or of pairs of them.")
     return [check_text(text, f"text {index}") for index, text in enumerate(texts)]
 
 
