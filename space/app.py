@@ -50,6 +50,12 @@ def launch_options(service: Service) -> dict[str, Any]:
     }
 
 
+def queue_options(service: Service) -> dict[str, Any]:
+    """How many requests are answered at a time and may wait; as in a Space of the Hub, none goes past the queue."""
+    config = service.config
+    return {"max_size": config.queue, "default_concurrency_limit": config.concurrency, "api_open": False}
+
+
 def main() -> int:
     """Start the Space and serve until it is stopped."""
     keep_freed_memory()
@@ -63,7 +69,7 @@ def main() -> int:
     names = ", ".join(member.name for member in service.members) or "no adapters"
     print(f"Base {service.base_name} with {names}.", flush=True)
     page = build(service)
-    page.queue(max_size=service.config.queue, default_concurrency_limit=service.config.concurrency)
+    page.queue(**queue_options(service))
     page.launch(**launch_options(service))
     return 0
 

@@ -37,8 +37,10 @@ class QuietBlocks(gr.Blocks):
         """The inputs as the function takes them, defaults of an endpoint for those that are missing at the end.
 
         Raises:
-            gr.Error: for inputs that do not fit.
+            gr.Error: for inputs that do not fit, and for a function that runs in the browser alone.
         """
+        if block_fn.fn is None:
+            raise gr.Error("This is done in the browser; there is nothing to call here.", print_exception=False)
         missing = block_fn.inputs[len(inputs) :]
         if all(_has_default(box) for box in missing):
             inputs = [*inputs, *(box.value for box in missing)]

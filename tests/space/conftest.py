@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import stand_ins
-from app import launch_options
+from app import launch_options, queue_options
 from spafit_space import service as service_module
 from spafit_space.config import Config
 from spafit_space.page import build
@@ -76,7 +76,7 @@ def launched_open(open_service: Service) -> Iterator[Launched]:
 def launch(service: Service) -> Iterator[Launched]:
     """A page that listens on a free port, until the block ends."""
     page = build(service)
-    page.queue(max_size=service.config.queue, default_concurrency_limit=service.config.concurrency)
+    page.queue(**queue_options(service))
     own = {"server_name": "127.0.0.1", "server_port": free_port(), "prevent_thread_lock": True, "quiet": True}
     _, url, _ = page.launch(**launch_options(service), **own)
     try:
