@@ -458,6 +458,20 @@ def test_a_folder_describes_itself(folder: Path) -> None:
     check(write_card(folder).read_text())
 
 
+def test_rows_without_a_name_are_counted_and_pairs_are_asked_as_pairs(folder: Path) -> None:
+    sidecar = json.loads((folder / "spafit_config.json").read_text())
+    sidecar["task"] = {"columns": ["question", "answer"]}
+    (folder / "spafit_config.json").write_text(json.dumps(sidecar))
+    of_run = dataclasses.replace(facts_of_folder(folder), data=Data(train_rows=81, turned_rows=81))
+    text = write_card(folder, of_run).read_text()
+    assert "- Data: 81 rows, all of them in both orders of their texts." in text
+    assert "It sorts a pair of texts into 2 classes: *no* or *yes*." in text
+    assert text.count("A new building of the museum opened in spring.") == 3  # plain PEFT, a pipeline, this package
+    assert write_card(folder).read_text() == text
+    summaries = render_card(facts(task_type="SEQ_2_SEQ_LM", data=Data(columns=("document", "summary"))))
+    assert "A new building" not in summaries
+
+
 def test_writing_again_keeps_edits_and_the_own_section(folder: Path) -> None:
     path = write_card(folder)
     text = path.read_text()

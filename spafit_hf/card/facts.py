@@ -202,6 +202,11 @@ class CardFacts:
     def regression(self) -> bool:
         return self.problem_type == "regression"
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether an input is two texts; of a text and its summary, one is."""
+        return self.task_type == "SEQ_CLS" and len(self.data.columns) == 2
+
     def to_json(self) -> str:
         """The facts that are known, as the text of a file. Equal facts give equal bytes."""
         known = {"format": FACTS_FORMAT, **_known(self)}

@@ -27,6 +27,7 @@ from spafit_hf.words import (
     duration,
     figure,
     figure_name,
+    listed,
     listing,
     method_title,
     plain,
@@ -175,13 +176,14 @@ def _job(facts: CardFacts) -> str:
     """What the model does with an input, in a sentence."""
     if facts.data.task:
         return f"It {'says' if facts.regression else 'decides'} {plain(facts.data.task)}."
+    text = "a pair of texts" if facts.takes_pairs else "a text"
     if facts.regression:
-        return "It gives a number for a text."
+        return f"It gives a number for {text}."
     if facts.task_type == "SEQ_CLS" and facts.labels:
         if facts.problem_type == "multi_label_classification":
-            return f"It says of each of {len(facts.labels)} labels whether it applies to a text."
+            return f"It says of each of {len(facts.labels)} labels whether it applies to {text}."
         names = listing([f"*{plain(label)}*" for label in facts.labels], "or") if len(facts.labels) <= 5 else ""
-        return f"It sorts a text into {len(facts.labels)} classes{f': {names}' if names else ''}."
+        return f"It sorts {text} into {len(facts.labels)} classes{f': {names}' if names else ''}."
     if facts.pipeline_tag == "summarization":
         return "It writes a short text of a longer one."
     return {
@@ -240,15 +242,15 @@ def _sizes(facts: CardFacts) -> str:
 
 def _training(facts: CardFacts) -> str:
     data, cost, lines = facts.data, facts.cost, []
-    if _data_name(facts):
-        split = f", split {code(data.train_split)}" if data.train_split else ""
-        rows = f", {data.train_rows:,} rows" if data.train_rows else ""
-        if data.turned_rows:
-            swapped = "all" if data.turned_rows == data.train_rows else f"{data.turned_rows:,}"
-            rows += f", {swapped} of them in both orders of their texts"
-        cut = f", texts cut after {data.max_length} tokens" if data.max_length else ""
-        revision = f" (revision {code(data.revision[:12])})" if data.revision else ""
-        lines.append(f"Data: {_data_name(facts)}{revision}{split}{rows}{cut}.")
+    revision = f" (revision {code(data.revision[:12])})" if data.revision else ""
+    known = [f"{name}{revision}"] if (name := _data_name(facts)) else []
+    known += [f"split {code(data.train_split)}"] if name and data.train_split else []
+    known += [f"{data.train_rows:,} rows"] if data.train_rows else []
+    if data.train_rows and data.turned_rows:
+        swapped = "all" if data.turned_rows == data.train_rows else f"{data.turned_rows:,}"
+        known.append(f"{swapped} of them in both orders of their texts")
+    known += [f"texts cut after {data.max_length} tokens"] if data.max_length else []
+    lines += [f"Data: {listed(known)}."] if known else []
     if _base_name(facts) and facts.base.revision:
         lines.append(f"Base: {_base_name(facts)} at {code(facts.base.revision)}.")
     if cost.seconds is not None or cost.hardware:

@@ -183,7 +183,7 @@ def _example(facts: CardFacts) -> tuple[str, ...]:
         return facts.examples[0]
     if facts.task_type == "CAUSAL_LM":
         return (PROMPT,)
-    return STOCK[: min(2, len(facts.data.columns) or 1)]
+    return STOCK[: 2 if facts.takes_pairs else 1]
 
 
 def _code(facts: CardFacts, imports: list[str], names: list[str], load: list[str]) -> str:

@@ -37,6 +37,8 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
     place = Path(folder)
     if facts is None:
         facts = facts_of_folder(place)
+    if not facts.data.columns:
+        facts = replace(facts, data=replace(facts.data, columns=_columns(_json(place / SIDECAR_FILE) or {})))
     path = place / CARD_FILE
     if (size_of(path, CardError) or 0) > FACTS_BOUNDS.size:
         raise CardError(f"{path} is too large for a card; remove it.")
@@ -113,6 +115,12 @@ def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
         outer_biases=strategy.outer_biases if strategy else False,
         head=tuple(name for name in _list(config.get("modules_to_save")) if isinstance(name, str)),
     )
+
+
+def _columns(sidecar: dict[str, Any]) -> tuple[str, ...]:
+    """Columns of the texts of a row, of which a run writes the names."""
+    names = _list(_mapping(sidecar, "task").get("columns"))
+    return tuple(names) if len(names) in (1, 2) and all(isinstance(name, str) for name in names) else ()
 
 
 def _label_names(labels: dict[str, Any], file: str = SIDECAR_FILE) -> tuple[str, ...]:
