@@ -798,6 +798,19 @@ def test_an_adapter_that_overflows_on_a_text_takes_no_others_answer_away(
     assert [answer.adapter for answer in caught.value.answers] == ["bad", "spafit"]
 
 
+def test_an_adapter_that_cannot_be_read_again_takes_no_others_answer_away(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    own = {name: shutil.copytree(folders[name], tmp_path / name) for name in ("spafit", "lora")}
+    free = serve(tiny("bert"), own)
+    served = serve(tiny("bert"), own, max_adapter_bytes=max(free.facts(name).memory_bytes for name in own))
+    shutil.rmtree(own["spafit"])  # which lora pushed out of memory
+    with pytest.raises(NoAnswer, match="spafit is not a folder") as caught:
+        served.predict_all(TEXTS[0])
+    assert [answer.adapter for answer in caught.value.answers] == ["lora"]
+    assert [*caught.value.problems] == ["spafit"]
+
+
 def test_an_adapter_of_another_task_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["bitfit"], tmp_path / "tokens")
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from spafit_hf.adapter import AdapterError
 from spafit_hf.predictor import AdapterFacts, NoAnswer, Prediction
 from spafit_hf.predictor.base import longest
+from spafit_hf.predictor.facts import overflow
 from spafit_hf.predictor.text import Text, check_text, encode, pad
 from spafit_hf.words import first_line
 
@@ -66,5 +67,5 @@ class FullModel:
             batch = pad([tokens], self._tokenizer.pad_token_id or 0, self.model.device)
             logits = self.model(**batch).logits[0].cpu()
         if not torch.isfinite(logits).all():
-            raise NoAnswer([self.facts.name], text)
+            raise NoAnswer({self.facts.name: overflow(self.facts.name, text)})
         return Prediction.from_logits(self.facts, logits, tokens.truncated)

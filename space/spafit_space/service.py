@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 REVISION = re.compile(r"[\w./-]{1,100}")
-OVERFLOWS = "It can give no finite number for this text, since its weights are so large that they overflow."
 _GENERIC = re.compile(r"LABEL_\d+")
 
 Text = str | tuple[str, str]
@@ -227,19 +226,21 @@ class Service:
         if not members:
             kind = "a single text" if count == 1 else "a pair of texts"
             raise ValueError(f"No adapter here takes {kind}; {'add a second text' if count == 1 else 'drop one'}.")
+        problems: dict[str, str] = {}
         start = time.perf_counter()
         with self._without_paths():
             try:
                 predictions = self._predictor.predict_all(text, [member.name for member in members])
             except NoAnswer as error:  # one adapter, which a visitor may have added, takes no other's answer away
-                predictions = {answer.adapter: answer for answer in error.answers}
-                if not predictions:
+                if not error.answers:
                     raise
+                predictions = {answer.adapter: answer for answer in error.answers}
+                problems = {name: self._without_places(problem) for name, problem in error.problems.items()}
         seconds = time.perf_counter() - start
         return tuple(
             Answer(member, _named(member, predictions[member.name]), seconds)
             if member.name in predictions
-            else Answer(member, Prediction(member.name, None, None, None), seconds, OVERFLOWS)
+            else Answer(member, Prediction(member.name, None, None, None), seconds, problems[member.name])
             for member in members
         )
 
@@ -335,16 +336,21 @@ class Service:
         try:
             yield
         except (ValueError, OSError) as error:
-            message = str(error) if isinstance(error, ValueError) else f"its files cannot be read: {error.strerror}."
-            base = Path(self._predictor.model.config._name_or_path or "/")
-            known = [*more, *self._places.values(), *([(base, self.base_name)] if base.is_dir() else [])]
-            names = {str(path): name for folder, name in known for path in (folder, folder.resolve())}
-            for path in sorted(names, key=len, reverse=True):  # a longer one first, which may begin with a shorter
-                if len(Path(path).parts) > 1:
-                    message = message.replace(path, names[path])
+            said = str(error) if isinstance(error, ValueError) else f"its files cannot be read: {error.strerror}."
+            message = self._without_places(said, *more)
             if message == str(error):
                 raise
             raise AdapterError(message) from error
+
+    def _without_places(self, message: str, *more: tuple[Path, str]) -> str:
+        """A message with what a reader calls them in place of paths."""
+        base = Path(self._predictor.model.config._name_or_path or "/")
+        known = [*more, *self._places.values(), *([(base, self.base_name)] if base.is_dir() else [])]
+        names = {str(path): name for folder, name in known for path in (folder, folder.resolve())}
+        for path in sorted(names, key=len, reverse=True):  # a longer one first, which may begin with a shorter
+            if len(Path(path).parts) > 1:
+                message = message.replace(path, names[path])
+        return message
 
     def _put_adapter(self, name: str, source: Source) -> None:
         folder = Path(source.source)

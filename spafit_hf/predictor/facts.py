@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from spafit_hf.adapter import AdapterError, VerifiedAdapter
 from spafit_hf.data.glue import TASKS
-from spafit_hf.words import SpafitError, listing
+from spafit_hf.words import listing
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,28 @@ class Prediction:
         return cls(facts.name, label, dict(zip(facts.labels, scores, strict=True)), None, truncated)
 
 
-class NoAnswer(SpafitError):
-    """Adapters whose numbers for a text are not finite, since their weights overflow there.
+class NoAnswer(AdapterError):
+    """Adapters without an answer, in a call in which others may have one.
 
     Args:
-        adapters: their names.
-        text: the first text, or pair, without an answer.
-        answers: the predictions that there are in the same call, in their order.
+        problems: name of each -> what is wrong with it, in a sentence.
+        answers: the predictions that there are, in their order.
     """
 
-    def __init__(self, adapters: Sequence[str], text: object, answers: Sequence[Prediction] = ()) -> None:
-        super().__init__(
-            f"{listing([repr(name) for name in adapters])} can give no finite number for {text!r:.60}, since the "
-            "weights are so large that they overflow; ask other adapters, or train again at a lower learning rate."
-        )
+    def __init__(self, problems: Mapping[str, str], answers: Sequence[Prediction] = ()) -> None:
+        _, *others = problems
+        more = f" There is no answer from {listing(list(map(repr, others)))} either." if others else ""
+        super().__init__(next(iter(problems.values())) + more)
+        self.problems = dict(problems)
         self.answers = tuple(answers)
+
+
+def overflow(name: str, text: object) -> str:
+    """What is wrong with an adapter whose numbers for a text are not finite."""
+    return (
+        f"{name!r} can give no finite number for {text!r:.60}, since its weights are so large that they overflow; ask "
+        "another adapter, or train it again at a lower learning rate."
+    )
 
 
 def labels_of(adapter: VerifiedAdapter, outputs: int) -> tuple[tuple[str, ...], str]:

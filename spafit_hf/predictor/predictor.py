@@ -22,7 +22,7 @@ from spafit_hf.adapter.tokenizer import tokenizer_of
 from spafit_hf.architecture import find_architecture
 from spafit_hf.predictor.base import load_base, longest
 from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
-from spafit_hf.predictor.facts import AdapterFacts, NoAnswer, Prediction
+from spafit_hf.predictor.facts import AdapterFacts, NoAnswer, Prediction, overflow
 from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
 from spafit_hf.predictor.text import UNORDERED, Encoded, Text, check_text, check_texts, encode, grouped
@@ -189,7 +189,8 @@ class SpafitPredictor:
         Raises:
             ValueError: for an empty text, an unknown adapter, a pair for an adapter of single texts or the reverse,
                 and numbers of texts and names that differ.
-            NoAnswer: a ValueError, where an adapter's numbers for a text are not finite; it has the other answers.
+            NoAnswer: a ValueError with the answers that there are, where an adapter's numbers for a text are not
+                finite, or it was unloaded and cannot be read again.
         """
         checked = check_texts(texts)
         entries = self._chosen(adapter, len(checked))
@@ -226,6 +227,7 @@ class SpafitPredictor:
 
     def _answer(self, texts: list[Text], entries: list[Entry]) -> list[Prediction]:
         answers: dict[int, Prediction] = {}
+        problems: dict[str, str] = {}
         encoded = self._encoded(texts, entries)
         for text, tokens in zip(texts, encoded, strict=True):
             if tokens.empty:
@@ -235,16 +237,24 @@ class SpafitPredictor:
             group.sort(key=lambda row: (len(encoded[row].ids), encoded[row].ids))
             for start in range(0, len(group), self._batch_size):
                 rows = group[start : start + self._batch_size]
+                adapters: dict[Entry, LoadedAdapter] = {}
                 with self._lock:
-                    adapters = {entry: self._cache.get(entry) for entry in dict.fromkeys(entries[row] for row in rows)}
+                    for entry in dict.fromkeys(entries[row] for row in rows):
+                        try:
+                            adapters[entry] = self._cache.get(entry)
+                        except AdapterError as error:
+                            problems[entry.facts.name] = str(error)
+                    rows = [row for row in rows if entries[row] in adapters]
                     logits = self._serving.logits([(encoded[row], adapters[entries[row]]) for row in rows])
                 for row, values in zip(rows, logits, strict=True):
+                    facts = entries[row].facts
                     if torch.isfinite(values).all():
-                        answers[row] = Prediction.from_logits(entries[row].facts, values, encoded[row].truncated)
-        found = [answers[row] for row in range(len(texts)) if row in answers]
-        lost = [row for row in range(len(texts)) if row not in answers]
-        if lost:
-            raise NoAnswer(list(dict.fromkeys(entries[row].facts.name for row in lost)), texts[lost[0]], found)
+                        answers[row] = Prediction.from_logits(facts, values, encoded[row].truncated)
+                    else:
+                        problems[facts.name] = overflow(facts.name, texts[row])
+        found = [answers[row] for row in sorted(answers)]
+        if problems:
+            raise NoAnswer(problems, found)
         return found
 
     def _encoded(self, texts: list[Text], entries: list[Entry]) -> list[Encoded]:

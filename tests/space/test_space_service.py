@@ -29,6 +29,7 @@ from spafit_hf.architecture import find_architecture
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
 from spafit_hf.hub import Pulled
 from spafit_hf.predictor import NoAnswer
+from spafit_hf.predictor.facts import overflow
 from spafit_hf.strategy.drawing import MEANINGS
 
 FILM = "A warm, funny film."
@@ -160,10 +161,11 @@ def test_a_member_that_overflows_leaves_others_theirs(service: Service, monkeypa
     before = service.answer_all(FILM)
     (kept,) = [answer.prediction for answer in before if answer.member.name == "cola"]
 
-    def overflow(_: object, names: list[str]) -> None:
-        raise NoAnswer([name for name in names if name != "cola"], FILM, [kept] if "cola" in names else [])
+    def fail(_: object, names: list[str]) -> None:
+        problems = {name: overflow(name, FILM) for name in names if name != "cola"}
+        raise NoAnswer(problems, [kept] if "cola" in names else [])
 
-    monkeypatch.setattr(service._predictor, "predict_all", overflow)
+    monkeypatch.setattr(service._predictor, "predict_all", fail)
     found = service.answer_all(FILM)
     assert [answer.member.name for answer in found] == [answer.member.name for answer in before]
     assert [answer.prediction for answer in found if not answer.problem] == [kept]
