@@ -21,6 +21,7 @@ from spafit_hf.card import (
     CardFacts,
     Cost,
     Data,
+    Layers,
     Score,
     Step,
     facts_of_folder,
@@ -233,6 +234,12 @@ def test_strata_are_drawn_layer_by_layer() -> None:
     assert rows[5].split() == [*"bbbbb", "|", *"bbb", "group", "2"]
     assert rows[23].split() == [*"LLLL.", "|", *"bbb"]
     assert "layers 5 to 9 train every bias" in text
+
+
+def test_a_layer_that_a_file_names_twice_is_drawn_twice() -> None:
+    twice = tuple(Layers(name, "layers", (0, 1), biases=(role,)) for name, role in (("b", "query"), ("a", "key")))
+    block = re.search(r"```text\n(.*?)```", render_card(facts(layers=twice)), re.S)[1]
+    assert [line[:5].strip() for line in block.splitlines()][2:6] == ["0", "0", "1", "1"]
 
 
 def test_strata_of_ones_own_and_two_stacks() -> None:

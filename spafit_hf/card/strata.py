@@ -28,7 +28,8 @@ def drawing(facts: CardFacts) -> str:
 
 
 def _rows(bands: Sequence[Layers], roles: Sequence[str]) -> list[tuple[int, dict[str, str], str]]:
-    named = sorted((layer, band) for band in bands for layer in band.layers)
+    # By the layer alone: a file may name one in two bands.
+    named = sorted(((layer, band) for band in bands for layer in band.layers), key=lambda row: row[0])
     befores = [None, *(band for _, band in named)]
     return [
         (layer, _marks(band, roles), "" if band is before else _in_block(band.name))
