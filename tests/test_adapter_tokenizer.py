@@ -122,9 +122,15 @@ def test_merges_are_compared_in_both_ways_of_writing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_that_takes_too_much_is_ended(adapter: Path, tmp_path: Path) -> None:
-    doubling = {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 15}
-    folder = with_rules(shutil.copytree(adapter, tmp_path / "own"), lambda rules: rules.update(normalizer=doubling))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rules: rules.update(normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 15}),
+        lambda rules: rules["model"]["vocab"].update(far=2**31),  # which is counted up to
+    ],
+)
+def test_one_that_takes_too_much_is_ended(adapter: Path, tmp_path: Path, change: Callable[..., None]) -> None:
+    folder = with_rules(shutil.copytree(adapter, tmp_path / "own"), change)
     with pytest.raises(AdapterError, match=r"cannot be used: it (took more time or memory|cannot read)"):
         SpafitPredictor(tiny("bert")).add(folder, "own")
 

@@ -37,7 +37,7 @@ def texts(words: list[str]) -> Iterator[str]:
 
 
 def main(file: str) -> None:
-    """Read the file and tokenize."""
+    """Read the file, tokenize, and write it out again, which goes through every number up to a vocabulary's last."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     limit()
     from tokenizers import Tokenizer
@@ -48,6 +48,7 @@ def main(file: str) -> None:
     for text in texts(list(tokenizer.get_vocab())):
         json.dumps(tokenizer.encode(text).ids)
     tokenizer.encode("a text", "and another")
+    tokenizer.to_str()
 
 
 if __name__ == "__main__":
