@@ -179,6 +179,29 @@ def test_an_adapter_does_not_go_over_a_model(quiet: HubServer, client: HubClient
     assert len(quiet.commits("ann/model")) == 1
 
 
+@pytest.mark.parametrize("place", ["", "deep"])
+def test_label_names_of_another_adapter_do_not_stay_beside_it(
+    quiet: HubServer, client: HubClient, tmp_path: Path, place: str
+) -> None:
+    folder, repo = adapter_folder(tmp_path / "run", seed=77), f"ann/over{place}"
+    (folder / "spafit_config.json").write_text("{}")
+    token, options = quiet.token("ann"), {"path_in_repo": place}
+    push(client, folder, repo, token, **options)
+    push(client, folder, repo, token, **options)
+    (folder / "spafit_config.json").unlink()  # as plain PEFT saves
+    why = refused(client, PUSH, folder=folder, repo=repo, token=token, options=options)
+    assert "spafit_config.json of something else, which would be read with what is pushed" in why
+    assert len(quiet.commits(repo)) == 1
+
+
+def test_shards_do_not_go_beside_weights_in_one_file(quiet: HubServer, client: HubClient, tmp_path: Path) -> None:
+    for name in ["config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"]:
+        (tmp_path / name).write_text("{}")
+    quiet.store.add_files("ann/shards", {"config.json": b"{}", "model.safetensors": b"x"})
+    why = refused(client, PUSH, folder=tmp_path, repo="ann/shards", token=quiet.token("ann"), options={})
+    assert "holds model.safetensors of something else" in why
+
+
 def test_a_full_model_is_pushed_too(quiet: HubServer, client: HubClient, tmp_path: Path) -> None:
     folder = tmp_path / "full"
     folder.mkdir()

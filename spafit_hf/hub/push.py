@@ -25,7 +25,7 @@ from huggingface_hub.utils.sha import git_hash
 from spafit_hf.hub.errors import FAILURES, HubError, explain, is_passing, status_of
 from spafit_hf.hub.files import parcel, sent
 from spafit_hf.hub.retry import Patience, patiently
-from spafit_hf.names import __version__
+from spafit_hf.names import SIDECAR_FILE, __version__
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,9 @@ OTHER_KIND = {
     "adapter": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
     "model": ("adapter_config.json",),
 }
+#: What is read with what is pushed where it is in the repo, but was not pushed: another adapter's label names, and
+#: weights in one file in place of shards.
+LEFT_OVER = {"adapter": SIDECAR_FILE, "model": "model.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,11 @@ def push_adapter(
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise HubError(f"a pull request goes to the default branch; drop revision={revision!r} or create_pr.")
     place = path_in_repo.strip("/")
-    files = {f"{place}/{name}" if place else name: content for name, content in sent(found).items()}
+    above = f"{place}/" if place else ""
+    files = {f"{above}{name}": content for name, content in sent(found).items()}
     branch, foes = revision or constants.DEFAULT_REVISION, () if place else OTHER_KIND[found.kind]
-    push = _Push(_api(token), repo_id, branch, create_pr, files, foes, patience or Patience())
+    left_over = f"{above}{LEFT_OVER[found.kind]}"
+    push = _Push(_api(token), repo_id, branch, create_pr, files, foes, left_over, patience or Patience())
     try:
         push.make_place(private)
         done = push.commit(message or f"Upload {found.kind} with spafit-hf", description)
@@ -155,6 +160,8 @@ class _Push:
     """What is sent under each path in the repo."""
     foes: Sequence[str]
     """Files beside which what is pushed would not be loaded."""
+    left_over: str
+    """One that belongs to something else where it is not among the files."""
     patience: Patience
 
     def _patiently(self, function: Callable[[], Result], doing: str = "") -> Result:
@@ -218,6 +225,11 @@ class _Push:
                     f"{self.repo_id} holds {name}, so transformers would not load what is pushed; push it to a "
                     "repository of its own."
                 )
+        if self.left_over in there and self.left_over not in self.files:
+            raise HubError(
+                f"{self.repo_id} holds {self.left_over} of something else, which would be read with what is pushed; "
+                "delete it there, or push to a repository of its own."
+            )
         head = str(info.sha)
         if not self.create_pr:
             return head, {self.revision: head}
