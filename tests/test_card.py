@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -33,7 +34,7 @@ from spafit_hf.card import (
 )
 from spafit_hf.card.render import OWN_BEGIN, OWN_END, template_text
 from spafit_hf.data.glue import TASKS
-from spafit_hf.strategy import METHODS, Strategy
+from spafit_hf.strategy import METHODS, Strategy, Stratum
 from spafit_hf.words import code, duration, figure, plain, share, size, spans
 
 LARGE = Base(
@@ -463,6 +464,16 @@ def test_a_folder_describes_itself(folder: Path) -> None:
     assert found.file_bytes == 1000
     assert [len(band.layers) for band in found.layers] == [5, 5, 14]
     check(write_card(folder).read_text())
+
+
+def test_a_depth_that_cannot_be(folder: Path) -> None:
+    sidecar = json.loads((folder / "spafit_config.json").read_text())
+    sidecar["strategy"] = Strategy(name="own", strata=(Stratum(layers=(4, 5), biases=("query",)),)).to_dict()
+    for depth, why in ((True, ""), (3, r"^spafit_config.json: .*reaches beyond the last layer")):
+        sidecar["base"]["num_hidden_layers"] = depth
+        (folder / "spafit_config.json").write_text(json.dumps(sidecar))
+        with pytest.raises(CardError, match=why) if why else contextlib.nullcontext():
+            assert facts_of_folder(folder).layers == ()
 
 
 def test_rows_without_a_name_are_counted_and_pairs_are_asked_as_pairs(folder: Path) -> None:

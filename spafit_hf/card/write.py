@@ -89,13 +89,14 @@ def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
     named, labels, task, chosen = (_mapping(sidecar, key) for key in ("base", "labels", "task", "strategy"))
     name = _word(named.get("name_or_path") or config.get("base_model_name_or_path"))
     known = is_hub_id(name) and not os.path.exists(str(name))
+    depth = named.get("num_hidden_layers")
+    if type(depth) is not int or not 0 < depth <= MOST_LAYERS:
+        depth = None  # a stranger's folder may say anything
     try:
         strategy = Strategy.from_dict(chosen) if chosen else None
+        layers = layers_of(strategy, depth) if strategy and depth else ()
     except (ValueError, TypeError) as error:
         raise CardError(f"{SIDECAR_FILE}: {error}") from error
-    depth = named.get("num_hidden_layers")
-    if not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
-        depth = None  # a stranger's folder may say anything
     glue = name_of_task if (name_of_task := _word(task.get("name"))) in TASKS else None
     problem = _word(labels.get("problem_type"))
     return CardFacts(
@@ -111,7 +112,7 @@ def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
             model_type=_word(named.get("model_type")),
         ),
         data=glue_data(glue) if glue else Data(),
-        layers=layers_of(strategy, depth) if strategy and depth else (),
+        layers=layers,
         outer_biases=strategy.outer_biases if strategy else False,
         head=tuple(name for name in _list(config.get("modules_to_save")) if isinstance(name, str)),
     )
