@@ -20,7 +20,7 @@ import torch
 import transformers as hf
 from models import BUILDS, EOS, FAMILIES, PAD, VOCAB, Family, assert_equal, stir, tensors, tiny
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
@@ -645,6 +645,22 @@ def test_weights_that_neither_adapter_nor_base_brings(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = load_adapter(trained, folder)(**make_tokenizer()(TEXTS[0], return_tensors="pt")).logits[0]
     assert_close(answer, logits.softmax(-1))
+
+
+def test_token_types_of_one_adapters_tokenizer_stay_beside_another_without(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    types = ["input_ids", "token_type_ids", "attention_mask"]
+    own = shutil.copytree(folders["head"], tmp_path / "own")
+    without = make_tokenizer(model_input_names=["input_ids", "attention_mask"])
+    without.backend_tokenizer.normalizer = normalizers.Lowercase()
+    without.save_pretrained(own)
+    with_types = make_tokenizer(model_input_names=types)
+    served = serve(tiny("bert"), {"own": own, "spafit": folders["spafit"]}, tokenizer=with_types)
+    (alone,) = served.predict([PAIR], "spafit")
+    _, mixed = served.predict(["it", PAIR], ["own", "spafit"])
+    assert_close(mixed, numbers(alone))
+    assert_close(mixed, Alone("bert", {"spafit": folders["spafit"]}, with_types).numbers(PAIR, "spafit"))
 
 
 def test_tokenizers(folders: dict[str, Path], tmp_path: Path) -> None:

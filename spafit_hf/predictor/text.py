@@ -107,7 +107,7 @@ def pad(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> dict[str,
     """
     columns = [("input_ids", pad_id, [row.ids for row in rows])]
     columns.append(("attention_mask", 0, [(1,) * len(row.ids) for row in rows]))
-    if rows[0].types is not None:
+    if any(row.types is not None for row in rows):  # of rows through several tokenizers some may have none
         columns.append(("token_type_ids", 0, [row.types or (0,) * len(row.ids) for row in rows]))
     return {
         name: pad_sequence([torch.tensor(row, dtype=torch.long) for row in own], True, filling).to(device)
