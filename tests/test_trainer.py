@@ -268,6 +268,27 @@ def test_a_rate_without_parameters_is_said(tmp_path: Path, caplog: pytest.LogCap
     assert "bias_learning_rate is set, and no parameter of that kind trains" in caplog.text
 
 
+class OwnOptimizer(SpafitTrainer):
+    """A script's trainer that makes its optimizer itself."""
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        self.optimizer = torch.optim.SGD([each for each in self.model.parameters() if each.requires_grad], lr=0.5)
+        return self.optimizer
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_rates_without_effect_on_an_optimizer_of_the_scripts_own_are_said(
+    passed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = get_spafit_model(bert(), "spafit-4-9-II")
+    given = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.5)
+    own = {"processing_class": tiny.tokenizer(), "train_dataset": tiny.dataset(8)}
+    args = arguments(tmp_path, max_steps=1, bias_learning_rate=1e-3, head_learning_rate=1e-3)
+    run = SpafitTrainer(model, args, optimizers=(given, None), **own) if passed else OwnOptimizer(model, args, **own)
+    run.train()
+    assert caplog.text.count("have no effect: bias_learning_rate, head_learning_rate") == 1
+
+
 def base_with_pooler(*, trained: bool) -> nn.Module:
     """A BERT whose layers have been trained, as far as their biases tell, and whose pooler has, or has not."""
     model = bert()

@@ -258,6 +258,7 @@ class StrataTrainer(Trainer):
                 check_fits(self.model, resume_from_checkpoint, sharded=True)
             gather_deltas(self.model)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._warn_of_unsplit()
         self._prefix.open_for_training()
         self._first_token.open()
         self._watch = None
@@ -433,10 +434,7 @@ class StrataTrainer(Trainer):
         """Trainer's optimizer with its parameter groups split by kind, each kind at its own learning rate."""
         exists = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        rates: dict[str, float] = {}
-        if isinstance(self.args, StrataArguments):
-            rates = {kind: getattr(self.args, f"{kind}_learning_rate") for kind in ("bias", "head")}
-            rates = {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
+        rates = self._own_rates()
         if not exists:
             opt_model = self.model if model is None else model
             if self._pooler_is_untrained and "head" not in rates:
@@ -450,10 +448,25 @@ class StrataTrainer(Trainer):
             present = split_groups(optimizer, opt_model, rates, head)
             for kind in sorted(set(rates) - present):
                 logger.warning("%s_learning_rate is set, and no parameter of that kind trains.", kind)
-        elif self._optimizer_was_given and rates:
-            named = listed(f"{kind}_learning_rate" for kind in rates)
-            logger.warning("An optimizer was passed, so these have no effect: %s.", named)
         return optimizer
+
+    def _own_rates(self) -> dict[str, float]:
+        """The learning rates that the arguments give to single kinds of parameters."""
+        if not isinstance(self.args, StrataArguments):
+            return {}
+        rates = {kind: getattr(self.args, f"{kind}_learning_rate") for kind in ("bias", "head")}
+        return {kind: rate for kind, rate in rates.items() if rate != NOT_SET}
+
+    def _warn_of_unsplit(self) -> None:
+        """Say which rates have no effect on an optimizer that was passed, or that a script's own method made."""
+        rates = self._own_rates()
+        if rates and not any("kind" in group for group in self.optimizer.param_groups):
+            logger.warning(
+                "%s, so these have no effect: %s. Give its parameter groups the rates in their place, or leave it to "
+                "the trainer.",
+                "An optimizer was passed" if self._optimizer_was_given else "The optimizer is the script's own",
+                listed(f"{kind}_learning_rate" for kind in rates),
+            )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Trainer's choice without the bias deltas: a bias does not decay, whether trained in place or as a delta."""
