@@ -165,6 +165,10 @@ def test_a_full_checkpoint_of_a_model_with_other_names_on_the_hub(tmp_path: Path
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "random order": {"train_sampling_strategy": "random"},
+    "order without a seed": {
+        "train_sampling_strategy": "random",
+        "accelerator_config": {"use_seedable_sampler": False},
+    },
     "accumulation and rates": {
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 4,
@@ -194,6 +198,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ("variant", "step"),
     [
         ("random order", 6),
+        ("order without a seed", 3),  # in the first epoch alone, as in plain Trainer
         ("accumulation and rates", 6),
         ("bf16", 3),
         ("fp16", 3),

@@ -96,12 +96,14 @@ class FetchedAhead:
             _save(self._around[-2], Path(folder) / FILE.format(process))
 
     @contextmanager
-    def resuming(self, folder: str, process: int, loader: Any) -> Iterator[bool]:
-        """An epoch that goes on in its midst, the random state being that of the checkpoint: whether it is seen to."""
+    def resuming(self, folder: str, process: int, loader: Any, load: Callable[[], None]) -> Iterator[bool]:
+        """An epoch that goes on in its midst: whether the random state of the checkpoint, which `load` sets, is seen
+        to. Where no batch drew it stays Trainer's to load, after a sampler without a seed drew the epoch's order."""
         file = Path(folder) / FILE.format(process)
         if not (file.is_file() and isinstance(getattr(loader, "collate_fn", None), _Noting)):
             yield False
             return
+        load()
         self._next = [_load(file), random_state()]
         loader.base_dataloader.generator = torch.Generator()  # or an iterator would draw a seed from the state
         try:

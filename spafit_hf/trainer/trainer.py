@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -294,8 +295,9 @@ class StrataTrainer(Trainer):
         if checkpoint is None or not midst or self.args.ignore_data_skip:
             super()._run_epoch(model, epoch, *args, **kwargs)
             return
-        super()._load_rng_state(checkpoint)
-        with self._ahead.resuming(checkpoint, self.args.process_index, kwargs["train_dataloader"]) as self._has_state:
+        load = partial(super()._load_rng_state, checkpoint)
+        process, loader = self.args.process_index, kwargs["train_dataloader"]
+        with self._ahead.resuming(checkpoint, process, loader, load) as self._has_state:
             super()._run_epoch(model, epoch, *args, **kwargs)
         self._has_state = False
 
