@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,14 @@ def test_loss_and_gradients_are_those_of_the_whole_layer(name: str, full: bool) 
 def test_less_is_computed() -> None:
     model = models.tiny("bert")
     shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, forward: Any, states: torch.Tensor) -> torch.Tensor:
+        shapes[name] = states.shape
+        return forward(states)
+
     for name in ("attention.self.query", "attention.self.key", "attention.output.dense", "intermediate.dense"):
         module = model.get_submodule(f"bert.encoder.layer.3.{name}")
-        module.register_forward_hook(lambda _m, args, _o, name=name: shapes.update({name: args[0].shape}))
+        module.forward = functools.partial(note, name, module.forward)
     inputs = batch("bert")
     with probe(model, inputs).attached():
         model(**inputs)
@@ -219,6 +225,33 @@ def test_auto_narrows_evaluation_and_leaves_a_seed_its_training(tmp_path: Path) 
     full = run(tmp_path, strategy="full")
     full.evaluate()
     assert full.first_token is None
+
+
+@pytest.mark.parametrize("where", ["bert.encoder.layer.5", "bert.encoder", "bert.pooler"])
+def test_a_hook_of_the_scripts_own_sees_every_token(where: str, tmp_path: Path) -> None:
+    found = run(tmp_path)
+    found.evaluate()
+    assert found.first_token is not None
+    passes, widths = found.first_token.passes, []
+
+    def look(_module: nn.Module, args: tuple[torch.Tensor, ...], _output: Any = None) -> None:
+        widths.append(args[0].shape[1])
+
+    module = base_of(found.model).get_submodule(where)
+    for register in (module.register_forward_hook, module.register_forward_pre_hook):
+        with register(look):
+            found.evaluate()
+    assert min(widths) > 1
+    assert len(widths) == 4
+    assert found.first_token.passes == passes
+    found.evaluate()
+    assert found.first_token.passes == passes + 2
+    module.register_forward_hook(look)
+    later = run(tmp_path / "later", base_of(found.model))
+    later.evaluate()
+    assert later.first_token is None
+    assert "a hook on" in later.first_token_refused
+    assert len(widths) == 6  # no row more than were evaluated
 
 
 def test_with_the_prefix_cache(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ enter the last layer: equal gradients there mean equal gradients of all that lie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -75,6 +75,10 @@ class FirstToken:
         self.passes = 0
         """How often the last layer was narrowed."""
         self._after_attention = last.names(("attention_output",))
+        named = list(base.named_modules())
+        start = [name for name, _ in named].index(last.path)
+        # The layer, what stands around it and after it. The model itself returns what it always does.
+        self._sees = [each for at, (name, each) in enumerate(named) if at >= start or _around(name, last.path)]
         self._whole_runs = False
         self._active = False
         self._in_training = True
@@ -96,6 +100,11 @@ class FirstToken:
         shapes = {shape[:2] for name, shape in calls if name in (*self.queries, *self.following)}
         if len(shapes) != 1 or any(len(shape) != 3 for _, shape in calls):
             raise NotFirstToken(f"the parts of {self.layer} do not see states of shape (rows, tokens, width).")
+
+    @property
+    def watched(self) -> str:
+        """The kind of a module in which a hook of a script's own sees states of the last layer; "" where none does."""
+        return next((type(module).__name__ for module in self._sees if any(map(_is_foreign, _hooks(module)))), "")
 
     @contextmanager
     def attached(self, *, training: bool = True) -> Iterator[None]:
@@ -125,6 +134,7 @@ class FirstToken:
         asks = any(getattr(config, name) if kwargs.get(name) is None else kwargs[name] for name in names)
         # The head was seen to read the first token alone; who calls the body without it may read any.
         self._active = self._whole_runs and not asks and (self._in_training or not self.base.training)
+        self._active = self._active and not self.watched
         self.passes += self._active
 
     def _first(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
@@ -134,6 +144,22 @@ class FirstToken:
     def _for_every_token(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor | None:
         # A copy and not a view: attention kernels are slow on rows that are the same memory.
         return output.repeat(1, self._tokens, 1) if self._active else None
+
+
+def _around(name: str, path: str) -> bool:
+    return bool(name) and path.startswith(f"{name}.")
+
+
+def _hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    for kind in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
+        yield from kind.values()
+
+
+def _is_foreign(hook: Callable[..., Any]) -> bool:
+    """Whether a hook is a script's own: those of this package know of the narrowing, those that transformers leaves on
+    a model collect states only where a pass asks for them."""
+    function = hook.func if isinstance(hook, partial) else hook
+    return not str(function.__module__).startswith(("spafit_hf.", "transformers."))
 
 
 def tokens_of(inputs: Mapping[str, Any]) -> list[int]:
@@ -155,9 +181,12 @@ def probe(base: nn.Module, inputs: Mapping[str, Any], *, gradients: bool = True)
         gradients: compare them too; not needed for evaluation.
 
     Raises:
-        NotFirstToken: when outputs or gradients differ by more than rounding, or the model does not run that way.
+        NotFirstToken: when outputs or gradients differ by more than rounding, the model does not run that way, or a
+            hook of a script's own looks on.
     """
     first = FirstToken(base)
+    if first.watched:
+        raise NotFirstToken(f"a hook on {first.watched} sees the states of all tokens.")
     count = max(
         (value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim()), default=0
     )
