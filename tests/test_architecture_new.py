@@ -270,6 +270,8 @@ def test_what_no_folder_could_hold_is_said_by_the_plan_and_refused_at_the_entran
 
     normed = hf.BertModel.from_pretrained(encoder)
     nn.utils.parametrizations.weight_norm(normed.encoder.layer[0].output.dense)
+    hooked = hf.BertForSequenceClassification(FAMILIES["bert"].config())
+    nn.utils.weight_norm(hooked.classifier)
     sizes = {"hidden_sizes": [16] * 4, "decoder_hidden_size": 16, "num_attention_heads": [1, 1, 2, 2]}
     for model, why in (
         (Tied(), "tagger.decoder.bias is a weight of the head by a second name"),
@@ -277,6 +279,7 @@ def test_what_no_folder_could_hold_is_said_by_the_plan_and_refused_at_the_entran
         (Listed(), "scale is to train whole and is a ParameterList: PEFT stores modules"),
         (FAMILIES["bert"].classifier(FAMILIES["bert"].config()).double(), "is float64, which no adapter folder holds"),
         (normed, "encoder.layer.0.output.dense.parametrizations.weight is to train whole"),
+        (hooked, "classifier holds a weight that is computed from others before each pass"),
         (hf.SegformerForSemanticSegmentation(hf.SegformerConfig(**sizes)), "decode_head.batch_norm.running_mean"),
         (hf.BertForSequenceClassification(FAMILIES["bert"].config(id2label={0: "a", 1: "a"})), "called 'a'"),
     ):

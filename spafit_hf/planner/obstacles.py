@@ -18,8 +18,8 @@ from spafit_hf.words import listed
 
 def obstacles(result: PlanFacts, model: nn.Module, idle: list[str]) -> Iterator[str]:
     """Sentences with what to do: label ids with gaps, two labels of one name, more or longer ones than a folder may
-    name, weights in float64, a head of too many modules, with lists, batch norms or tied weights, and a new parameter
-    that can neither train with a module of its own nor as a bias, out of those that are `idle`."""
+    name, weights in float64, a head of too many modules, with lists, batch norms, computed or tied weights, and a new
+    parameter that can neither train with a module of its own nor as a bias, out of those that are `idle`."""
     names: dict[str, str] = (labels_of(model) or {"id2label": {}})["id2label"]
     if list(names) != [str(index) for index in range(len(names))]:
         yield f"id2label has the ids {listed(names)}; they must be 0 to {len(names) - 1}: number them so."
@@ -53,6 +53,14 @@ def obstacles(result: PlanFacts, model: nn.Module, idle: list[str]) -> Iterator[
                 f"{head} is to train whole and is a {type(module).__name__}: PEFT stores modules, and no lists. "
                 "Put what it holds into a module of its own; if it is a weight norm or another parametrization that "
                 "was added after loading, take it out again (torch.nn.utils.parametrize.remove_parametrizations)."
+            )
+            break
+        held = [value for each in module.modules() for value in vars(each).values()]
+        if any(isinstance(value, torch.Tensor) and not value.is_leaf for value in held):
+            yield (
+                f"{head} holds a weight that is computed from others before each pass, as torch.nn.utils.weight_norm "
+                "does, and PEFT cannot copy it: take it out (torch.nn.utils.remove_weight_norm), or put in "
+                "torch.nn.utils.parametrizations.weight_norm in its place."
             )
             break
         known, parameters = (dict(module.named_parameters(remove_duplicate=once)) for once in (True, False))
