@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,13 +78,15 @@ def test_lora_settings_beside_a_strategy_replace_its_own(with_lora):
         {"layers_to_transform": [0]},
         {"layers_pattern": "layer"},
         {"rank_pattern": {"query": 2}},
+        {"exclude_modules": ["query"]},
     ],
 )
 def test_a_strategy_and_modules_by_name_contradict_each_other(also):
     if "layers_pattern" in also:
         also = {**also, "layers_to_transform": [0]}
-    with pytest.raises(ValueError, match=r"strategy and .* were both given"):
-        SpafitConfig(strategy="bitfit", **also)
+    for make in (SpafitConfig, partial(get_spafit_model, tiny("bert"))):
+        with pytest.raises(ValueError, match=r"strategy and .* were both given"):
+            make(strategy="bitfit", **also)
 
 
 def test_from_plan_refuses_what_the_plan_decides():
@@ -92,7 +95,16 @@ def test_from_plan_refuses_what_the_plan_decides():
         SpafitConfig.from_plan(the_plan, r=8)
 
 
-@pytest.mark.parametrize("setting", [{"bias": "all"}, {"lora_bias": True}, {"trainable_token_indices": [1]}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"trainable_token_indices": [1]},
+        {"modules_to_save": ["pooler"]},
+        {"megatron_core": "os"},
+    ],
+)
 def test_what_no_folder_holds_is_refused_before_training(setting):
     for make in (
         lambda: get_spafit_model(tiny("bert"), "lora-II", **setting),

@@ -18,9 +18,7 @@ from spafit_hf.architecture import find_architecture, find_head, in_out, is_line
 from spafit_hf.architecture.experts import expert_biases, expert_delta_shape, lora_places
 from spafit_hf.architecture.labels import labels_of
 from spafit_hf.names import MAX_LABELS, is_remote
-
-#: Names of heads that PEFT itself adds to `modules_to_save`, whether the model has them or not.
-PEFT_HEADS = ("classifier", "score", "qa_outputs")
+from spafit_hf.tuner.config import PEFT_HEADS
 
 
 def check_same_base(trained_on: BaseFacts, plain: nn.Module) -> None:

@@ -13,7 +13,7 @@ rsLoRA, initialization, dropout) keeps its name and its meaning; `bias_modules` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -23,6 +23,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from spafit_hf.planner import Plan
 from spafit_hf.strategy import LORA_SETTINGS, Bottleneck, LoraSettings, Strategy
+from spafit_hf.words import listed
 
 
 class SpafitPeftType(str, Enum):
@@ -46,15 +47,21 @@ LORA_DEFAULTS = asdict(LoraSettings(r=8, lora_alpha=8))
 #: Beginnings of the values of `init_lora_weights` for which PEFT moves a part of the base's weights into LoRA.
 REWRITING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
+#: Names of heads that PEFT itself adds to `modules_to_save`, whether the model has them or not.
+PEFT_HEADS = ("classifier", "score", "qa_outputs")
+
+# Settings that say which modules train, as a strategy does.
 _TARGETS = (
-    "target_modules", "target_parameters", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
+    "alpha_pattern", "bottlenecks",
 )  # fmt: skip
-# Settings of PEFT's that no adapter in strata can have: they train the base's own tensors, or what no folder holds.
-_UNREAD = (
-    "bias", "lora_bias", "layer_replication", "alora_invocation_tokens", "trainable_token_indices",
-    "ensure_weight_tying",
-)  # fmt: skip
-_PLANNED_FIELDS = (*_TARGETS, "bias_modules", "bottlenecks", "module_settings")
+# PEFT's settings that an adapter in strata may have. Each other one trains the base's own tensors, or what no folder
+# of this package's holds, as those of releases to come may.
+_TAKEN = frozenset((
+    *LORA_DEFAULTS, *_TARGETS, "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path",
+    "revision", "inference_mode", "fan_in_fan_out", "modules_to_save", "init_lora_weights", "eva_config",
+    "runtime_config",
+))  # fmt: skip
 
 
 def _none_or(name: str) -> Any:
@@ -129,7 +136,7 @@ class SpafitConfig(LoraConfig):
             setattr(self, name, value)
         super().__post_init__()
         if self.strategy is not None and self.bias_modules is None:
-            for name in (*_TARGETS, "bottlenecks"):
+            for name in _TARGETS:
                 if getattr(self, name):
                     raise ValueError(
                         f"strategy and {name} were both given, and both say which modules train; drop {name} and "
@@ -174,7 +181,7 @@ class SpafitConfig(LoraConfig):
         Raises:
             ValueError: for full fine-tuning, which has no adapter, and for fields that the plan decides.
         """
-        decided = sorted({*LORA_DEFAULTS, *_PLANNED_FIELDS} & set(lora_kwargs))
+        decided = sorted({*LORA_DEFAULTS, "bias_modules", "module_settings"} & set(lora_kwargs))
         if decided:
             raise ValueError(
                 f"{decided[0]} follows from the plan; make a plan that has it, such as "
@@ -203,7 +210,7 @@ class SpafitConfig(LoraConfig):
         self,
         lora: Mapping[str, LoraSettings],
         biases: Iterable[str],
-        head: Iterable[str],
+        head: Collection[str],
         bottlenecks: Mapping[str, Bottleneck],
         experts: Mapping[str, LoraSettings],
     ) -> None:
@@ -214,7 +221,18 @@ class SpafitConfig(LoraConfig):
         Raises:
             ValueError: for settings of PEFT's that write to the base, or that no reader of an adapter folder takes.
         """
-        odd = [name for name in _UNREAD if getattr(self, name) not in (None, False, "none")]
+        if {*(self.modules_to_save or ())} - {*head, *PEFT_HEADS}:
+            raise ValueError(
+                f"modules_to_save is {self.modules_to_save!r:.80}, and what trains whole beside a strategy is the "
+                f"task head and what is new with it, here {listed(head) or 'nothing'}; leave it out, or take PEFT's "
+                "LoraConfig and pass the PeftModel to the trainer."
+            )
+        default = LoraConfig()
+        odd = [
+            name
+            for name in sorted(LoraConfig.__dataclass_fields__.keys() - _TAKEN)
+            if getattr(self, name) not in (getattr(default, name), None, False, [], {})
+        ]
         if odd:
             raise ValueError(
                 f"{odd[0]} is {getattr(self, odd[0])!r:.80}, and an adapter in strata with it could not be read back; "
