@@ -453,6 +453,11 @@ def test_what_cannot_be_saved(tmp_path):
     model.merge_adapter()
     with pytest.raises(AdapterError, match=r"are merged into the base; call model.unmerge_adapter\(\)"):
         save_adapter(model, tmp_path)
+    with torch.device("meta"):
+        empty = get_spafit_model(transformers.BertForSequenceClassification(tiny("bert").config), "spafit-4-9-II", r=4)
+    for form in ("peft", "native"):
+        with pytest.raises(AdapterError, match=r" \(of \d+ such tensors\) is on the meta device"):
+            save_adapter(empty, tmp_path, form=form)
     assert not list(tmp_path.iterdir())
 
 

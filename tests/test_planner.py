@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -671,6 +672,18 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
     with pytest.raises(ValueError, match=r"could not be fetched from the Hub .*or pass a folder with a config\.json"):
         plan("google-bert/bert-large-cased", "bitfit")
+
+
+@pytest.mark.parametrize("place", ["bert", "bert.encoder.layer.3", "classifier"])
+@pytest.mark.parametrize("around", [partial(torch.compile, backend="eager"), nn.DataParallel])
+def test_parts_whose_names_would_change_are_refused(place: str, around: Any) -> None:
+    model = tiny("bert")
+    model.set_submodule(place, around(model.get_submodule(place)))
+    with pytest.raises(ValueError, match=rf"^{place} is within (OptimizedModule|DataParallel), and what trains there"):
+        plan(model, "spafit-4-9-II")
+    inplace = tiny("bert")
+    inplace.get_submodule(place).compile(backend="eager")
+    assert plan(inplace, "spafit-4-9-II").tensors == plan(tiny("bert"), "spafit-4-9-II").tensors
 
 
 def test_wrong_arguments() -> None:

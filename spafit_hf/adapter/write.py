@@ -62,8 +62,8 @@ def save_adapter(
         task: facts for the sidecar, JSON types only; for GLUE {"name": "mrpc", ...}.
 
     Raises:
-        AdapterError: if an adapter is merged, the name is unknown, `form="peft"` cannot hold this adapter, or what was
-            written would be refused by `load_adapter`; then the folder is as it was.
+        AdapterError: if an adapter is merged, the name is unknown, `form="peft"` cannot hold this adapter, a tensor is
+            on the meta device, or what was written would be refused by `load_adapter`; then the folder is as it was.
     """
     config = _config_of(model, adapter_name)
     layers = _delta_layers(model, adapter_name)
@@ -91,6 +91,11 @@ def save_adapter(
         raise AdapterError(f"plain PEFT cannot read this adapter: {obstacle}. Save it with form='native'.")
     else:
         written, peft_config, tensors = _portable(config, layers, tensors)
+    if empty := sorted(key for key, tensor in tensors.items() if tensor.is_meta):
+        raise AdapterError(
+            f"{empty[0]} (of {len(empty)} such tensors) is on the meta device, without values to save; load the model "
+            "with its weights (from_pretrained), or where the base alone is kept elsewhere, take form='native'."
+        )
     strategy = config.to_dict()["strategy"]
     sidecar = Sidecar(
         form=written,

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 import transformers
+from accelerate.utils import is_compiled_module
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -27,7 +28,8 @@ def build_model(model: ModelLike, num_labels: int | None = None) -> nn.Module:
     Args: as for `plan`.
 
     Raises:
-        ValueError: when the config cannot be read or has no model class, or `num_labels` contradicts a model.
+        ValueError: when the config cannot be read or has no model class, `num_labels` contradicts a model, or parts of
+            a model are compiled or in DataParallel.
     """
     if num_labels is not None and (not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1):
         raise ValueError(f"num_labels is {num_labels!r}; it must be a positive integer (1 for regression).")
@@ -38,6 +40,13 @@ def build_model(model: ModelLike, num_labels: int | None = None) -> nn.Module:
                 f"num_labels is {num_labels} but the model was built with {own}; "
                 "leave num_labels out, or pass the model's config."
             )
+        for name, module in model.named_modules():
+            if is_compiled_module(module) or isinstance(module, nn.DataParallel):
+                raise ValueError(
+                    f"{name or 'the model'} is within {type(module).__name__}, and what trains there would have names "
+                    "that no other model knows: put the part itself in its place, and compile it there (its "
+                    "compile()) or give the trainer torch_compile=True."
+                )
         return model
     config = copy.deepcopy(model if isinstance(model, PretrainedConfig) else _read_config(model))
     if num_labels is not None:
