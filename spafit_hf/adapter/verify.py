@@ -65,10 +65,10 @@ def verify_adapter(folder: str | os.PathLike[str], base: nn.Module | None = None
     return verify_and_read(folder, None if base is None else plain_view(base))[0]
 
 
-def check_written(folder: Path, base: nn.Module) -> None:
-    """Put a folder through the checks of loading, against the very model that it was saved from."""
+def check_written(folder: Path, plain: nn.Module) -> None:
+    """Put a folder through the checks of loading, against a view of the very model that it was saved from."""
     try:
-        verify_and_read(folder, plain_view(base), same_base=True)
+        verify_and_read(folder, plain, same_base=True)
     except AdapterError as error:
         raise AdapterError(f"nothing was written, since it could not be read back: {error}") from error
 

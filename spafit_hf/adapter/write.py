@@ -68,6 +68,7 @@ def save_adapter(
     config = _config_of(model, adapter_name)
     layers = _delta_layers(model, adapter_name)
     base = model.get_base_model()
+    plain = plain_view(base)
     obstacle = None if form == "native" else portable_obstacle(config, layers, base)
     if form == "auto":
         form = "native" if obstacle else "peft"
@@ -103,11 +104,11 @@ def save_adapter(
         lora_modules=tuple(lora_modules),
         bias_modules=tuple(sorted(layers)),
         labels=config.labels,
-        base=facts_of_plain(plain_view(base)),
+        base=facts_of_plain(plain),
         task=task or {},
         spafit_hf_version=__version__,
     )
-    _write(Path(folder), _config_json(peft_config, model, sidecar), tensors, sidecar, base)
+    _write(Path(folder), _config_json(peft_config, model, sidecar), tensors, sidecar, plain)
     return written
 
 
@@ -365,7 +366,7 @@ def writing(folder: Path) -> Iterator[None]:
         raise AdapterError(f"{folder} cannot be written: {reason}") from error
 
 
-def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor], sidecar: Sidecar, base: nn.Module) -> None:
+def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor], sidecar: Sidecar, plain: nn.Module) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
@@ -374,7 +375,7 @@ def _write(folder: Path, config: str, tensors: dict[str, torch.Tensor], sidecar:
             save_file(ordered, staged / WEIGHTS_FILE, metadata={"format": "pt"})
             (staged / CONFIG_FILE).write_text(config, encoding="utf-8")
             (staged / SIDECAR_FILE).write_text(sidecar.to_json(), encoding="utf-8")
-            check_written(staged, base)
+            check_written(staged, plain)
             # The configuration last: a folder without one is no adapter to anybody.
             for name in (WEIGHTS_FILE, SIDECAR_FILE, CONFIG_FILE):
                 shutil.move(staged / name, folder / name)
