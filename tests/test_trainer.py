@@ -44,6 +44,7 @@ from spafit_hf import (
 )
 from spafit_hf.strategy import METHODS
 from spafit_hf.trainer.optimizer import KINDS, parameter_kind
+from spafit_hf.tuner.plain import base_of
 
 bert = functools.partial(tiny.bert, layers=4)
 
@@ -124,6 +125,17 @@ def test_full_fine_tuning_is_transformers_own_bit_for_bit(tmp_path: Path) -> Non
     theirs.train()
     assert tiny.differences(tiny.state(ours.model), tiny.state(theirs.model)) == []
     assert losses(ours) == losses(theirs)
+
+
+def test_tensors_of_the_base_that_a_script_has_unfrozen_are_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    table = base_of(run.model).bert.embeddings.word_embeddings
+    table.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"^1 tensors of the base train .*\(bert\.embeddings.*\), and its folder"):
+        run.train()
+    table.requires_grad_(False)
+    run.train()
+    assert len(losses(run)) == 3
 
 
 def test_a_peft_model_is_taken_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

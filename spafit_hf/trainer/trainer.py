@@ -59,6 +59,7 @@ from spafit_hf.trainer.wrapping import (
     refuse_float16,
     refuse_idle,
     refuse_smoothing,
+    refuse_unsaved,
     taken_out,
     warn_of_halves,
     wrap,
@@ -245,6 +246,7 @@ class StrataTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self._opened.close()  # of an attempt with a larger batch (auto_find_batch_size)
         refuse_idle(self.model)
+        refuse_unsaved(self.model)
         self._log_strata()
         own = self._optimizer_was_given or self.optimizer_cls_and_kwargs is not None
         adamw = self.args.optim in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED) and not own

@@ -23,7 +23,7 @@ from spafit_hf.trainer.arguments import StrataArguments
 from spafit_hf.trainer.optimizer import has_untrained_pooler
 from spafit_hf.trainer.sharding import whole_again
 from spafit_hf.tuner import SpafitConfig, get_spafit_model
-from spafit_hf.tuner.plain import base_of
+from spafit_hf.tuner.plain import base_of, plain_view
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,25 @@ def refuse_idle(model: nn.Module) -> None:
         elif has_adapter(model):
             how = "load its adapter with is_trainable=True"
         raise ValueError(f"nothing of the model trains: none of its parameters requires a gradient; {how}.")
+
+
+def refuse_unsaved(model: nn.Module) -> None:
+    """Refuse to train tensors of the base beside an adapter of ours, whose folder holds none of them.
+
+    Raises:
+        ValueError: where a script has unfrozen some.
+    """
+    if not is_ours(model):
+        return
+    # Where modules are named by hand PEFT may train and save the base's biases.
+    biases = model.peft_config[model.active_adapter].bias != "none"  # type: ignore[union-attr, index]
+    unfrozen = [name for name, each in plain_view(base_of(model)).named_parameters() if each.requires_grad]
+    names = [name for name in unfrozen if not (biases and name.endswith(".bias"))]
+    if names:
+        raise ValueError(
+            f"{len(names)} tensors of the base train beside the adapter ({names[0]}), and its folder would not hold "
+            "what they learn: freeze them (requires_grad_(False)), or take strategy='full'."
+        )
 
 
 def refuse_smoothing(model: nn.Module, labels: object = None) -> None:
