@@ -127,6 +127,15 @@ def test_full_fine_tuning_is_transformers_own_bit_for_bit(tmp_path: Path) -> Non
     assert losses(ours) == losses(theirs)
 
 
+@pytest.mark.parametrize("given", [{"bias": "all"}, {"trainable_token_indices": [1]}, {"modules_to_save": ["pooler"]}])
+def test_what_no_folder_holds_is_refused_before_training(given: dict[str, Any], tmp_path: Path) -> None:
+    config = SpafitConfig(target_modules=["query"], task_type="SEQ_CLS", **given)
+    run = trainer(tmp_path, get_peft_model(bert(), config))
+    with pytest.raises(ValueError, match=r"could not be read back|tensors of the base train"):
+        run.train()
+    assert run.state.global_step == 0
+
+
 def test_tensors_of_the_base_that_a_script_has_unfrozen_are_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     table = base_of(run.model).bert.embeddings.word_embeddings

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -247,6 +248,10 @@ class StrataTrainer(Trainer):
         self._opened.close()  # of an attempt with a larger batch (auto_find_batch_size)
         refuse_idle(self.model)
         refuse_unsaved(self.model)
+        if self.plan is None and is_ours(self.model) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # Of a script's own configuration: what no folder can hold is an error now, and not when it is trained.
+            with tempfile.TemporaryDirectory() as scratch:
+                save_adapter(self.model, scratch, self.model.active_adapter)
         self._log_strata()
         own = self._optimizer_was_given or self.optimizer_cls_and_kwargs is not None
         adamw = self.args.optim in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED) and not own

@@ -165,14 +165,11 @@ def refuse_unsaved(model: nn.Module) -> None:
     """Refuse to train tensors of the base beside an adapter of ours, whose folder holds none of them.
 
     Raises:
-        ValueError: where a script has unfrozen some.
+        ValueError: where a script, or PEFT's `bias` in a configuration by hand, lets some train.
     """
     if not is_ours(model):
         return
-    # Where modules are named by hand PEFT may train and save the base's biases.
-    biases = model.peft_config[model.active_adapter].bias != "none"  # type: ignore[union-attr, index]
-    unfrozen = [name for name, each in plain_view(base_of(model)).named_parameters() if each.requires_grad]
-    names = [name for name in unfrozen if not (biases and name.endswith(".bias"))]
+    names = [name for name, each in plain_view(base_of(model)).named_parameters() if each.requires_grad]
     if names:
         raise ValueError(
             f"{len(names)} tensors of the base train beside the adapter ({names[0]}), and its folder would not hold "
