@@ -127,6 +127,13 @@ def test_full_fine_tuning_is_transformers_own_bit_for_bit(tmp_path: Path) -> Non
     assert losses(ours) == losses(theirs)
 
 
+def test_what_is_no_model_and_no_strategy_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^a model is 'bert'; load it first"):
+        trainer(tmp_path, "bert", strategy="bitfit")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^a strategy is 3; it must be a name"):
+        trainer(tmp_path, strategy=3)
+
+
 @pytest.mark.parametrize("given", [{"bias": "all"}, {"trainable_token_indices": [1]}, {"modules_to_save": ["pooler"]}])
 def test_what_no_folder_holds_is_refused_before_training(given: dict[str, Any], tmp_path: Path) -> None:
     config = SpafitConfig(target_modules=["query"], task_type="SEQ_CLS", **given)

@@ -117,8 +117,8 @@ def test_what_no_folder_holds_is_refused_before_training(setting):
 def test_what_is_no_model_and_no_name_is_said():
     with pytest.raises(ValueError, match="a model is 'bert'; load it first"):
         get_spafit_model("bert", "lora-II")
-    for name in ("", "a.b", "lora_x", "query", "classifier"):
-        with pytest.raises(ValueError, match=f"adapter_name is '{name}'; it must not"):
+    for name in ("", "a.b", "lora_x", "query", "classifier", 3):
+        with pytest.raises(ValueError, match=f"adapter_name is {name!r}; it must not"):
             get_spafit_model(tiny("bert"), "lora-II", name)
 
 

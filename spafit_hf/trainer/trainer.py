@@ -66,6 +66,7 @@ from spafit_hf.trainer.wrapping import (
     wrap,
     wrapped_before,
 )
+from spafit_hf.tuner.entrance import check_model
 from spafit_hf.tuner.plain import base_of
 from spafit_hf.words import listed
 
@@ -112,6 +113,8 @@ class StrataTrainer(Trainer):
         **others: Any,
     ) -> None:
         """Trainer's, with the model wrapped first. Where that fails, a model that was given plain is plain again."""
+        if model is not None:
+            check_model(model)
         if args is None:
             seq2seq = isinstance(self, Seq2SeqTrainer)
             args = (SpafitSeq2SeqTrainingArguments if seq2seq else SpafitTrainingArguments)(output_dir="tmp_trainer")
@@ -665,6 +668,7 @@ class SpafitSeq2SeqTrainer(HubPushMixin, StrataTrainer, Seq2SeqTrainer):
 
 def _as_text(strategy: StrategyLike) -> str:
     """A strategy as the `strategy` field holds it: a name, a path, or JSON."""
+    Strategy.coerce(strategy)  # or its error would be Python's
     if isinstance(strategy, Strategy):
         return json.dumps(strategy.to_dict())
     return json.dumps(dict(strategy)) if isinstance(strategy, Mapping) else os.fspath(strategy)

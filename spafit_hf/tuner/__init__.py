@@ -20,7 +20,7 @@ from spafit_hf.names import task_of_class
 from spafit_hf.planner import plan
 from spafit_hf.strategy import Strategy
 from spafit_hf.tuner.config import LORA_DEFAULTS, SpafitConfig, SpafitPeftType
-from spafit_hf.tuner.entrance import check_entrance, name_obstacle
+from spafit_hf.tuner.entrance import check_entrance, check_model, name_obstacle
 from spafit_hf.tuner.labels import apply_labels
 from spafit_hf.tuner.layer import DeltaLayer
 from spafit_hf.tuner.model import SpafitModel
@@ -90,8 +90,7 @@ def get_spafit_model(
         ValueError: for what is no model, a name that no adapter can have, a strategy that does not fit the model, for
             "full", which has no adapter, and for a model of which no adapter could be read back (`check_entrance`).
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"a model is {model!r:.80}; load it first, as with AutoModel.from_pretrained(name).")
+    check_model(model)
     # Within torch.compile or DataParallel, names would begin with _orig_mod or module.
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     settings = {name: lora_kwargs.pop(name) for name in LORA_DEFAULTS if name in lora_kwargs}

@@ -15,11 +15,22 @@ from spafit_hf.words import listed
 logger = logging.getLogger(__name__)
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no model, such as the name of one.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is {model!r:.80}; load it first, as with AutoModel.from_pretrained(name).")
+
+
 def name_obstacle(model: nn.Module, adapter_name: str) -> str:
     """Why nothing on a model can be an adapter of this name, and what to do; "" where it can."""
     # PEFT tells the tensors of adapters apart by these parts of their names.
     parts = {part for key, _ in model.named_parameters() for part in key.split(".")}
-    if not adapter_name or "." in adapter_name or "lora_" in adapter_name or adapter_name in {"__base__", *parts}:
+    odd = not isinstance(adapter_name, str) or not adapter_name
+    if odd or "." in adapter_name or "lora_" in adapter_name or adapter_name in {"__base__", *parts}:
         return (
             f"adapter_name is {adapter_name!r}; it must not be empty, hold '.' or 'lora_', or be part of the name of "
             "a module: that cannot name an adapter. Choose another, as in 'reviews'."
