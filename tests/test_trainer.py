@@ -127,6 +127,16 @@ def test_full_fine_tuning_is_transformers_own_bit_for_bit(tmp_path: Path) -> Non
     assert losses(ours) == losses(theirs)
 
 
+def test_full_fine_tuning_of_what_merging_left_frozen_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(tmp_path, strategy="full")
+    assert "tensors: the others require no gradient" not in caplog.text
+    merged = trainer(tmp_path).model.merge_and_unload()
+    trainer(tmp_path, merged, strategy="full")
+    assert "Full fine-tuning of 2 of the model's 73 tensors" in caplog.text
+
+
 def test_what_is_no_model_and_no_strategy_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^a model is 'bert'; load it first"):
         trainer(tmp_path, "bert", strategy="bitfit")  # type: ignore[arg-type]

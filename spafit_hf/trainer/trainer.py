@@ -62,6 +62,7 @@ from spafit_hf.trainer.wrapping import (
     refuse_smoothing,
     refuse_unsaved,
     taken_out,
+    warn_of_frozen,
     warn_of_halves,
     wrap,
     wrapped_before,
@@ -191,6 +192,7 @@ class StrataTrainer(Trainer):
         elif there or strategy.full:
             if not there:
                 warn_of_halves(model, self.args)
+                warn_of_frozen(model)
             return model
         else:
             wrapped = wrap(model, strategy, self.args)

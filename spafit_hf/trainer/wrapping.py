@@ -126,6 +126,17 @@ def warn_of_halves(model: nn.Module, args: TrainingArguments) -> None:
         )
 
 
+def warn_of_frozen(model: nn.Module) -> None:
+    """Warn before full fine-tuning of a model most of which does not train, as merging an adapter leaves it."""
+    trains = [each.requires_grad for each in model.parameters()]
+    if 0 < 2 * sum(trains) < len(trains):
+        logger.warning(
+            "Full fine-tuning of %d of the model's %d tensors: the others require no gradient, as merge_and_unload() "
+            "leaves them. To train all, call the model's requires_grad_(True) before.",
+            *(sum(trains), len(trains)),
+        )
+
+
 def refuse_float16(model: nn.Module) -> None:
     """Refuse to train whole weights in fp16 with AdamW: one step makes them NaN.
 
