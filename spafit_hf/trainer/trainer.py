@@ -252,11 +252,12 @@ class StrataTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self._opened.close()  # of an attempt with a larger batch (auto_find_batch_size)
         refuse_idle(self.model)
-        refuse_unsaved(self.model)
-        if self.plan is None and is_ours(self.model) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            # Of a script's own configuration: what no folder can hold is an error now, and not when it is trained.
-            with tempfile.TemporaryDirectory() as scratch:
-                save_adapter(self.model, scratch, self.model.active_adapter)
+        if is_ours(self.model) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            refuse_unsaved(self.model)
+            if self.plan is None:
+                # Of a script's own configuration: what no folder can hold is an error now, and not when it is trained.
+                with tempfile.TemporaryDirectory() as scratch:
+                    save_adapter(self.model, scratch, self.model.active_adapter)
         self._log_strata()
         own = self._optimizer_was_given or self.optimizer_cls_and_kwargs is not None
         adamw = self.args.optim in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED) and not own

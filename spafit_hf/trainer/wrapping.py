@@ -173,13 +173,11 @@ def refuse_idle(model: nn.Module) -> None:
 
 
 def refuse_unsaved(model: nn.Module) -> None:
-    """Refuse to train tensors of the base beside an adapter of ours, whose folder holds none of them.
+    """Refuse to train tensors of the base beside an adapter, whose folder holds none of them.
 
     Raises:
         ValueError: where a script, or PEFT's `bias` in a configuration by hand, lets some train.
     """
-    if not is_ours(model):
-        return
     names = [name for name, each in plain_view(base_of(model)).named_parameters() if each.requires_grad]
     if names:
         raise ValueError(
