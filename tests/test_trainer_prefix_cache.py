@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,14 @@ def test_dropout_is_off_in_the_frozen_part_alone(tmp_path: Path) -> None:
     found = run(tmp_path, tmp_path / "cache", tiny.bert(dropout=0.1))
     seen: dict[str, bool] = {}
     base = found.model.get_base_model()
+
+    def note(name: str, module: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+        seen[name] = module.training
+        return forward(*args)
+
     for name in ("bert.embeddings.dropout", "bert.encoder.layer.5.output.dropout"):
         module = base.get_submodule(name)
-        module.register_forward_hook(lambda module, args, output, name=name: seen.update({name: module.training}))
+        module.forward = partial(note, name, module, module.forward)
     found.train()
     assert seen == {"bert.embeddings.dropout": False, "bert.encoder.layer.5.output.dropout": True}
 
@@ -559,6 +565,23 @@ def test_noise_on_the_embeddings_is_not_lost(tmp_path: Path) -> None:
     found = run(tmp_path, tmp_path / "cache", neftune_noise_alpha=5.0, max_steps=1)
     found.train()
     assert "--neftune_noise_alpha is drawn anew" in found.prefix_cache_refused
+
+
+@pytest.mark.parametrize("where", ["embeddings.word_embeddings", "encoder.layer.0", "encoder.layer.1.output.dense"])
+def test_a_hook_of_the_scripts_own_on_what_is_frozen_sees_and_does_what_it_would(where: str, tmp_path: Path) -> None:
+    def double(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return 2 * output
+
+    live, found = run(tmp_path, "off"), run(tmp_path, tmp_path / "cache")
+    found.evaluate()
+    assert found.prefix_cache is not None, found.prefix_cache_refused
+    for each in (live, found):
+        each.model.get_base_model().bert.get_submodule(where).register_forward_hook(double)
+    assert found.evaluate()["eval_loss"] == pytest.approx(live.evaluate()["eval_loss"], abs=1e-6)
+    again = run(tmp_path, tmp_path / "cache")
+    again.model.get_base_model().bert.get_submodule(where).register_forward_hook(double)
+    again.train()
+    assert "a hook on" in again.prefix_cache_refused
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ later epochs, evaluations, seeds, learning rates, and every strategy with the sa
 
 Beside it the last layer, computed for the first token alone where the head reads no other (first_token). Both, and the
 predictor's short cuts, stand on the same ground: a module that answers for another (stand_in), and one batch both ways
-before a short cut is believed (probe).
+before a short cut is believed (probe). Where a script's own hooks look on, both stand aside (hooks).
 
 A model that a short cut does not fit says why (`NotCacheable`, `NotFirstToken`) and trains on as it would have.
 """

@@ -123,6 +123,10 @@ class PrefixCache:
             )
         with both_ways(NotCacheable):
             entry = Entry(self.base, find_border(self.model, inputs))
+            if entry.watched:
+                raise NotCacheable(
+                    f"a hook on {entry.watched} sees or changes states that would not be computed; take it off."
+                )
             with entry.attached():
                 self.probed = probe(entry, inputs, rows, DTYPES[self.settings.dtype])
         self._entry = entry
@@ -215,7 +219,7 @@ class PrefixCache:
         if self.base.training:
             self._entry.no_dropout()
         rows = None
-        if not _asks_for_more(inputs) and not self._prefix_trains(inputs):
+        if not (_asks_for_more(inputs) or self._prefix_trains(inputs) or self._entry.watched):
             self._check_weights()
             rows = self.rows(inputs)
         if rows is None:

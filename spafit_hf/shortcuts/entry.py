@@ -28,6 +28,7 @@ from torch import nn
 
 from spafit_hf.architecture.find import model_type_of
 from spafit_hf.shortcuts.border import SHARED_POSITION_BIAS, Border, NotCacheable
+from spafit_hf.shortcuts.hooks import hooked
 from spafit_hf.shortcuts.probe import difference, evaluating, tensors_of, tolerance
 from spafit_hf.shortcuts.rows import Rows, join, without_padding
 from spafit_hf.shortcuts.stand_in import standing_in
@@ -51,6 +52,12 @@ class Entry:
         self._position_bias: Any = None
         if model_type_of(base) in SHARED_POSITION_BIAS:
             self._position_bias = self._layers[0].get_submodule("layer.0.SelfAttention").compute_bias
+
+    @property
+    def watched(self) -> str:
+        """The kind of a module before the border that has a hook of a script's own; "" where none has."""
+        layers = (module for layer in self._layers for module in layer.modules())
+        return hooked((*self._before, *layers))
 
     @contextmanager
     def attached(self) -> Iterator[None]:

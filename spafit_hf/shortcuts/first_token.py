@@ -18,7 +18,7 @@ enter the last layer: equal gradients there mean equal gradients of all that lie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spafit_hf.architecture import find_architecture
+from spafit_hf.shortcuts.hooks import hooked
 from spafit_hf.shortcuts.probe import ROWS, both_ways, difference, evaluating, tensors_of, tolerance
 from spafit_hf.shortcuts.rows import select
 from spafit_hf.shortcuts.stand_in import standing_in
@@ -104,7 +105,7 @@ class FirstToken:
     @property
     def watched(self) -> str:
         """The kind of a module in which a hook of a script's own sees states of the last layer; "" where none does."""
-        return next((type(module).__name__ for module in self._sees if any(map(_is_foreign, _hooks(module)))), "")
+        return hooked(self._sees)
 
     @contextmanager
     def attached(self, *, training: bool = True) -> Iterator[None]:
@@ -148,18 +149,6 @@ class FirstToken:
 
 def _around(name: str, path: str) -> bool:
     return bool(name) and path.startswith(f"{name}.")
-
-
-def _hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
-    for kind in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
-        yield from kind.values()
-
-
-def _is_foreign(hook: Callable[..., Any]) -> bool:
-    """Whether a hook is a script's own: those of this package know of the narrowing, those that transformers leaves on
-    a model collect states only where a pass asks for them."""
-    function = hook.func if isinstance(hook, partial) else hook
-    return not str(function.__module__).startswith(("spafit_hf.", "transformers."))
 
 
 def tokens_of(inputs: Mapping[str, Any]) -> list[int]:

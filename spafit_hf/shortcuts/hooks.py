@@ -1,0 +1,26 @@
+"""Hooks of a script's own, which see or change what a short cut would leave out: where they are, it stands aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+
+def hooked(modules: Iterable[nn.Module]) -> str:
+    """The kind of the first module with a hook of a script's own; "" where there is none."""
+    return next((type(module).__name__ for module in modules if any(map(_is_foreign, _hooks(module)))), "")
+
+
+def _hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    for kind in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
+        yield from kind.values()
+
+
+def _is_foreign(hook: Callable[..., Any]) -> bool:
+    """Whether a hook is a script's own: those of this package know of the short cuts, those that transformers leaves
+    on a model collect states only where a pass asks for them, and torch's make weights of weights (weight_norm)."""
+    function = hook.func if isinstance(hook, partial) else hook
+    return not str(function.__module__).startswith(("spafit_hf.", "transformers.", "torch."))
