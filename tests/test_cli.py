@@ -28,6 +28,35 @@ def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytes
     assert "Tokenizing" not in printed.err
 
 
+def test_evaluate_cuts_texts_as_the_training_did(
+    trained: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "cut", ignore=shutil.ignore_patterns("checkpoint-*")))
+    rows = ["--validation_file", str(reviews), "--text_columns", "review", "--label_column", "verdict"]
+
+    def printed(*flags: str) -> list[str]:
+        assert main(["evaluate", str(folder), *rows, *flags]) == 0
+        return capsys.readouterr().out.splitlines()[-2:]
+
+    whole, note = printed()
+    assert note == "texts cut after 128 tokens (as in training)"
+    edit(folder, "spafit_results.json", data={"max_length": 3})
+    cut, note = printed()
+    assert note == "texts cut after 3 tokens (as in training)"
+    assert cut != whole
+    assert printed("--max_length", "3")[0] == cut
+    assert printed("--max_length", "128") == [whole, "texts cut after 128 tokens (as given)"]
+    assert main(["evaluate", str(folder), *rows, "--json"]) == 0
+    printed_json = capsys.readouterr()
+    assert "accuracy" in json.loads(printed_json.out)["validation"]
+    assert printed_json.err.endswith(f"{note}\n")
+    (folder / "spafit_results.json").unlink()
+    assert printed() == [whole, f"texts cut after 128 tokens (the default; {folder} does not name its own)"]
+    (folder / "spafit_results.json").write_text("[]")
+    assert main(["evaluate", str(folder), *rows]) == 2
+    assert "how long texts were in training" in capsys.readouterr().err
+
+
 def test_merge_writes_a_folder_for_pipeline(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(trained), str(tmp_path / "merged")]) == 0
     printed = capsys.readouterr()
@@ -108,7 +137,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 #: Damages of files that a command does not read, or copies as they are.
 UNREAD = {
     "card": ("weights", "tokenizer", "length", "control"),
-    "evaluate": ("facts",),
     "export": ("facts", "a tokenizer", "a length"),
     "predict": ("facts",),
 }

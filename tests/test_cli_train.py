@@ -39,6 +39,7 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert results["arguments"].keys().isdisjoint({"output_dir", "regression", "ddp_backend"})
     assert {"adapter_config.json", "spafit_config.json", "tokenizer.json"} <= {file.name for file in trained.iterdir()}
     assert {"README.md", "spafit_results.json"} <= {file.name for file in trained.iterdir()}
+    assert json.loads((trained / "spafit_results.json").read_text())["data"]["max_length"] == 128
     card = (trained / "README.md").read_text()
     assert str(trained.parent) not in card
     assert re.search(r"spafit train \\\n  --base base\d+ \\\n  --train_file reviews.csv ", card)

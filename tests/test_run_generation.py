@@ -179,9 +179,13 @@ def test_summaries_are_measured_again_as_they_were(
     # The loss of a token must not depend on the batches.
     found = []
     for size in (7, 64):
-        asked = {"task": "summarization", "validation_file": some_articles, "batch_size": size, **SHORT}
+        asked = {"task": "summarization", "validation_file": some_articles, "batch_size": size}
         assert main([*flags("evaluate", pair, **asked), "--json"]) == 0
-        found.append(json.loads(capsys.readouterr().out)["validation"])
+        out, err = capsys.readouterr()
+        found.append(json.loads(out)["validation"])
+        assert [
+            f"{what} cut after {count} tokens (as in training)" for what, count in (("texts", 12), ("summaries", 6))
+        ] == err.splitlines()[-2:]
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     model, tokenizer = load_writer(None, str(pair))
     losses, tokens = 0.0, 0

@@ -63,6 +63,8 @@ class Data:
     """Rows of two texts that were trained on once more with them swapped."""
     max_length: int | None = None
     """Tokens after which texts were cut."""
+    max_target_length: int | None = None
+    """The same of texts to be written, where it was set."""
     license: str | None = None
     domain: str | None = None
     """Where the texts are from, as in "news"."""

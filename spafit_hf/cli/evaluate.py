@@ -42,8 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for name, text in WORDS.items():
         parser.add_argument(f"--{name}", default="", help=text)
     parser.add_argument("--regression", choices=("true", "false"), help="whether the label is a number to predict")
-    parser.add_argument("--max_length", type=int, default=128, help="tokens per text or pair (default: 128)")
-    parser.add_argument("--max_target_length", type=int, default=0, help="tokens of a summary (default: 64)")
+    parser.add_argument("--max_length", type=int, help="tokens per text or pair (default: those of the training)")
+    parser.add_argument("--max_target_length", type=int, help="tokens of a summary (default: as --max_length)")
     parser.add_argument("--generation_num_beams", type=int, help="beams of the search (default: the model's)")
     parser.add_argument("--max_validation_rows", type=int, default=0, help="measure on so many rows, chosen at random")
     parser.add_argument("--batch_size", type=int, default=64, help="rows per batch (default: 64)")
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
     from spafit_hf.run import DataArguments, evaluate, figures_text, load_data, quiet
     from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments
 
-    given = {name: getattr(args, name) for name in (*WORDS, "max_length", "max_target_length", "max_validation_rows")}
+    lengths, notes = _lengths(args)
+    given = {name: getattr(args, name) for name in (*WORDS, "max_validation_rows")} | lengths
     regression = None if args.regression is None else args.regression == "true"
     data = load_data(DataArguments(**given, regression=regression), need_train=False)
     with tempfile.TemporaryDirectory() as scratch, quiet():
@@ -67,9 +68,28 @@ def run(args: argparse.Namespace) -> None:
             report_to="none",
             generation_num_beams=args.generation_num_beams,
         )
-        metrics = evaluate(data, args.base, args.folder, training_args, args.max_length)
+        metrics = evaluate(data, args.base, args.folder, training_args, lengths["max_length"])
     if args.json:
         print(json.dumps(metrics, indent=2))
-        return
-    for split, figures in metrics.items():
-        print(f"{data.title} {split}: {figures_text(figures)}")
+    else:
+        for split, figures in metrics.items():
+            print(f"{data.title} {split}: {figures_text(figures)}")
+    print("\n".join(notes), file=sys.stderr if args.json else sys.stdout)
+
+
+def _lengths(args: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
+    """Tokens after which texts are cut, by flag, and a line for each kind of text: as given, or as in training."""
+    from spafit_hf.run import MAX_LENGTH, MAX_TARGET_LENGTH, trained_on
+
+    lengths = {name: getattr(args, name) for name in ("max_length", "max_target_length")}
+    kinds = {"max_length": "texts"} | ({"max_target_length": "summaries"} if args.task == "summarization" else {})
+    known = trained_on(args.folder) if None in map(lengths.get, kinds) else None
+    why = dict.fromkeys(lengths, "as given")
+    for name, default in {"max_length": MAX_LENGTH, "max_target_length": 0}.items():
+        if lengths[name] is None:
+            lengths[name], why[name] = getattr(known, name, None), "as in training"
+        if lengths[name] is None:
+            lengths[name], why[name] = default, f"the default; {args.folder} does not name its own"
+    # A text of none is refused; for summaries it is the default.
+    shown = {name: f"{kinds[name]} cut after {lengths[name] or MAX_TARGET_LENGTH} tokens" for name in kinds}
+    return lengths, [f"{text} ({why[name]})" for name, text in shown.items()]

@@ -15,10 +15,12 @@ from spafit_hf.adapter.load import local_folder
 from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of, tried_tokenizer
 from spafit_hf.adapter.verify import look_at
 from spafit_hf.architecture.positions import positions_of
+from spafit_hf.card.facts import FACTS_BOUNDS, FACTS_FILE, CardFacts, Data
+from spafit_hf.files import read_json, size_of
 from spafit_hf.hub import hub_is_away
 from spafit_hf.names import CONFIG_FILE, DEFAULT_BASE, published_base, resolve_base, task_of_class
 from spafit_hf.trainer.arguments import option
-from spafit_hf.words import first_line, listing
+from spafit_hf.words import SpafitError, first_line, listing
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,23 @@ def task_type_in(folder: str) -> str | None:
     except Exception as error:  # as above
         raise ValueError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
     return task_of_class(next(iter(config.architectures or ()), ""))
+
+
+def trained_on(folder: str) -> Data:
+    """What a folder or repository says of the data that it was trained on, such as where texts were cut.
+
+    Raises:
+        SpafitError: where the file that says it cannot be read.
+    """
+    path = local_folder(folder) / FACTS_FILE
+    if size_of(path) is None:
+        return Data()
+    try:
+        return CardFacts.from_data(read_json(path, FACTS_BOUNDS)).data
+    except SpafitError as error:
+        raise SpafitError(
+            f"{path} does not tell how long texts were in training: {error} Say it: --max_length 128."
+        ) from error
 
 
 def load_trained(base: str | None, folder: str, auto: Any) -> tuple[Any, PreTrainedTokenizerBase]:

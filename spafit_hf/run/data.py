@@ -24,7 +24,8 @@ from spafit_hf.words import SpafitError, listing
 
 GENERATION = {"summarization": ROUGE, "causal-lm": ("perplexity",)}
 """Tasks of text that is written, and the figures that count."""
-MAX_TARGET_LENGTH = 64
+MAX_LENGTH, MAX_TARGET_LENGTH = 128, 64
+"""Tokens of a text or pair, and of a text to be written, where no number is given."""
 _GLUE, _REVIEWS = "a --task of GLUE", f"--dataset {MOVIE_REVIEWS}"
 _ROWS, _HUB = "labelled rows of --dataset or --train_file", "a --dataset on the Hub"
 _SUMMARIES, _CONTINUATIONS = (f"--task {task}" for task in GENERATION)
@@ -66,7 +67,7 @@ class DataArguments:
     regression: bool | None = option(
         None, "Whether the label is a number to predict; by default where one of them is not whole."
     )
-    max_length: int = option(128, "Tokens per text or pair; longer ones lose their end.")
+    max_length: int = option(MAX_LENGTH, "Tokens per text or pair; longer ones lose their end.")
     max_target_length: int = option(0, "Tokens of a text to be written, for summarization. 0: 64.")
     both_orders: bool = option(
         False,

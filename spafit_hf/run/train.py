@@ -27,7 +27,7 @@ from spafit_hf.names import BASE_LICENSE, published_base, resolve_base
 from spafit_hf.run import generation
 from spafit_hf.run.base import BaseArguments, load_trained
 from spafit_hf.run.classification import CLASSIFICATION
-from spafit_hf.run.data import RunData
+from spafit_hf.run.data import MAX_LENGTH, RunData
 from spafit_hf.run.result import RunResult
 from spafit_hf.run.task import Task
 from spafit_hf.trainer import SpafitSeq2SeqTrainer, SpafitTrainer
@@ -71,8 +71,9 @@ def train(
         ValueError: for a base, a strategy or data that do not go together.
     """
     names = data.text.evaluation_splits
-    trainer, splits = prepare(data, base, args, ("train", *names), recorded.get("max_length", 128))
-    _describe(trainer, data, base, recorded.get("max_length"), command)
+    max_length = recorded.get("max_length", MAX_LENGTH)
+    trainer, splits = prepare(data, base, args, ("train", *names), max_length)
+    _describe(trainer, data, base, max_length, command)
     if when_ready is not None:
         when_ready(trainer)
     start = time.perf_counter()
@@ -116,7 +117,7 @@ def train(
 
 
 def prepare(
-    data: RunData, base: BaseArguments, args: Arguments, names: Sequence[str], max_length: int = 128
+    data: RunData, base: BaseArguments, args: Arguments, names: Sequence[str], max_length: int = MAX_LENGTH
 ) -> tuple[AnyTrainer, DatasetDict]:
     """What `train` trains with: the trainer of a fresh model, and the named splits as tokens.
 
@@ -175,9 +176,7 @@ def _make_trainer(
     return trainer, splits
 
 
-def _describe(
-    trainer: AnyTrainer, data: RunData, base: BaseArguments, max_length: int | None, command: str | None
-) -> None:
+def _describe(trainer: AnyTrainer, data: RunData, base: BaseArguments, max_length: int, command: str | None) -> None:
     """Give the card what the trainer can't know."""
     trainer.task = {**({"name": data.task} if data.task else {}), "columns": list(data.text.columns)}
     known = task_of(data).facts(trainer.model, data)
@@ -193,8 +192,10 @@ def _describe(
         glue = glue_data(data.task, max_length=max_length)
         glue = replace(glue, train_rows=data.train_rows, turned_rows=data.turned_rows or None)
         trainer.describe(data=glue, main_figure=data.main_figure)
-    elif data.turned_rows:
-        trainer.describe(data={"train_rows": data.train_rows, "turned_rows": data.turned_rows})
+    else:
+        turned = {"train_rows": data.train_rows, "turned_rows": data.turned_rows} if data.turned_rows else {}
+        cut = {"max_length": max_length, "max_target_length": data.max_target_length or None}
+        trainer.describe(data={**cut, **turned})
 
 
 def _last_evaluation(trainer: AnyTrainer) -> dict[str, float] | None:
@@ -205,7 +206,7 @@ def _last_evaluation(trainer: AnyTrainer) -> dict[str, float] | None:
 
 
 def evaluate(
-    data: RunData, base: str | None, folder: str, args: Arguments, max_length: int = 128
+    data: RunData, base: str | None, folder: str, args: Arguments, max_length: int = MAX_LENGTH
 ) -> dict[str, dict[str, float | None]]:
     """Measure a folder: an adapter, or a plain fine-tuned model.
 
@@ -214,7 +215,7 @@ def evaluate(
         base: the base of the adapter; None for the one it names.
         folder: adapter folder, adapter repository, or folder of a plain model.
         args: batch size and the like.
-        max_length: tokens per text or pair.
+        max_length: tokens per text or pair (`trained_on` tells those of the training).
 
     Returns:
         Evaluation split -> figure -> value.
