@@ -7,17 +7,22 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+from datasets import DatasetDict
 from hostile import edit
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import pipeline
 
 from spafit_hf.cli import ONEDNN_CACHES, ONEDNN_ENTRIES, main
+from spafit_hf.data import TextData
+from spafit_hf.run import RunData
+from spafit_hf.run.classification import CLASSIFICATION
 
 
 def test_evaluate_repeats_the_result(trained: Path, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +89,20 @@ def test_evaluate_refuses_other_labels(trained: Path, tmp_path: Path, capsys: py
     assert "or name every class (--labels" in capsys.readouterr().err
     assert main([*evaluate, "--labels", "good,bad"]) == 2
     assert "name them as the model does: --labels bad,good." in capsys.readouterr().err
+    (tmp_path / "other.csv").write_text("text,label\na warm film,1\na dull film,0\n")
+    assert main(evaluate) == 2
+    assert "if these are the ids of the model's, name those: --labels bad,good." in capsys.readouterr().err
+    assert main([*evaluate, "--labels", "bad,good"]) == 0
+    (tmp_path / "other.csv").write_text("text,more,label\na warm film,a plot,good\na dull film,a plot,bad\n")
+    assert main([*evaluate, "--text_columns", "text,more"]) == 2
+    assert "is read: text, more; measure on single texts, as in --text_columns text." in capsys.readouterr().err
+
+
+def test_whole_numbers_are_told_how_a_model_of_one_number_is_measured() -> None:
+    model = SimpleNamespace(config=SimpleNamespace(id2label={0: "score"}))
+    data = RunData(TextData(DatasetDict(), ("text",), "rows", labels=("1", "2")), "rows", ("accuracy",))
+    with pytest.raises(ValueError, match="if these are numbers to predict, say so: --regression true"):
+        CLASSIFICATION.check(model, data)
 
 
 def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from spafit_hf.data.labels import Labelled
 from spafit_hf.strategy.reading import closest
@@ -150,3 +151,12 @@ def get_task(task: str | GlueTask) -> GlueTask:
     if name not in TASKS:
         raise ValueError(f"'{task}' is not a GLUE task{closest(name, TASKS)} The tasks are {listed(TASKS)}.")
     return TASKS[name]
+
+
+def texts_of(task: Mapping[str, Any]) -> int | None:
+    """How many texts a row has, from an adapter's facts: their columns, or the task that they name; else None."""
+    columns = task.get("columns")
+    if isinstance(columns, (list, tuple)) and len(columns) in (1, 2):
+        return len(columns)
+    name = task.get("name")
+    return len(TASKS[name].columns) if isinstance(name, str) and name in TASKS else None

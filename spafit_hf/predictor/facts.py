@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from spafit_hf.adapter import AdapterError, VerifiedAdapter
-from spafit_hf.data.glue import TASKS
 from spafit_hf.words import listing
 
 
@@ -112,12 +111,3 @@ def labels_of(adapter: VerifiedAdapter, outputs: int) -> tuple[tuple[str, ...], 
     if twice:
         raise AdapterError(f"two of the adapter's labels are called {twice[0]!r}; save it with names that differ.")
     return names, problem
-
-
-def texts_of(task: dict[str, Any]) -> int | None:
-    """How many texts a row has, from a sidecar's facts: their columns, or the GLUE task they name; else None."""
-    columns = task.get("columns")
-    if isinstance(columns, (list, tuple)) and len(columns) in (1, 2):
-        return len(columns)
-    name = task.get("name")
-    return len(TASKS[name].columns) if isinstance(name, str) and name in TASKS else None

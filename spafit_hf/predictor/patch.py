@@ -28,9 +28,10 @@ from spafit_hf.adapter.folder import KEY_PREFIX, TensorName
 from spafit_hf.adapter.load import native_tensors
 from spafit_hf.adapter.verify import verify_and_read
 from spafit_hf.architecture import Architecture
+from spafit_hf.data.glue import texts_of
 from spafit_hf.names import WEIGHTS_FILE
 from spafit_hf.planner import LoraSettings
-from spafit_hf.predictor.facts import AdapterFacts, labels_of, texts_of
+from spafit_hf.predictor.facts import AdapterFacts, labels_of
 from spafit_hf.strategy import Bottleneck
 from spafit_hf.tuner.layer import ACTIVATIONS
 

@@ -16,6 +16,7 @@ from spafit_hf.adapter.tokenizer import base_tokenizer, tokenizer_of, tried_toke
 from spafit_hf.adapter.verify import look_at
 from spafit_hf.architecture.positions import positions_of
 from spafit_hf.card.facts import FACTS_BOUNDS, FACTS_FILE, CardFacts, Data
+from spafit_hf.data.glue import texts_of
 from spafit_hf.files import read_json, size_of
 from spafit_hf.hub import hub_is_away
 from spafit_hf.names import CONFIG_FILE, DEFAULT_BASE, published_base, resolve_base, task_of_class
@@ -116,6 +117,12 @@ def trained_on(folder: str) -> Data:
         raise SpafitError(
             f"{path} does not tell how long texts were in training: {error} Say it: --max_length 128."
         ) from error
+
+
+def texts_in(folder: str) -> int | None:
+    """Texts of a row of the data that an adapter's folder or repository was trained on: 1, 2 for pairs; None where it
+    does not say, as of a plain model."""
+    return None if is_plain(folder) else texts_of(look_at(local_folder(folder)).task)
 
 
 def load_trained(base: str | None, folder: str, auto: Any) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -45,15 +45,15 @@ def _check_labels(model: Any, data: RunData) -> None:
     model_labels = [model.config.id2label[index] for index in range(len(model.config.id2label))]
     labels = data.labelled.labels
     if labels and model_labels != list(labels):
-        named = not data.task and set(labels) <= set(model_labels)  # other rows may lack a class
-        raise ValueError(
-            f"the model's labels are {model_labels}, those of {data.title} are {list(labels)}; "
-            + (
-                f"name them as the model does: --labels {','.join(map(shlex.quote, model_labels))}."
-                if named
-                else "measure it on the task that it was trained for."
-            )
-        )
+        said = "measure it on the task that it was trained for"
+        names = f"--labels {','.join(map(shlex.quote, model_labels))}"
+        if not data.task and set(labels) <= set(model_labels):  # other rows may lack a class
+            said = f"name them as the model does: {names}"
+        elif not data.task and set(labels) <= set(map(str, range(len(model_labels)))):
+            said = f"if these are the ids of the model's, name those: {names}"
+        if len(model_labels) == 1 and all(label.isdecimal() for label in labels):
+            said = "if these are numbers to predict, say so: --regression true"
+        raise ValueError(f"the model's labels are {model_labels}, those of {data.title} are {list(labels)}; {said}.")
     if not labels and len(model_labels) != 1:
         raise ValueError(f"{data.title} asks for one number, and the model has the labels {model_labels}.")
 

@@ -25,7 +25,7 @@ from spafit_hf.data import jsonable
 from spafit_hf.data.glue import TASKS
 from spafit_hf.names import BASE_LICENSE, published_base, resolve_base
 from spafit_hf.run import generation
-from spafit_hf.run.base import BaseArguments, load_trained
+from spafit_hf.run.base import BaseArguments, load_trained, texts_in
 from spafit_hf.run.classification import CLASSIFICATION
 from spafit_hf.run.data import MAX_LENGTH, RunData
 from spafit_hf.run.result import RunResult
@@ -227,6 +227,13 @@ def evaluate(
     task = task_of(data)
     model, tokenizer = load_trained(base, folder, task.auto)
     task.check(model, data)
+    texts, columns = texts_in(folder), data.text.columns
+    if texts not in (None, len(columns)):
+        kind, example = ("pairs", "first,second") if texts == 2 else ("single texts", "text")
+        raise ValueError(
+            f"{folder} was trained on {kind}, and of {data.title} is read: {listed(columns)}; measure on {kind}, as "
+            f"in --text_columns {example}."
+        )
     names = data.text.evaluation_splits
     strategy = None if has_adapter(model) else "full"  # nothing is trained: a plain model stays plain
     trainer, splits = _make_trainer(model, tokenizer, data, names, args, max_length, strategy=strategy)
