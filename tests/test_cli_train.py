@@ -331,6 +331,7 @@ def test_a_file_with_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "'lerning_rate', which is no flag" in capsys.readouterr().err
     for line, message in (
         ("seed:", "gives seed no value; give one, or leave the name out"),
+        ("output_dir:", "gives output_dir no value; give one, or leave the name out"),
         ("learning_rate: [1e-3]", "sets learning_rate to ['1e-3']; it has one value"),
         ("labels: {0: bad}", "sets labels to {0: 'bad'}; it has one value"),
         ("init_adapter: [a]", "sets init_adapter to ['a']; it has one value"),

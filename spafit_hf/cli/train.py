@@ -153,7 +153,8 @@ def _recipe(file: str, defaults: dict[str, Any]) -> dict[str, Any]:
     for name, value in recipe.items():
         if name not in defaults:
             raise ValueError(f"{file} sets {name!r}, which is no flag; see `spafit train --help-all`.")
-        if value is None and defaults[name] is not None:
+        # None is what many flags have where they are left out; a folder the library would name itself.
+        if value is None and (defaults[name] is not None or name == "output_dir"):
             raise ValueError(f"{file} gives {name} no value; give one, or leave the name out.")
         default = defaults[name]
         if isinstance(value, list) and name in COMMAS:
