@@ -239,6 +239,24 @@ def test_unknown_words_on_the_command_line() -> None:
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("forgetting a --probe_file b --probe_file c", "--probe_file: given twice; keep one."),
+        ("evaluate a --max_length 3 --max_length=4", "--max_length: given twice; keep one."),
+        ("train --seed 1 --learning-rate 1 --se 1", "--seed: given twice; keep one."),
+        ("train --bf16 --bf16 false", "--bf16: given twice; keep one."),
+        ("suggest a --budget time=1s --output_dir b --budget memory=1GB", "--budget: given twice; keep one."),
+        ("reproduce --tasks rte --tasks mrpc", "--tasks: given twice; name all after one, with blanks between."),
+    ],
+)
+def test_a_flag_given_twice_is_an_error(command: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_wrong_value_is_not_lost_among_all_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--seed", "x"])

@@ -26,6 +26,7 @@ from spafit_hf.cli import (
     suggest,
     train,
 )
+from spafit_hf.cli.parser import Parser
 from spafit_hf.files import is_disk_full
 from spafit_hf.names import __version__
 from spafit_hf.words import sentence
@@ -41,7 +42,7 @@ COMMANDS = (plan, suggest, train, reproduce, evaluate, forgetting, predict, conv
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="spafit", description="Fine-tune transformers in strata: SPAFIT with the Hugging Face Trainer and PEFT."
     )
     parser.add_argument("--version", action="version", version=f"spafit-hf {__version__}")

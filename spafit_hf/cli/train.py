@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spafit_hf.cli.parser import Parser
 from spafit_hf.cli.recipe import read_recipe
 from spafit_hf.files import check_folder, is_disk_full
 from spafit_hf.words import SpafitError, listing
@@ -91,8 +92,12 @@ def run(args: argparse.Namespace) -> None:
     from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments
 
     kinds = (DataArguments, BaseArguments, SpafitSeq2SeqTrainingArguments)
+
+    class Flags(Parser, HfArgumentParser):
+        """A flag for each field of the dataclasses."""
+
     # Without the usage, which an error prints, that would be all of the flags.
-    parser = HfArgumentParser(kinds, prog="spafit train", usage=USAGE)  # type: ignore[arg-type]
+    parser = Flags(kinds, prog="spafit train", usage=USAGE)  # type: ignore[arg-type]
     parser.set_defaults(**DEFAULTS)
     rest = list(args.rest)
     if args.help_all:
