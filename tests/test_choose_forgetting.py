@@ -21,7 +21,7 @@ from spafit_hf.card.forgetting import FORGETTING_FILE, Forgetting, LayerDrift, f
 from spafit_hf.card.write import write_card
 from spafit_hf.choose.drift import Drift
 from spafit_hf.choose.forgetting import SEED, load_reference, measure
-from spafit_hf.choose.likelihood import Logits, likelihood, masked_rows, reading_through
+from spafit_hf.choose.likelihood import Logits, divergence, likelihood, masked_rows, reading_through
 from spafit_hf.choose.reader import encode, reader_of
 from spafit_hf.choose.transfer import Probe, predictions, transfer
 
@@ -91,6 +91,17 @@ def test_states_of_every_family_are_those_of_its_layers(name: str) -> None:
 
 
 # -- likelihood --
+
+
+@pytest.mark.parametrize("moved", [0.0, 1e-6, 1e-4, 0.1, 3.0, 200.0])
+def test_a_divergence_is_never_negative(moved: float) -> None:
+    logits = 3 * torch.randn(8, 20_000)
+    both = logits, logits + moved * torch.randn_like(logits)
+    old, new = (each.double().log_softmax(-1) for each in both)
+    found = divergence(*(each.log_softmax(-1) for each in both))
+    assert (found >= 0).all()
+    near = {"rtol": 1e-3, "atol": 1e-9 * moved} if moved > 1e-5 else {"rtol": 0.5, "atol": 0.0}
+    torch.testing.assert_close(found.double(), (old.exp() * (old - new)).sum(-1), **near)
 
 
 @pytest.fixture(scope="module", params=["masked", "causal"])
