@@ -84,6 +84,7 @@ def make_grid(
     grid = {
         "format": 1, "preset": "modern", "base": "some/encoder", "tasks": list(tasks), "methods": list(skill),
         "seeds": list(seeds), "settings": {"num_train_epochs": 3, "max_train_rows": 4000}, "cells": cells,
+        "made_with": {},
     }  # fmt: skip
     (output / "grid.json").write_text(json.dumps(grid), encoding="utf-8")
     (output / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

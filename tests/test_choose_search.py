@@ -19,6 +19,7 @@ from spafit_hf.choose.clock import Clock, Stage
 from spafit_hf.choose.search import JOURNAL, Search, Trainings
 from spafit_hf.data import TextData
 from spafit_hf.reproduce.cell import Job, Outcome
+from spafit_hf.reproduce.results import IN_RESULT
 from spafit_hf.reproduce.work import base_of_grid
 from spafit_hf.run import RunData
 
@@ -53,7 +54,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     def run_cell(job: Job, data: RunData) -> Outcome:
         name, seed = job.cell.method, job.cell.seed
         asked.append((name, seed, data.text.splits["train"].num_rows))
-        result = {"format": 1, "key": job.key, "status": "done", "error": "", "figure": "accuracy", "seconds": 2.0}
+        result = dict.fromkeys(IN_RESULT) | {"format": 1, "key": job.key, "status": "done", "error": ""}
+        result |= {"figure": "accuracy", "seconds": 2.0}
         if name == "failing":
             return Outcome({**result, "status": "failed", "error": "it broke.", "last": None}, None)
         labels = np.asarray(data.text.splits["validation"]["label"])

@@ -181,6 +181,49 @@ def test_a_limit_that_no_cut_keeps_may_be_raised(
     assert "--budget time leaves" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            b'"flops_per_second"',
+            b'"flops"',
+            "begun.json is damaged: it has no flops_per_second. Take another",
+        ),
+        (
+            b'"tried"',
+            b'"t"',
+            "begun.json is damaged: it has no tried. Take another --output_dir: the search",
+        ),
+        (b'"asked"', b"'asked'", "begun.json is not JSON (Expecting property name enclosed in double quotes"),
+        (b'"asked"', b'"\xff"', "begun.json is not JSON ("),
+        (b'"why"', b'"reason"', "has the unknown field 'reason'"),
+        (b'"epochs": 1', b'"epochs": "1"', "begun.json.epochs is '1'; expected is a int"),
+    ],
+)
+def test_a_damaged_search_is_one_sentence(
+    old: bytes, new: bytes, message: str, searched: Path, base_folder: Path, glue: Path, tmp_path: Path, capsys: Any
+) -> None:
+    content = (searched / BEGUN_FILE).read_bytes()
+    assert old in content
+    (tmp_path / BEGUN_FILE).write_bytes(content.replace(old, new, 1))
+    assert main(flags(base_folder, glue, tmp_path)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_rows_of_a_training_that_are_damaged_are_named(
+    searched: Path, base_folder: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(searched, tmp_path / "again"))
+    for path in folder.glob("cells/*/rows.safetensors"):
+        path.write_bytes(b"rows")
+    assert main(flags(base_folder, glue, folder)) == 2
+    assert "rows.safetensors is damaged (" in capsys.readouterr().err
+    for path in folder.glob("cells/*/rows.safetensors"):
+        path.unlink()
+    assert main(flags(base_folder, glue, folder)) == 2
+    assert "has no rows.safetensors. Remove the folder and run the same command again." in capsys.readouterr().err
+
+
 def test_a_time_that_is_too_short_may_be_raised(
     searched: Path, base_folder: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,11 +233,30 @@ def test_rows_that_are_gone_leave_the_scores_and_no_interval(copy: Path) -> None
         (lambda text: text + text.splitlines()[0], "2 times"),
         (lambda text: text[:-20], r"line 72 of results.jsonl is not JSON"),
         (lambda text: text.replace('"format": 1', '"format": 2', 1), "is not of format 1"),
+        (
+            lambda text: text.replace('"method"', '"m"', 1),
+            "line 1 of results.jsonl is damaged: it has no method.",
+        ),
     ],
 )
 def test_damaged_results_are_refused(copy: Path, damage: Any, message: str) -> None:
     path = copy / "results.jsonl"
     path.write_text(damage(path.read_text()))
+    with pytest.raises(SpafitError, match=message):
+        write_report(copy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"cells"', b'"rows"', r"grid.json is damaged: it has no cells. Remove the file: spafit reproduce makes it"),
+        (b'"stage"', b'"s"', r"cell 0 of .*grid.json is damaged: it has no stage. Remove the file"),
+        (b'"cells"', b'"\xff"', r"grid.json is not JSON .*Remove the file"),
+    ],
+)
+def test_a_damaged_grid_is_refused(old: bytes, new: bytes, message: str, copy: Path) -> None:
+    path = copy / "grid.json"
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
     with pytest.raises(SpafitError, match=message):
         write_report(copy)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from datasets import DatasetDict
 from scipy.special import log_softmax
 
@@ -31,7 +30,7 @@ from spafit_hf.choose.candidates import Candidate
 from spafit_hf.choose.clock import SEEDS, Clock, Stage, rung_shares
 from spafit_hf.reproduce.cell import Job, key_versions, run_cell
 from spafit_hf.reproduce.grid import Cell
-from spafit_hf.reproduce.results import ROWS_FILE, STATES, Results
+from spafit_hf.reproduce.results import ROWS_FILE, STATES, Results, read_rows
 from spafit_hf.reproduce.statistics import difference, resampled
 from spafit_hf.reproduce.work import fingerprint
 from spafit_hf.run import BaseArguments, RunData, figures_text
@@ -113,7 +112,10 @@ class Trainings:
         result = self.results.known[key]
         error = result["error"]
         if result["status"] == "done":
-            rows = safetensors.numpy.load_file(self.results.cell(key) / ROWS_FILE)
+            rows = read_rows(self.folder, key)
+            if rows is None:
+                place = self.results.cell(key)
+                raise SpafitError(f"{place} has no {ROWS_FILE}. Remove the folder and run the same command again.")
             labels, predictions = rows["labels"], rows["last_predictions"]
             if regression:
                 losses = (predictions.astype(np.float64) - labels) ** 2  # logits are in float16

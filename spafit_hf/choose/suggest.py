@@ -37,10 +37,10 @@ from spafit_hf.choose.search import SEEDS, Clock, Search, Stage, Trainings
 from spafit_hf.choose.sensitivity import HEAD_EPOCHS, choose_n2, kappa_shares, measure, paying_roles
 from spafit_hf.choose.verdict import decide
 from spafit_hf.data.tokens import logger as notices
-from spafit_hf.files import check_folder, write_whole
+from spafit_hf.files import Fields, check_folder, write_whole
 from spafit_hf.planner import build_model, plan
 from spafit_hf.reproduce.cell import key_versions, levels_kept
-from spafit_hf.reproduce.results import STATES, as_line
+from spafit_hf.reproduce.results import STATES, as_line, parsed_json, require
 from spafit_hf.reproduce.work import base_of_grid, fingerprint
 from spafit_hf.run import BaseArguments, DataArguments, RunData, hold_out, load_data, prepare
 from spafit_hf.trainer import SpafitTrainingArguments
@@ -49,6 +49,11 @@ from spafit_hf.tuner.plain import base_of
 from spafit_hf.words import SpafitError, listing
 
 BEGUN_FILE, HEADED = "begun.json", "base"
+IN_BEGUN = (
+    "asked", "headed", "layers", "reads", "probe_rows", "probes", "sensitivity", "kappa", "cut", "candidates",
+    "flops_per_second", "start_seconds", "seconds", "stages",
+)  # fmt: skip
+"""What the first holds."""
 SELECTION_ROWS = 256
 """Held out of train to measure rungs on, at most a tenth of it."""
 PROBE_ROWS = 1000
@@ -112,7 +117,9 @@ def suggest(
         show(f"reading {base}: states and gradients of every layer")
         begun = {"asked": asked, **_analysis(base, place, rungs, options, output / HEADED), "stages": []}
         write_whole(output / BEGUN_FILE, as_line(begun))
-    every = [Candidate(**each) for each in begun["candidates"]]
+    read, file = Fields(SpafitError).read, output / BEGUN_FILE
+    every = [read(Candidate, each, f"a candidate of {file}") for each in begun["candidates"]]
+    planned = [read(Stage, each, f"a stage of {file}") for each in begun["stages"]]
 
     def keep(stage: Stage) -> None:
         begun["stages"].append(asdict(stage))
@@ -123,7 +130,7 @@ def suggest(
     trainings = Trainings(output, bases, options.settings, data, show)
     held = {kind: each.text.splits[each.text.evaluation_splits[0]].num_rows for kind, each in data.items()}
     clock = Clock(begun["flops_per_second"], begun["start_seconds"], held)
-    search = Search(trainings, clock, [Stage(**each) for each in begun["stages"]], keep)
+    search = Search(trainings, clock, planned, keep)
     rows = {"rungs": rungs.text.splits["train"].num_rows, "train": final.text.splits["train"].num_rows}
     seconds, epochs = budget.time - begun["seconds"], options.num_train_epochs
     if not begun["stages"]:  # another time would have been enough for others
@@ -211,7 +218,11 @@ def _begun(output: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         if any(output.iterdir()):
             raise SpafitError(f"{output} is in use and holds no search; name a new folder with --output_dir.")
         return None
-    begun: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "Take another --output_dir: the search begins anew there."
+    begun: dict[str, Any] = parsed_json(path.read_bytes(), str(path), remedy)
+    require(begun, IN_BEGUN, str(path), remedy)
+    require(begun, ["tried"] if begun["stages"] else [], str(path), remedy)
+    require(begun["asked"], asked, f"asked of {path}", remedy)
     if not begun["stages"]:  # limits choose what is tried, and nothing was
         begun["asked"]["limits"] = asked["limits"]
     for name, value in json.loads(as_line(asked)).items():

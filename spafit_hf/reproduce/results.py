@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from spafit_hf.files import write_whole
-from spafit_hf.words import SpafitError
+from spafit_hf.words import SpafitError, listing
 
 GRID_FILE = "grid.json"
 RESULT_FILE = "result.json"
@@ -25,6 +29,14 @@ ROWS_FILE = "rows.safetensors"
 RESULTS_FILE = "results.jsonl"
 CELLS, STATES = "cells", "states"
 FORMAT = 1
+
+AGAIN = "Remove the file: spafit reproduce makes it again."
+IN_CELL = ("key", "task", "method", "learning_rate", "seed", "stage")
+IN_RESULT = (
+    *IN_CELL, "status", "error", "figure", "best", "last", "selection", "chosen_on", "trained_parameters",
+    "train_rows", "validation_rows", "selection_rows", "seconds", "settings", "machine", "versions",
+)  # fmt: skip
+IN_GRID = ("preset", "base", "tasks", "methods", "seeds", "settings", "made_with", "cells")
 
 LOCK_SECONDS = 60.0
 
@@ -56,7 +68,7 @@ class Results:
         for key in set(os.listdir(self.folder / CELLS)) - self.known.keys():
             path = self.cell(key) / RESULT_FILE
             if path.exists():
-                self.known[key] = parsed(path.read_text(encoding="utf-8"), str(path))
+                self.known[key] = parsed(path.read_bytes(), str(path))
         return self.known
 
     def add(self, result: dict[str, Any], rows: bytes | None) -> None:
@@ -82,21 +94,60 @@ class Results:
             write_whole(self.folder / RESULTS_FILE, b"".join(map(as_line, found)))
 
 
-def parsed(text: str, where: str) -> dict[str, Any]:
-    """What a file of a grid's folder holds, or a line of it; `where` is its name.
+def read_grid(path: Path) -> dict[str, Any]:
+    """What `grid.json` holds.
 
     Raises:
-        SpafitError: for what is no JSON, or of another format.
+        SpafitError: as `parsed`.
     """
+    grid = parsed(path.read_bytes(), str(path), IN_GRID)
+    for number, cell in enumerate(grid["cells"]):
+        require(cell, IN_CELL, f"cell {number} of {path}", AGAIN)
+    return grid
+
+
+def read_rows(folder: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The rows of a cell; None where they are not there.
+
+    Raises:
+        SpafitError: for a damaged file.
+    """
+    path = folder / CELLS / key / ROWS_FILE
+    if not path.is_file():
+        return None
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise SpafitError(
-            f"{where} is not JSON ({error}). Remove the file: spafit reproduce makes it again."
-        ) from error
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise SpafitError(f"{path} is damaged ({error}). Remove its folder and run the same command again.") from error
+
+
+def parsed(content: bytes, where: str, names: Collection[str] = IN_RESULT) -> dict[str, Any]:
+    """What a file of a grid's folder holds, a result's or a line of results; `where` is its name, `names` what it has
+    to hold.
+
+    Raises:
+        SpafitError: for what is no JSON, of another format, or not complete.
+    """
+    found = parsed_json(content, where, AGAIN)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise SpafitError(f"{where} is not of format {FORMAT}. Use the version of spafit-hf that wrote it.")
+    require(found, names, where, AGAIN)
     return found
+
+
+def parsed_json(content: bytes, where: str, remedy: str) -> Any:
+    """What JSON of one of our own files holds; a SpafitError that ends with the remedy where it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # ValueError: also of bytes that are no UTF-8
+        raise SpafitError(f"{where} is not JSON ({error}). {remedy}") from error
+
+
+def require(found: Any, names: Collection[str], where: str, remedy: str) -> None:
+    """Raise a SpafitError where something read is no object with all these names."""
+    missing = [name for name in names if name not in found] if isinstance(found, dict) else names
+    if missing:
+        raise SpafitError(f"{where} is damaged: it has no {listing([*missing], 'or')}. {remedy}")
 
 
 def as_line(value: Any) -> bytes:

@@ -23,7 +23,7 @@ from spafit_hf.reproduce.backends import Attempt, Local
 from spafit_hf.reproduce.cell import Job, Outcome, lost
 from spafit_hf.reproduce.claim import Claims
 from spafit_hf.reproduce.grid import Cell, Grid
-from spafit_hf.reproduce.results import GRID_FILE, Results, as_line, parsed
+from spafit_hf.reproduce.results import GRID_FILE, Results, as_line, read_grid
 from spafit_hf.reproduce.work import Work
 from spafit_hf.words import duration, figure, first_line
 
@@ -72,7 +72,7 @@ def write_grid(work: Work, results: Results) -> None:
     now = json.loads(json.dumps(work.description(results.refresh())))  # tuples as lists, as they are read
     with results.lock():
         if path.exists():
-            before = parsed(path.read_text(encoding="utf-8"), str(path))
+            before = read_grid(path)
             old, new = _fixed(before), _fixed(now)
             for name in sorted(old.keys() & new.keys()):
                 if old[name] != new[name]:

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from spafit_hf.data.glue import PAPER_SCORES, TASKS
-from spafit_hf.reproduce.results import CELLS, GRID_FILE, RESULTS_FILE, ROWS_FILE, parsed
+from spafit_hf.reproduce.results import CELLS, GRID_FILE, RESULTS_FILE, parsed, read_grid, read_rows
 from spafit_hf.reproduce.statistics import (
     DRAWS,
     Difference,
@@ -229,7 +227,8 @@ def _chooses(cell: Cell) -> float:
 
 def _draw(output: Path, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
     """method -> scores [1 + draws, cells] on the same rows for all; not of a method of which a cell lacks its rows."""
-    rows = {cell["key"]: _rows(output, cell) for entry in entries for cell in entry.cells if not _counts_as_0(cell)}
+    keys = [cell["key"] for entry in entries for cell in entry.cells if not _counts_as_0(cell)]
+    rows = {key: read_rows(output, key) for key in keys}
     files = {key: tensors for key, tensors in rows.items() if tensors is not None}
     if not files:
         return {}
@@ -265,9 +264,9 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 def _read(output: Path) -> tuple[dict[str, Any], list[Cell]]:
     if not (output / GRID_FILE).is_file():
         raise SpafitError(f"There is no {GRID_FILE} in {output}. Give a folder that spafit reproduce --output wrote.")
-    grid = parsed((output / GRID_FILE).read_text(encoding="utf-8"), GRID_FILE)
+    grid = read_grid(output / GRID_FILE)
     path = output / RESULTS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     results: list[Cell] = [parsed(line, f"line {number} of {RESULTS_FILE}") for number, line in enumerate(lines, 1)]
     key, times = next(iter(Counter(cell["key"] for cell in results).most_common(1)), ("", 0))
     if times > 1:
@@ -275,13 +274,3 @@ def _read(output: Path) -> tuple[dict[str, Any], list[Cell]]:
             f"{RESULTS_FILE} has cell {key} {times} times. Remove the file: it is made again from {CELLS}/."
         )
     return grid, results
-
-
-def _rows(output: Path, cell: Cell) -> dict[str, np.ndarray] | None:
-    path = output / CELLS / cell["key"] / ROWS_FILE
-    if not path.is_file():
-        return None
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise SpafitError(f"{path} is damaged ({error}). Remove its folder and run the grid again.") from error
