@@ -47,6 +47,17 @@ def test_train_writes_an_adapter_with_its_results(trained: Path) -> None:
     assert json.loads((trained / "spafit_config.json").read_text())["task"] == {"columns": ["review"]}
 
 
+def test_an_adapter_and_a_whole_model_share_no_folder(
+    trained: Path, base_folder: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(trained / "adapter_config.json", tmp_path)
+    assert main(train_flags(base_folder, reviews, tmp_path, strategy="full")) == 2
+    assert "holds an adapter of another run (adapter_config.json), and this one writes a" in capsys.readouterr().err
+    (tmp_path / "adapter_config.json").rename(tmp_path / "model-00001-of-00002.safetensors")
+    assert main(train_flags(base_folder, reviews, tmp_path)) == 2
+    assert "holds a whole model of another run (model-00001-of-00002.safetensors)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("keep_best", [True, False])
 def test_no_evaluation_is_made_twice(keep_best: bool, base_folder: Path, reviews: Path, tmp_path: Path) -> None:
     more = {"max_train_rows": 16, "num_train_epochs": 3, "load_best_model_at_end": keep_best}

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from spafit_hf.card import Score, glue_data
 from spafit_hf.data import jsonable
 from spafit_hf.data.glue import TASKS
-from spafit_hf.names import BASE_LICENSE, published_base, resolve_base
+from spafit_hf.names import BASE_LICENSE, CONFIG_FILE, published_base, resolve_base
 from spafit_hf.run import generation
 from spafit_hf.run.base import BaseArguments, load_trained, texts_in
 from spafit_hf.run.classification import CLASSIFICATION
@@ -73,6 +73,7 @@ def train(
     names = data.text.evaluation_splits
     max_length = recorded.get("max_length", MAX_LENGTH)
     trainer, splits = prepare(data, base, args, ("train", *names), max_length)
+    _refuse_other_kind(trainer, Path(str(args.output_dir)))
     _describe(trainer, data, base, max_length, command)
     if when_ready is not None:
         when_ready(trainer)
@@ -131,6 +132,20 @@ def prepare(
     torch.manual_seed(args.seed)  # of the new head; the trainer seeds everything after it
     model, tokenizer = task_of(data).load(base, data)
     return _make_trainer(model, tokenizer, data, names, args, max_length)
+
+
+def _refuse_other_kind(trainer: AnyTrainer, folder: Path) -> None:
+    """Raise a ValueError for a folder with an adapter where a model is to be written, and the other way round: whoever
+    reads it finds the adapter, be it the older one."""
+    kinds = {"an adapter": [folder / CONFIG_FILE], "a whole model": sorted(folder.glob("model*.safetensors"))}
+    kind = "an adapter" if has_adapter(trainer.model) else "a whole model"
+    (other,) = kinds.keys() - {kind}
+    found = [file.name for file in kinds[other] if file.exists()]
+    if found:
+        raise ValueError(
+            f"{folder} holds {other} of another run ({found[0]}), and this one writes {kind}; take another "
+            "--output_dir, or remove that one."
+        )
 
 
 def _check_figure(data: RunData, args: Arguments) -> None:
