@@ -74,12 +74,18 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         raise SpafitError(f"{path} cannot be a folder, since {there} is a file; name another one to write to.")
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *read: str | os.PathLike[str] | None) -> None:
     """Refuse a file that cannot be written, before anything is computed for it.
 
+    Args:
+        path: the file to write.
+        read: files that the same command reads, which it must not overwrite; None is none.
+
     Raises:
-        SpafitError: where its folder is not there, or the path is a folder.
+        SpafitError: where its folder is not there, or the path is a folder or one of the files that are read.
     """
+    if path.exists() and any(other and os.path.exists(other) and path.samefile(other) for other in read):
+        raise SpafitError(f"{path} cannot be written: it is read by the same command; name another file.")
     if not path.parent.is_dir():
         raise SpafitError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
     if path.is_dir():

@@ -204,6 +204,8 @@ def test_a_file_is_kept_until_there_is_an_answer(adapters: dict[str, str], tmp_p
     output = tmp_path / "answers.jsonl"
     output.write_text("precious")
     FAMILIES["gpt2"].classifier(FAMILIES["gpt2"].config()).save_pretrained(tmp_path / "other")
+    assert main(["predict", adapters["film"], "--file", str(output), "--output", str(output)]) == 2
+    assert "it is read by the same command; name another file" in capsys.readouterr().err
     asked = ["predict", adapters["film"], "--text", "a film", "--output", str(output)]
     assert main([*asked, "--base", str(tmp_path / "other")]) == 2
     assert output.read_text() == "precious"

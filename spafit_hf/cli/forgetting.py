@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, flag) and not getattr(args, reader):
             raise SpafitError(f"--{flag} is for --{reader}, which was not given; leave it out.")
     for file in filter(None, (args.json, args.picture)):
-        check_file(file)
+        check_file(file, args.text, args.probe_file)
+    if args.json and args.json == args.picture:
+        raise SpafitError(f"--json and --picture are both {args.json}; name two files.")
     most = args.max_probe_rows
     given = [
         DataArguments(task=get_task(task).name, data_dir=args.data_dir, max_validation_rows=most)

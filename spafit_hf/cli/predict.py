@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     """Answer and print."""
     sources = named(args.folders)
     if args.output:
-        check_file(args.output)
+        check_file(args.output, args.file)
     rows = list(_read(args))  # wrong rows are found before a model is loaded
     if not rows:
         raise ValueError("there are no texts; give --text, --file, or lines on stdin.")
