@@ -76,6 +76,13 @@ def test_tsv_with_stray_quotes_loses_no_line(tmp_path: Path) -> None:
         ("a.json", "[{]", "not valid JSON"),
         ("a.jsonl", '{"text": "a"}\n{"text"\n', "Line 2 .* not a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', "'text' .* mixes types"),
+        ("a.jsonl", '{"text": "a", "label": 1, "label": 0}\n', "Line 1 .*the key 'label' stands twice"),
+        (
+            "a.json",
+            '{"text": {"0": "a"}, "label": {"0": 1}}',
+            "one object, of text, label, and no object for",
+        ),
+        ("a.json", '{"data": [{"text": "a"}]}', "one object, of data, and no object for each row"),
         ("a.json", f'[{{"n": {"1" * 5000}}}]', "not valid JSON.*4300 digits"),
         ("a.jsonl", f'{{"n": 1}}\n{{"n": {"1" * 5000}}}\n', "Line 2 .*4300 digits"),
         ("a.jsonl", f'{{"n": 1}}\n{{"n": {2**70}}}\n', "Column 'n' .* 64 bits"),

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spafit_hf.strategy.reading import no_duplicates
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -170,8 +172,8 @@ def _json(file: Path) -> dict[str, list[Any]]:
     for number, part in enumerate([text] if one_list else text.split("\n"), start=1):
         if part.strip():
             try:
-                found = json.loads(part)
-            except ValueError as error:  # not only JSONDecodeError: an integer of thousands of digits too
+                found = json.loads(part, object_pairs_hook=no_duplicates)
+            except ValueError as error:  # not only JSONDecodeError: an integer of thousands of digits, a key twice
                 where = (
                     f"'{file}' is not valid JSON" if one_list else f"Line {number} of '{file}' is not a JSON object"
                 )
@@ -182,5 +184,10 @@ def _json(file: Path) -> dict[str, list[Any]]:
             raise DataError(
                 f"Row {number} of '{file}' is a {type(row).__name__}, not an object with columns. {allowed}"
             )
+    if len(rows) == 1 and rows[0] and all(isinstance(cell, (dict, list)) for cell in rows[0].values()):
+        raise DataError(
+            f"'{file}' holds one object, of {', '.join(rows[0])}, and no object for each row. {allowed} In pandas "
+            f'that is to_json(..., orient="records", lines=True).'
+        )
     names = dict.fromkeys(name for row in rows for name in row)  # every key of every row, in order of appearance
     return {name: [row.get(name) for row in rows] for name in names}
