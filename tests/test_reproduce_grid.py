@@ -74,6 +74,9 @@ def test_files_presets_and_flags_lie_over_each_other(tmp_path: Path) -> None:
         ("--seeds 0 0", r"seeds is \[0, 0\]; give at least one, and each once"),
         ("--bf16 perhaps", r"bf16 is 'perhaps'; it must be true or false"),
         ("--learning_rates -1", r"the rates of 'others' are \[-1\.0\]; give positive numbers"),
+        ("--learning_rates 1e-3 0.001", r"the rates of 'others' are \[0\.001, 0\.001\]; give each once"),
+        ("--learning_rates 1e-3 full=1e-5 full=2e-5", r"1e-3 full=1e-5 full=2e-5 names full twice; keep one, with"),
+        ("--per_device_train_batch_size 16 mlni=8", r"has 'mlni', which is no task; did you mean 'mnli'"),
         ("--methods full --learning_rates lora=1e-3", r"full has no rate; give some"),
         (
             "--methods full --learning_rates 1e-3 fulll=1e-3",

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from spafit_hf.data.glue import get_task
+from spafit_hf.data.glue import TASKS, get_task
 from spafit_hf.names import DEFAULT_BASE
 from spafit_hf.reproduce.presets import CONTROLS, MODERN_RATES, PAPER_METHODS, PAPER_TASKS, PRESETS, UNCACHED
 from spafit_hf.strategy import ADAPTER_METHODS, METHODS, Strategy
 from spafit_hf.strategy.reading import closest
-from spafit_hf.words import listed
+from spafit_hf.words import SpafitError, listed
 
 OTHERS = "others"
 """In values by method or task the name of all that have none of their own."""
@@ -126,12 +126,17 @@ class Grid:
         for task in self.tasks:
             if self.batch_of(task) < 1:
                 raise ValueError(f"per_device_train_batch_size has no positive number for {task}; give one, as in 16.")
+        for key in self.per_device_train_batch_size:
+            if key != OTHERS and not any(_is_of(key, task) for task in TASKS):
+                raise ValueError(f"per_device_train_batch_size has {key!r}, which is no task{closest(key, TASKS)}")
         known = (*self.methods, *METHODS, *ADAPTER_METHODS, *CONTROLS, OTHERS)
         for key, rates in (*self.learning_rates.items(), *self.search_rates.items()):
             if not any(_is_of(key, method) for method in known):
                 raise ValueError(f"rates are given for {key!r}, which is no method{closest(key, known)}")
             if not rates or not all(0 < rate < math.inf for rate in rates):
                 raise ValueError(f"the rates of {key!r} are {list(rates)}; give positive numbers, as in 1e-3.")
+            if len(set(rates)) != len(rates):
+                raise ValueError(f"the rates of {key!r} are {list(rates)}; give each once.")
         for method in self.methods:
             if method.removesuffix(UNCACHED) not in CONTROLS:
                 Strategy.from_name(method.removesuffix(UNCACHED))
@@ -248,8 +253,11 @@ def _by_name(value: Any, one: Callable[[Any], T]) -> dict[str, T]:
         return {str(name): one(item) for name, item in value.items()}
     words = _list(value, str)
     rest = ",".join(word for word in words if "=" not in word)
-    given = ({OTHERS: rest} if rest else {}) | dict(word.split("=", 1) for word in words if "=" in word)
-    return {name: one(item) for name, item in given.items()}
+    given = ([[OTHERS, rest]] if rest else []) + [word.split("=", 1) for word in words if "=" in word]
+    names = [name for name, _ in given]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise SpafitError(f"{' '.join(words)} names {twice} twice; keep one, with commas between values.")
+    return {name: one(item) for name, item in given}
 
 
 _READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
@@ -272,5 +280,7 @@ def _read(name: str, value: Any) -> Any:
     read, expected = _READERS[FLAGS[name][0]]
     try:
         return read(value)
+    except SpafitError:
+        raise
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{name} is {value!r}; it must be {expected}.") from error
