@@ -105,6 +105,21 @@ def test_whole_numbers_are_told_how_a_model_of_one_number_is_measured() -> None:
         CLASSIFICATION.check(model, data)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "name one source of data: --task, --dataset, or --validation_file; found none of them."),
+        ("--task rte --validation_file a.csv", "--validation_file; found --task and --validation_file."),
+        ("--task rte --batch_size 0", "--batch_size is 0; it must be at least 1."),
+    ],
+)
+def test_evaluate_speaks_of_its_own_flags(
+    flags: str, said: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(trained), *flags.split()]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_an_output_in_use_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(trained), str(trained)]) == 2
     assert "is not an empty folder" in capsys.readouterr().err

@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     from spafit_hf.run import DataArguments, evaluate, figures_text, load_data, quiet
     from spafit_hf.trainer.arguments import SpafitSeq2SeqTrainingArguments
 
+    if args.batch_size < 1:
+        raise ValueError(f"--batch_size is {args.batch_size}; it must be at least 1.")
     lengths, notes = _lengths(args)
     given = {name: getattr(args, name) for name in (*WORDS, "max_validation_rows")} | lengths
     regression = None if args.regression is None else args.regression == "true"

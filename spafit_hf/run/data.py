@@ -144,16 +144,17 @@ def load_data(arguments: DataArguments, *, need_train: bool = True) -> RunData:
             default = MAX_TARGET_LENGTH if name == "max_target_length" else "all"
             raise ValueError(f"--{name} is {count}; it must be 1 or more, or 0 for {default}.")
     generation = arguments.task in GENERATION
+    file = "--train_file" if need_train else "--validation_file"
     sources = {
         "--task": "" if generation else arguments.task,
         "--dataset": arguments.dataset,
-        "--train_file": arguments.train_file or arguments.validation_file,
+        file: arguments.train_file or arguments.validation_file,
     }
     named = [flag for flag, value in sources.items() if value]
     if len(named) != 1:
         found = " and ".join(named) or "none of them"
         also = "" if generation else "--task, "
-        raise ValueError(f"name one source of data: {also}--dataset, or --train_file; found {found}.")
+        raise ValueError(f"name one source of data: {also}--dataset, or {file}; found {found}.")
     _refuse_unread(arguments)
     if generation:
         data = _generation(arguments, need_train)
