@@ -352,6 +352,12 @@ def test_a_file_with_an_unknown_flag(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert message in capsys.readouterr().err
 
 
+def test_a_file_of_flags_in_another_encoding_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_bytes("run_name: é\n".encode("latin1"))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
+    assert "recipe.yaml is not UTF-8 (byte 10); save it as UTF-8." in capsys.readouterr().err
+
+
 def test_what_was_asked_for_is_recorded() -> None:
     args = SpafitTrainingArguments(output_dir="x", use_cpu=True)
     recorded = _recorded(DataArguments(regression=False, max_length=64), BaseArguments(base="b"), args)
