@@ -222,6 +222,10 @@ def test_rows_of_a_training_that_are_damaged_are_named(
         path.unlink()
     assert main(flags(base_folder, glue, folder)) == 2
     assert "has no rows.safetensors. Remove the folder and run the same command again." in capsys.readouterr().err
+    shutil.rmtree(folder / "cells")  # a search that has ended has no base for its rungs any more
+    assert main(flags(base_folder, glue, folder)) == 2
+    assert f"{folder / 'base'} is gone, which the rungs of a search train" in capsys.readouterr().err
+    assert not list(folder.glob("cells/*"))
 
 
 def test_a_time_that_is_too_short_may_be_raised(

@@ -21,6 +21,7 @@ from spafit_hf.reproduce.grid import Cell
 from spafit_hf.reproduce.results import STATES
 from spafit_hf.reproduce.run import run_grid
 from spafit_hf.reproduce.work import Work
+from spafit_hf.run import BaseArguments
 
 
 def outcome(work: Work, task: str, method: str, rate: float = 5e-3, **more: Any) -> Outcome:
@@ -104,6 +105,13 @@ def test_a_cell_that_fails_says_why(base_folder: Path, glue: Path, tmp_path: Pat
     assert found.result["status"] == "failed"
     assert "backwards" in found.result["error"]
     assert (found.result["best"], found.rows) == (None, None)
+
+
+def test_a_base_that_is_gone_is_no_failure(base_folder: Path, glue: Path, tmp_path: Path) -> None:
+    work = small_work(base_folder, glue, tmp_path)
+    job = replace(work.job(Cell("cola", "full", 1e-3, 0, "main")), place=BaseArguments(str(tmp_path / "gone")))
+    with pytest.raises(OSError, match="gone' cannot be loaded"):
+        run_cell(job, work.data["cola"])
 
 
 def test_what_a_library_says_of_a_full_disk_is_no_failure(

@@ -98,6 +98,11 @@ class Trainings:
             states=str(states),
         )
         if job.key not in self.results.known:
+            if stage.kind == "rung" and not Path(place.base).is_dir():
+                raise SpafitError(
+                    f"{place.base} is gone, which the rungs of a search train, and one is left to train; take another "
+                    "--output_dir: the search begins anew there."
+                )
             # Tokens and states of the rows that this stage does not use would cost as much as those that it does.
             train = data.text.splits["train"].select(range(stage.rows))
             splits = DatasetDict({**data.text.splits, "train": train})

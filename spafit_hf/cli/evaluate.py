@@ -88,8 +88,8 @@ def _lengths(args: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
     known = trained_on(args.folder) if None in map(lengths.get, kinds) else None
     why = dict.fromkeys(lengths, "as given")
     for name, default in {"max_length": MAX_LENGTH, "max_target_length": 0}.items():
-        if lengths[name] is None:
-            lengths[name], why[name] = getattr(known, name, None), "as in training"
+        if lengths[name] is None and name in kinds:
+            lengths[name], why[name] = getattr(known, name), "as in training"
         if lengths[name] is None:
             lengths[name], why[name] = default, f"the default; {args.folder} does not name its own"
     # A text of none is refused; for summaries it is the default.

@@ -104,6 +104,8 @@ def run_cell(job: Job, data: RunData) -> Outcome:
     except FAILURES as error:
         if is_disk_full(error):  # libraries wrap it
             raise OSError(errno.ENOSPC, first_line(error)) from error
+        if isinstance(error.__cause__, OSError):  # of a base that is gone, or of a Hub that is away
+            raise OSError(first_line(error)) from error
         return lost(job, data, f"{type(error).__name__}: {first_line(error)}")
     return Outcome(_facts(job, data) | result | {"seconds": round(time.perf_counter() - start, 2)}, rows)
 
