@@ -480,7 +480,8 @@ def test_rows_without_a_name_are_counted_and_pairs_are_asked_as_pairs(folder: Pa
     sidecar = json.loads((folder / "spafit_config.json").read_text())
     sidecar["task"] = {"columns": ["question", "answer"]}
     (folder / "spafit_config.json").write_text(json.dumps(sidecar))
-    of_run = dataclasses.replace(facts_of_folder(folder), data=Data(train_rows=81, turned_rows=81))
+    known = facts_of_folder(folder)
+    of_run = dataclasses.replace(known, data=dataclasses.replace(known.data, train_rows=81, turned_rows=81))
     text = write_card(folder, of_run).read_text()
     assert "- Data: 81 rows, all of them in both orders of their texts." in text
     assert "It sorts a pair of texts into 2 classes: *no* or *yes*." in text

@@ -192,6 +192,14 @@ def test_a_model_with_transformers_own_adapter_is_taken_as_it_is(tmp_path: Path)
     assert trainer(tmp_path, model).model is model
 
 
+@pytest.mark.parametrize("strategy", ["bitfit", "full"])
+def test_the_card_of_pairs_asks_with_a_pair(strategy: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, strategy=strategy)
+    assert not run.card_facts().takes_pairs
+    run.task = {"columns": ["question", "answer"]}
+    assert run.card_facts().takes_pairs
+
+
 def test_plain_training_arguments_work(tmp_path: Path) -> None:
     run = trainer(tmp_path, args=arguments(tmp_path, TrainingArguments), strategy="spafit-4-9-I")
     assert run.strategy == Strategy.from_name("spafit-4-9-I")

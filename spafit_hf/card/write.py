@@ -12,7 +12,7 @@ from spafit_hf.card.curve import CURVE_FILE, draw_curve
 from spafit_hf.card.facts import FACTS_BOUNDS, FACTS_FILE, Base, CardError, CardFacts, Data, Layers
 from spafit_hf.card.forgetting import forgetting_section
 from spafit_hf.card.render import is_generated, own_section, render_card
-from spafit_hf.data.glue import TASKS
+from spafit_hf.data.glue import TASKS, columns_of
 from spafit_hf.files import read_json, size_of, write_whole
 from spafit_hf.names import CONFIG_FILE, SIDECAR_FILE, is_hub_id, task_of_class
 from spafit_hf.strategy import Strategy
@@ -37,8 +37,6 @@ def write_card(folder: str | os.PathLike[str], facts: CardFacts | None = None, *
     place = Path(folder)
     if facts is None:
         facts = facts_of_folder(place)
-    if not facts.data.columns:
-        facts = replace(facts, data=replace(facts.data, columns=_columns(_json(place / SIDECAR_FILE) or {})))
     path = place / CARD_FILE
     if (size_of(path, CardError) or 0) > FACTS_BOUNDS.size:
         raise CardError(f"{path} is too large for a card; remove it.")
@@ -111,17 +109,11 @@ def _of_adapter(place: Path, config: dict[str, Any]) -> CardFacts:
             name=Path(name).name if name and not known else None,
             model_type=_word(named.get("model_type")),
         ),
-        data=glue_data(glue) if glue else Data(),
+        data=glue_data(glue) if glue else Data(columns=columns_of(task)),
         layers=layers,
         outer_biases=strategy.outer_biases if strategy else False,
         head=tuple(name for name in _list(config.get("modules_to_save")) if isinstance(name, str)),
     )
-
-
-def _columns(sidecar: dict[str, Any]) -> tuple[str, ...]:
-    """Columns of the texts of a row, of which a run writes the names."""
-    names = _list(_mapping(sidecar, "task").get("columns"))
-    return tuple(names) if len(names) in (1, 2) and all(isinstance(name, str) for name in names) else ()
 
 
 def _label_names(labels: dict[str, Any], file: str = SIDECAR_FILE) -> tuple[str, ...]:

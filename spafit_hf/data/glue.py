@@ -153,10 +153,14 @@ def get_task(task: str | GlueTask) -> GlueTask:
     return TASKS[name]
 
 
+def columns_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns of the texts of a row, one or two, as an adapter's facts, or the task they name, say; else ()."""
+    columns, name = task.get("columns"), task.get("name")
+    if isinstance(columns, (list, tuple)) and len(columns) in (1, 2) and all(isinstance(one, str) for one in columns):
+        return tuple(columns)
+    return TASKS[name].columns if isinstance(name, str) and name in TASKS else ()
+
+
 def texts_of(task: Mapping[str, Any]) -> int | None:
-    """How many texts a row has, from an adapter's facts: their columns, or the task that they name; else None."""
-    columns = task.get("columns")
-    if isinstance(columns, (list, tuple)) and len(columns) in (1, 2):
-        return len(columns)
-    name = task.get("name")
-    return len(TASKS[name].columns) if isinstance(name, str) and name in TASKS else None
+    """How many texts a row has, from an adapter's facts; None where they do not say."""
+    return len(columns_of(task)) or None

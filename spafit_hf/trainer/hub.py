@@ -25,6 +25,7 @@ from transformers.utils import PushInProgress
 
 from spafit_hf.adapter.untrusted import read_sidecar
 from spafit_hf.card import CardError, CardFacts, write_card
+from spafit_hf.data.glue import columns_of
 from spafit_hf.hub import (
     BaseVersion,
     HubError,
@@ -52,6 +53,8 @@ class HubPushMixin(Trainer):
 
     plan: Plan | None = None
     """Of the wrapped model; for the card."""
+    task: dict[str, Any] | None = None
+    """Of a saved adapter; for the card."""
     hub_model_id: str | None  # type: ignore[assignment]
     push_in_progress: PushInProgress | None  # type: ignore[assignment]
     hub_patience: Patience = Patience()
@@ -98,6 +101,8 @@ class HubPushMixin(Trainer):
         """What the card would say now."""
         base = self._base
         facts = facts_of_run(self, self.plan, base.revision if base else None, base.license if base else None)
+        if self.task and not facts.data.columns:
+            facts = dataclasses.replace(facts, data=dataclasses.replace(facts.data, columns=columns_of(self.task)))
         name = self.hub_model_id or self.args.hub_model_id
         facts = dataclasses.replace(
             facts, repo_id=name if name and "/" in name else None, revision=self._push_branch or self.args.hub_revision
