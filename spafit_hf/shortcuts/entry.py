@@ -46,6 +46,7 @@ class Entry:
         self.border = border
         self._layers = [base.get_submodule(name) for name in border.layers]
         self._before = [base.get_submodule(name) for name in border.before]
+        self._frozen = [*self._before, *(module for layer in self._layers for module in layer.modules())]
         self._tables = [module for module in self._before if isinstance(module, nn.Embedding)]
         self._states: torch.Tensor | None = None
         self._entered = False
@@ -56,8 +57,7 @@ class Entry:
     @property
     def watched(self) -> str:
         """The kind of a module before the border that has a hook of a script's own; "" where none has."""
-        layers = (module for layer in self._layers for module in layer.modules())
-        return hooked((*self._before, *layers))
+        return hooked(self._frozen)
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,12 @@ from torch import nn
 
 
 def hooked(modules: Iterable[nn.Module]) -> str:
-    """The kind of the first module with a hook of a script's own; "" where there is none."""
-    return next((type(module).__name__ for module in modules if any(map(_is_foreign, _hooks(module)))), "")
-
-
-def _hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
-    for kind in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks):
-        yield from kind.values()
+    """The kind of the first module with a hook of a script's own; "" where there is none. Asked in every pass."""
+    for each in modules:
+        for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks):
+            if hooks and any(map(_is_foreign, hooks.values())):
+                return type(each).__name__
+    return ""
 
 
 def _is_foreign(hook: Callable[..., Any]) -> bool:
