@@ -82,6 +82,7 @@ def test_tsv_with_stray_quotes_loses_no_line(tmp_path: Path) -> None:
             '{"text": {"0": "a"}, "label": {"0": 1}}',
             "one object, of text, label, and no object for",
         ),
+        ("a.json", '{"a": {}, "b": {}, "c": {}, "d": {}}', r"one object, of a, b, c, \.\.\., and no object"),
         ("a.json", '{"data": [{"text": "a"}]}', "one object, of data, and no object for each row"),
         ("a.json", f'[{{"n": {"1" * 5000}}}]', "not valid JSON.*4300 digits"),
         ("a.jsonl", f'{{"n": 1}}\n{{"n": {"1" * 5000}}}\n', "Line 2 .*4300 digits"),

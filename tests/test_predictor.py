@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -22,6 +23,7 @@ from models import BUILDS, EOS, FAMILIES, PAD, VOCAB, Family, assert_equal, stir
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
+from torch.utils.data import Subset
 
 from spafit_hf import Strategy, get_spafit_model, load_adapter, save_adapter
 from spafit_hf.adapter import AdapterError
@@ -517,6 +519,14 @@ def test_user_errors(untouched: SpafitPredictor, texts: Any, adapter: Any, messa
         untouched.predict(texts, adapter)
 
 
+def test_lists_of_any_kind_are_taken(untouched: SpafitPredictor) -> None:
+    expected = untouched.predict(TEXTS, ["spafit", "lora", "spafit"])
+    names = np.array(["spafit", "lora", "spafit"])
+    for texts in (np.array(TEXTS), (text for text in TEXTS), Subset(TEXTS, range(3))):  # torch's has no __iter__
+        assert untouched.predict(texts, names) == expected
+    assert untouched.predict(TEXTS, Subset(names, range(3))) == expected
+
+
 def test_a_text_without_a_known_token_is_an_error(folders: dict[str, Path]) -> None:
     served = serve(tiny("bert"), {"spafit": folders["spafit"]})
     with pytest.raises(ValueError, match="holds nothing that the tokenizer knows"):
@@ -577,6 +587,12 @@ def test_the_number_of_texts_follows_from_the_task(tmp_path: Path) -> None:
 def test_limits_are_whole_numbers_from_1_on(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value!r}; it must be a whole number of at least 1"):
         SpafitPredictor(tiny("bert"), **{name: value})
+
+
+def test_whole_numbers_of_other_types_are_limits(folders: dict[str, Path]) -> None:
+    limits = {"max_length": np.int64(5), "batch_size": 2.0, "max_adapter_bytes": 1e9}
+    served = serve(tiny("bert"), {"spafit": folders["spafit"]}, **limits)
+    assert [answer.truncated for answer in served.predict([PAIR, ("it", "rains"), "it rains"])] == [True, False, False]
 
 
 def test_a_limit_leaves_room_for_a_token_of_each_text(folders: dict[str, Path], tmp_path: Path) -> None:

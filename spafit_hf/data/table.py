@@ -185,8 +185,9 @@ def _json(file: Path) -> dict[str, list[Any]]:
                 f"Row {number} of '{file}' is a {type(row).__name__}, not an object with columns. {allowed}"
             )
     if len(rows) == 1 and rows[0] and all(isinstance(cell, (dict, list)) for cell in rows[0].values()):
+        first, more = [*rows[0]][:3], ", ..." if len(rows[0]) > 3 else ""
         raise DataError(
-            f"'{file}' holds one object, of {', '.join(rows[0])}, and no object for each row. {allowed} In pandas "
+            f"'{file}' holds one object, of {', '.join(first)}{more}, and no object for each row. {allowed} In pandas "
             f'that is to_json(..., orient="records", lines=True).'
         )
     names = dict.fromkeys(name for row in rows for name in row)  # every key of every row, in order of appearance

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from spafit_hf.predictor.cache import AdapterCache, Entry, stamp_of
 from spafit_hf.predictor.facts import AdapterFacts, NoAnswer, Prediction, overflow
 from spafit_hf.predictor.patch import LoadedAdapter, read_adapter
 from spafit_hf.predictor.serving import PROBE_TEXTS, Serving
-from spafit_hf.predictor.text import UNORDERED, Encoded, Text, check_text, check_texts, encode, grouped
+from spafit_hf.predictor.text import UNORDERED, Encoded, Text, check_text, check_texts, encode, grouped, is_list
 from spafit_hf.tuner.plain import plain_view
 from spafit_hf.words import first_line
 
@@ -78,14 +79,14 @@ class SpafitPredictor:
     ) -> None:
         limits = {"max_length": max_length, "max_adapter_bytes": max_adapter_bytes, "batch_size": batch_size}
         for name, value in limits.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not (isinstance(value, Real) and value >= 1 and value % 1 == 0):
                 raise ValueError(f"{name} is {value!r:.40}; it must be a whole number of at least 1.")
         self._base = load_base(base, tokenizer, revision, device, token)
         self._token = token
         if self._base.tokenizer is not None:
             longest(self._base.model, self._base.tokenizer, max_length)  # what cannot be is said before adapters come
         self._max_length = max_length
-        self._batch_size = batch_size
+        self._batch_size = int(batch_size)  # 8.0 and numpy's are whole, too
         # Adapters are verified against the view: the same tensors in modules that no forward pass puts hooks on.
         self._view = plain_view(self._base.model)
         self._architecture = find_architecture(self._view)
@@ -369,7 +370,7 @@ class SpafitPredictor:
 
 
 def _listed(names: Iterable[str], *wrong: type) -> list[str]:
-    if not isinstance(names, Iterable) or isinstance(names, wrong):
+    if not is_list(names, *wrong):
         raise ValueError(f"adapter is a {type(names).__name__}; give a name, or a list of names.")
     return list(names)
 

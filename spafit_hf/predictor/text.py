@@ -37,9 +37,14 @@ def check_texts(texts: Sequence[Text]) -> list[Text]:
     """The texts, pairs as tuples; a ValueError names the place of what is neither, or is empty."""
     if isinstance(texts, (str, tuple)):
         raise ValueError(f"texts is one {'text' if isinstance(texts, str) else 'pair'}; give a list: predict([...]).")
-    if not isinstance(texts, Iterable) or isinstance(texts, (Mapping, *UNORDERED)):
+    if not is_list(texts, Mapping, *UNORDERED):
         raise ValueError(f"texts is a {type(texts).__name__}; give a list of strings, or of pairs of them.")
     return [check_text(text, f"text {index}") for index, text in enumerate(texts)]
+
+
+def is_list(values: object, *wrong: type) -> bool:
+    """Whether values can be gone through, as lists, arrays and torch's datasets can, and are none of what is wrong."""
+    return (isinstance(values, Iterable) or hasattr(values, "__getitem__")) and not isinstance(values, wrong)
 
 
 def check_text(text: Text, where: str = "the text") -> Text:
