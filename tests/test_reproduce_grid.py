@@ -77,6 +77,7 @@ def test_files_presets_and_flags_lie_over_each_other(tmp_path: Path) -> None:
         ("--learning_rates 1e-3 0.001", r"the rates of 'others' are \[0\.001, 0\.001\]; give each once"),
         ("--learning_rates 1e-3 full=1e-5 full=2e-5", r"1e-3 full=1e-5 full=2e-5 names full twice; keep one, with"),
         ("--per_device_train_batch_size 16 mlni=8", r"has 'mlni', which is no task; did you mean 'mnli'"),
+        ("--per_device_train_batch_size mlni=8", r"has 'mlni', which is no task; did you mean 'mnli'"),
         ("--methods full --learning_rates lora=1e-3", r"full has no rate; give some"),
         (
             "--methods full --learning_rates 1e-3 fulll=1e-3",

@@ -123,12 +123,12 @@ class Grid:
                 )
         if not all(0 <= seed < 2**32 for seed in self.seeds):
             raise ValueError(f"seeds are {list(self.seeds)}; each must be 0 or more, and below 2^32.")
-        for task in self.tasks:
-            if self.batch_of(task) < 1:
-                raise ValueError(f"per_device_train_batch_size has no positive number for {task}; give one, as in 16.")
         for key in self.per_device_train_batch_size:
             if key != OTHERS and not any(_is_of(key, task) for task in TASKS):
                 raise ValueError(f"per_device_train_batch_size has {key!r}, which is no task{closest(key, TASKS)}")
+        for task in self.tasks:
+            if self.batch_of(task) < 1:
+                raise ValueError(f"per_device_train_batch_size has no positive number for {task}; give one, as in 16.")
         known = (*self.methods, *METHODS, *ADAPTER_METHODS, *CONTROLS, OTHERS)
         for key, rates in (*self.learning_rates.items(), *self.search_rates.items()):
             if not any(_is_of(key, method) for method in known):
