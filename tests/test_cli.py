@@ -56,7 +56,7 @@ def test_evaluate_cuts_texts_as_the_training_did(
     assert "accuracy" in json.loads(printed_json.out)["validation"]
     assert printed_json.err.endswith(f"{note}\n")
     (folder / "spafit_results.json").unlink()
-    assert printed() == [whole, f"texts cut after 128 tokens (the default; {folder} does not name its own)"]
+    assert printed() == [whole, f"texts cut after 128 tokens (the default; {folder} names no other)"]
     (folder / "spafit_results.json").write_text("[]")
     assert main(["evaluate", str(folder), *rows]) == 2
     assert "how long texts were in training" in capsys.readouterr().err

@@ -91,7 +91,7 @@ def _lengths(args: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
         if lengths[name] is None and name in kinds:
             lengths[name], why[name] = getattr(known, name), "as in training"
         if lengths[name] is None:
-            lengths[name], why[name] = default, f"the default; {args.folder} does not name its own"
+            lengths[name], why[name] = default, f"the default; {args.folder} names no other"
     # A text of none is refused; for summaries it is the default.
     shown = {name: f"{kinds[name]} cut after {lengths[name] or MAX_TARGET_LENGTH} tokens" for name in kinds}
     return lengths, [f"{text} ({why[name]})" for name, text in shown.items()]
