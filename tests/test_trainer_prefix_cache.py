@@ -584,6 +584,22 @@ def test_a_hook_of_the_scripts_own_on_what_is_frozen_sees_and_does_what_it_would
     assert "a hook on" in again.prefix_cache_refused
 
 
+def test_a_hook_on_what_goes_in_around_the_frozen_layers_is_seen_and_one_on_what_comes_out_is_none(
+    tmp_path: Path,
+) -> None:
+    live, found = run(tmp_path, "off"), run(tmp_path, tmp_path / "cache")
+    found.evaluate()
+    for each in (live, found):
+        encoder = each.model.get_base_model().bert.encoder
+        encoder.register_forward_hook(lambda _module, _args, _output: None)  # of states that are there
+        if each is found:
+            read = use(found)[0]
+            found.evaluate()
+            assert use(found)[0] > read
+        encoder.register_forward_pre_hook(lambda _module, args: (args[0].flip(-1), *args[1:]))
+    assert found.evaluate()["eval_loss"] == pytest.approx(live.evaluate()["eval_loss"], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

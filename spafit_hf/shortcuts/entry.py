@@ -47,6 +47,9 @@ class Entry:
         self._layers = [base.get_submodule(name) for name in border.layers]
         self._before = [base.get_submodule(name) for name in border.before]
         self._frozen = [*self._before, *(module for layer in self._layers for module in layer.modules())]
+        # What ends after the border, and is given what states come from: the encoder around the layers.
+        inside = tuple(f"{name}." for name in (*border.before, *border.layers))
+        self._around = [base.get_submodule(name) for name in border.started if not f"{name}.".startswith(inside)]
         self._tables = [module for module in self._before if isinstance(module, nn.Embedding)]
         self._states: torch.Tensor | None = None
         self._entered = False
@@ -56,8 +59,8 @@ class Entry:
 
     @property
     def watched(self) -> str:
-        """The kind of a module before the border that has a hook of a script's own; "" where none has."""
-        return hooked(self._frozen)
+        """The kind of a module with a hook of a script's own on what happens before the border; "" where none has."""
+        return hooked(self._frozen) or hooked(self._around, going_in=True)
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -9,10 +9,17 @@ from typing import Any
 from torch import nn
 
 
-def hooked(modules: Iterable[nn.Module]) -> str:
-    """The kind of the first module with a hook of a script's own; "" where there is none. Asked in every pass."""
+def hooked(modules: Iterable[nn.Module], *, going_in: bool = False) -> str:
+    """The kind of the first module with a hook of a script's own; "" where there is none. Asked in every pass.
+
+    Args:
+        modules: where to look.
+        going_in: for hooks on what goes into a module alone.
+    """
     for each in modules:
-        for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks):
+        before = each._forward_pre_hooks
+        every = (before, each._forward_hooks, each._backward_hooks, each._backward_pre_hooks)
+        for hooks in (before,) if going_in else every:
             if hooks and any(map(_is_foreign, hooks.values())):
                 return type(each).__name__
     return ""
