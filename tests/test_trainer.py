@@ -130,10 +130,11 @@ def test_full_fine_tuning_is_transformers_own_bit_for_bit(tmp_path: Path) -> Non
 def test_full_fine_tuning_of_what_merging_left_frozen_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer(tmp_path, strategy="full")
+    trainer(tmp_path, strategy="full", max_steps=1).train()
+    merged = trainer(tmp_path, trainer(tmp_path).model.merge_and_unload(), strategy="full", max_steps=1)
+    merged.evaluate()
     assert "tensors: the others require no gradient" not in caplog.text
-    merged = trainer(tmp_path).model.merge_and_unload()
-    trainer(tmp_path, merged, strategy="full")
+    merged.train()
     assert "Full fine-tuning of 2 of the model's 73 tensors" in caplog.text
 
 
@@ -148,7 +149,7 @@ def test_what_is_no_model_and_no_strategy_is_said(tmp_path: Path) -> None:
 def test_what_no_folder_holds_is_refused_before_training(given: dict[str, Any], tmp_path: Path) -> None:
     config = SpafitConfig(target_modules=["query"], task_type="SEQ_CLS", **given)
     run = trainer(tmp_path, get_peft_model(bert(), config))
-    with pytest.raises(ValueError, match=r"could not be read back|tensors of the base train"):
+    with pytest.raises(ValueError, match=r"could not be saved .* take PEFT's LoraConfig"):
         run.train()
     assert run.state.global_step == 0
 
@@ -780,7 +781,10 @@ def test_a_base_stored_in_half_precision(dtype: torch.dtype, given: dict[str, An
 
 
 def test_full_fine_tuning_in_half_precision_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer(tmp_path, bert().to(torch.bfloat16), strategy="full")
+    run = trainer(tmp_path, bert().to(torch.bfloat16), strategy="full", max_steps=1)
+    run.evaluate()
+    assert "Full fine-tuning" not in caplog.text
+    run.train()
     assert "Full fine-tuning of weights in torch.bfloat16" in caplog.text
 
 

@@ -190,9 +190,6 @@ class StrataTrainer(Trainer):
                 "The model holds the adapter of an earlier trainer, of the same strategy: going on with it."
             )
         elif there or strategy.full:
-            if not there:
-                warn_of_halves(model, self.args)
-                warn_of_frozen(model)
             return model
         else:
             wrapped = wrap(model, strategy, self.args)
@@ -253,11 +250,21 @@ class StrataTrainer(Trainer):
         self._opened.close()  # of an attempt with a larger batch (auto_find_batch_size)
         refuse_idle(self.model)
         if is_ours(self.model) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            refuse_unsaved(self.model)
             if self.plan is None:
                 # Of a script's own configuration: what no folder can hold is an error now, and not when it is trained.
                 with tempfile.TemporaryDirectory() as scratch:
-                    save_adapter(self.model, scratch, self.model.active_adapter)
+                    try:
+                        save_adapter(self.model, scratch, self.model.active_adapter)
+                    except AdapterError as error:
+                        raise AdapterError(
+                            f"this adapter could not be saved once it is trained: {error} Or where its configuration "
+                            "names no strategy and no bias_modules, take PEFT's LoraConfig, which trains the same and "
+                            "is saved as PEFT does."
+                        ) from error
+            refuse_unsaved(self.model)
+        if not self._trains_adapter():  # said here: to be evaluated, a model may be so
+            warn_of_halves(self.model, self.args)
+            warn_of_frozen(self.model)
         self._log_strata()
         own = self._optimizer_was_given or self.optimizer_cls_and_kwargs is not None
         adamw = self.args.optim in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED) and not own

@@ -176,7 +176,7 @@ def refuse_unsaved(model: nn.Module) -> None:
     """Refuse to train tensors of the base beside an adapter, whose folder holds none of them.
 
     Raises:
-        ValueError: where a script, or PEFT's `bias` in a configuration by hand, lets some train.
+        ValueError: where a script lets some train.
     """
     names = [name for name, each in plain_view(base_of(model)).named_parameters() if each.requires_grad]
     if names:
