@@ -684,6 +684,8 @@ def test_parts_whose_names_would_change_are_refused(place: str, around: Any) -> 
     inplace = tiny("bert")
     inplace.get_submodule(place).compile(backend="eager")
     assert plan(inplace, "spafit-4-9-II").tensors == plan(tiny("bert"), "spafit-4-9-II").tensors
+    with pytest.raises(ValueError, match=r"^the model is within .*: give the model that is within"):
+        plan(around(tiny("bert")), "bitfit")
 
 
 def test_wrong_arguments() -> None:

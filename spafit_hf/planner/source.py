@@ -42,10 +42,11 @@ def build_model(model: ModelLike, num_labels: int | None = None) -> nn.Module:
             )
         for name, module in model.named_modules():
             if is_compiled_module(module) or isinstance(module, nn.DataParallel):
+                instead = "put the part itself in its place" if name else "give the model that is within"
                 raise ValueError(
                     f"{name or 'the model'} is within {type(module).__name__}, and what trains there would have names "
-                    "that no other model knows: put the part itself in its place, and compile it there (its "
-                    "compile()) or give the trainer torch_compile=True."
+                    f"that no other model knows: {instead}, and compile it there (its compile()) or give the trainer "
+                    "torch_compile=True."
                 )
         return model
     config = copy.deepcopy(model if isinstance(model, PretrainedConfig) else _read_config(model))
