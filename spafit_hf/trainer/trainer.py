@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -250,18 +249,7 @@ class StrataTrainer(Trainer):
         self._opened.close()  # of an attempt with a larger batch (auto_find_batch_size)
         refuse_idle(self.model)
         if is_ours(self.model) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            if self.plan is None:
-                # Of a script's own configuration: what no folder can hold is an error now, and not when it is trained.
-                with tempfile.TemporaryDirectory() as scratch:
-                    try:
-                        save_adapter(self.model, scratch, self.model.active_adapter)
-                    except AdapterError as error:
-                        raise AdapterError(
-                            f"this adapter could not be saved once it is trained: {error} Or where its configuration "
-                            "names no strategy and no bias_modules, take PEFT's LoraConfig, which trains the same and "
-                            "is saved as PEFT does."
-                        ) from error
-            refuse_unsaved(self.model)
+            refuse_unsaved(self.model, planned=self.plan is not None)
         if not self._trains_adapter():  # said here: to be evaluated, a model may be so
             warn_of_halves(self.model, self.args)
             warn_of_frozen(self.model)

@@ -8,6 +8,7 @@ with that of a trainer before it   gone on with: a cell of a notebook run twice
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from spafit_hf.adapter import AdapterError, save_adapter
 from spafit_hf.planner import Plan, plan
 from spafit_hf.strategy import Strategy
 from spafit_hf.trainer.arguments import StrataArguments
@@ -172,12 +174,27 @@ def refuse_idle(model: nn.Module) -> None:
         raise ValueError(f"nothing of the model trains: none of its parameters requires a gradient; {how}.")
 
 
-def refuse_unsaved(model: nn.Module) -> None:
-    """Refuse to train tensors of the base beside an adapter, whose folder holds none of them.
+def refuse_unsaved(model: PeftModel, *, planned: bool) -> None:
+    """Refuse what trains and no folder of the adapter would hold, before it is trained.
+
+    Args:
+        model: with an adapter of ours.
+        planned: whether a strategy's plan made it; one of a configuration by hand is written once, to see.
 
     Raises:
-        ValueError: where a script lets some train.
+        AdapterError: for a configuration whose adapter cannot be saved.
+        ValueError: where a script lets tensors of the base train beside the adapter.
     """
+    if not planned:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                save_adapter(model, scratch, model.active_adapter)
+            except AdapterError as error:
+                raise AdapterError(
+                    f"this adapter could not be saved once it is trained: {error} Or where its configuration names no "
+                    "strategy and no bias_modules, take PEFT's LoraConfig, which trains the same and is saved as PEFT "
+                    "does."
+                ) from error
     names = [name for name, each in plain_view(base_of(model)).named_parameters() if each.requires_grad]
     if names:
         raise ValueError(
