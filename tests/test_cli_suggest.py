@@ -121,7 +121,12 @@ def test_a_search_that_is_done_is_not_done_again(
 
 
 def test_the_strategy_trains(
-    searched: Path, found: dict[str, Any], base_folder: Path, glue: Path, tmp_path: Path
+    searched: Path,
+    found: dict[str, Any],
+    base_folder: Path,
+    glue: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     strategy = Strategy.from_file(searched / "strategy.yaml")
     chosen = next(each for each in found["candidates"] if each["name"] == found["recommended"])
@@ -130,6 +135,8 @@ def test_the_strategy_trains(
                searched / "strategy.yaml", "--num_train_epochs", 1, "--output_dir", tmp_path]  # fmt: skip
     assert main(list(map(str, command))) == 0
     assert json.loads((tmp_path / "results.json").read_text())["trained_parameters"] == chosen["parameters"]
+    assert main(["evaluate", str(tmp_path), "--task", "cola", "--data_dir", str(glue)]) == 0
+    assert "Casting the dataset" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
     lengths, notes = _lengths(args)
     given = {name: getattr(args, name) for name in (*WORDS, "max_validation_rows")} | lengths
     regression = None if args.regression is None else args.regression == "true"
-    data = load_data(DataArguments(**given, regression=regression), need_train=False)
     with tempfile.TemporaryDirectory() as scratch, quiet():
+        data = load_data(DataArguments(**given, regression=regression), need_train=False)
         training_args = SpafitSeq2SeqTrainingArguments(
             output_dir=scratch,
             per_device_eval_batch_size=args.batch_size,

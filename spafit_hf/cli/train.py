@@ -119,7 +119,8 @@ def run(args: argparse.Namespace) -> None:
                 "leave it out, or see `spafit evaluate` and `spafit predict`."
             )
     check_folder(training_args.output_dir)
-    data = load_data(data_args)
+    with nullcontext() if args.verbose else quiet():
+        data = load_data(data_args)
     if training_args.load_best_model_at_end and named.metric_for_best_model is None:
         training_args.metric_for_best_model = data.main_figure
     if named.greater_is_better is None and training_args.metric_for_best_model is not None:
